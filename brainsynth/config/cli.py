@@ -1,0 +1,65 @@
+"""The command line that every job shares: --config, --set a.b=c, --dry-run; user mistakes end with exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from brainsynth.config.load import load_config
+from brainsynth.errors import UserError
+
+T = TypeVar("T")
+USER_MISTAKE = 2
+
+
+def configure_logging() -> None:
+    """Our own lines on standard output, with the time; other libraries' only from warnings on."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    logging.getLogger("brainsynth").setLevel(logging.INFO)
+
+
+def job(cls: type[T], run: Callable[[T], object], describe: Callable[[T], str], doc: str | None) -> int:
+    """Read the config of a job from the command line, then run it, or describe it for --dry-run. Returns the exit code."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="YAML file; every key is documented in brainsynth/config")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY.SUB=VALUE", help="override one key")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, write nothing")
+    arguments = parser.parse_args()
+    configure_logging()
+    return guarded(lambda: _go(load_config(arguments.config, cls, arguments.set), run, describe, arguments.dry_run))
+
+
+def _go(config: T, run: Callable[[T], object], describe: Callable[[T], str], dry: bool) -> None:
+    if dry:
+        print(describe(config))
+    else:
+        run(config)
+
+
+def guarded(action: Callable[[], object]) -> int:
+    """Run an action; a user's mistake is one clear message on standard error and exit code 2."""
+    try:
+        action()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_MISTAKE
+    except Exception as error:
+        # A worker's UserError arrives wrapped by Ray: find it, so that it reads the same as in this process.
+        cause = next((e for e in _chain(error) if isinstance(e, UserError)), None)
+        if cause is None:
+            raise
+        print(f"error: {cause}", file=sys.stderr)
+        return USER_MISTAKE
+    return 0
+
+
+def _chain(error: BaseException) -> Iterable[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        inner = getattr(seen, "cause", None)
+        yield from [inner] if isinstance(inner, BaseException) else []
+        seen = seen.__cause__ or seen.__context__

@@ -1,0 +1,173 @@
+"""YAML file → frozen record, strictly: every problem at once, each with file, line and a suggestion."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from brainsynth.errors import UserError, problems_error
+from brainsynth.records import validate_strict, validation_problems
+
+T = TypeVar("T")
+Location = tuple[str | int, ...]
+_MAX_BYTES = 1 << 20
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with the 1.2 float rule: PyYAML alone reads `1e-4` as a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def load_config(path: str | Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
+    """The config file at `path` as a `cls`, with `key.sub=value` overrides applied.
+
+    Raises:
+        UserError: with every unknown, missing, duplicated and mistyped key, by file and line.
+    """
+    source = Path(path)
+    try:
+        text = source.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read the config {source}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"the config {source} is not UTF-8 text") from None
+    if len(text) > _MAX_BYTES:
+        raise UserError(f"the config {source} is larger than {_MAX_BYTES} bytes; a config is one page of YAML")
+    value, lines, problems = _parse(text, source)
+    for override in overrides:
+        problems += _apply(override, value, lines)
+    try:
+        config = validate_strict(cls, value)
+    except ValidationError as error:
+        for loc, kind, message in validation_problems(error):
+            problems.append(_explain(cls, loc, kind, message, lines, source))
+    if problems:
+        raise problems_error(f"{source} cannot be used", sorted(problems, key=_line_order))
+    return config
+
+
+def _parse(text: str, source: Path) -> tuple[dict[str, Any], dict[Location, str], list[str]]:
+    """The plain value, where each location stands, and the problems of the text itself."""
+    problems: list[str] = []
+    lines: dict[Location, str] = {}
+    loader = _Loader(text)
+    try:
+        for token in yaml.scan(text, Loader=_Loader):
+            if isinstance(token, yaml.AliasToken | yaml.AnchorToken):
+                raise UserError(
+                    f"{source}:{token.start_mark.line + 1}: anchors and aliases are not allowed in a config"
+                )
+        root = loader.get_single_node()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{source}:{mark.line + 1}" if mark else str(source)
+        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    finally:
+        loader.dispose()
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(f"{source}: a config is a mapping of keys to values")
+
+    def build(node: yaml.Node, loc: Location) -> Any:
+        lines[loc] = f"{source}:{node.start_mark.line + 1}"
+        if isinstance(node, yaml.MappingNode):
+            built: dict[str, Any] = {}
+            for key_node, value_node in node.value:
+                key = str(key_node.value)
+                where = f"{source}:{key_node.start_mark.line + 1}"
+                if key in built:
+                    first = lines[(*loc, key)]
+                    problems.append(f"{where}: {_dotted((*loc, key))}: duplicated key, first given at {first}")
+                    continue
+                built[key] = build(value_node, (*loc, key))
+                lines[(*loc, key)] = where
+            return built
+        if isinstance(node, yaml.SequenceNode):
+            return [build(item, (*loc, index)) for index, item in enumerate(node.value)]
+        return _scalar(node)
+
+    return build(root, ()), lines, problems
+
+
+def _scalar(node: yaml.Node) -> Any:
+    loader = _Loader("")
+    try:
+        value = loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+    finally:
+        loader.dispose()
+    # A date or a byte string has no JSON form: leave the text, so that the type check names it.
+    return value if isinstance(value, str | int | float | bool | None) else str(node.value)
+
+
+def _apply(override: str, value: dict[str, Any], lines: dict[Location, str]) -> list[str]:
+    """Set one `a.b=c`; an unknown key is left to the strict check that follows."""
+    key, equals, text = override.partition("=")
+    where = f"--set {override}"
+    if not equals or not key:
+        return [f"{where}: write it as --set key.sub=value"]
+    path: list[str | int] = [int(part) if part.isdigit() else part for part in key.split(".")]
+    target: Any = value
+    try:
+        for part in path[:-1]:
+            target = target[part] if isinstance(part, int) else target.setdefault(part, {})
+        target[path[-1]] = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except (IndexError, KeyError, TypeError, AttributeError):
+        return [f"{where}: there is no such place in the config"]
+    except yaml.YAMLError:
+        return [f"{where}: the value is not valid YAML"]
+    lines[tuple(path)] = where
+    return []
+
+
+def _explain(cls: type[Any], loc: Location, kind: str, message: str, lines: dict[Location, str], source: Path) -> str:
+    known = loc
+    while known and known not in lines:
+        known = known[:-1]
+    where = lines.get(known, str(source))
+    name = _dotted(loc) or "(whole file)"
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        siblings = _field_names(cls, loc[:-1])
+        close = difflib.get_close_matches(str(loc[-1]), siblings, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(siblings)}"
+        return f"{where}: {name}: unknown key; {hint}"
+    if kind == "missing":
+        return f"{where}: {name}: required key is missing"
+    return f"{where}: {name}: {message.removeprefix('Value error, ')}"
+
+
+def _field_names(cls: Any, loc: Location) -> list[str]:
+    """Names of the fields at a location, following records, tuples and optional types."""
+    for part in loc:
+        cls = next(_records(typing.get_type_hints(cls).get(str(part))), None) if isinstance(part, str) else cls
+        if cls is None:
+            return []
+    return [field.name for field in fields(cls)] if is_dataclass(cls) else []
+
+
+def _records(hint: Any) -> Iterator[Any]:
+    if is_dataclass(hint):
+        yield hint
+    for inner in typing.get_args(hint):
+        yield from _records(inner)
+
+
+def _dotted(loc: Location) -> str:
+    return ".".join(str(part) for part in loc)
+
+
+def _line_order(problem: str) -> tuple[int, str]:
+    found = re.match(r".*?:(\d+): ", problem)
+    return (int(found.group(1)) if found else 0, problem)

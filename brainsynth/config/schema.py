@@ -1,0 +1,190 @@
+"""Every knob of every job on one page: strict, frozen, with units in the names.
+
+A config file is complete; nothing is inherited. `runtime` blocks are circumstance (how), everything else is identity
+(what): only identity enters a fingerprint.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from brainsynth.config.training import Precision
+from brainsynth.covariates import CovariateSchema
+from brainsynth.distribution import Constraint
+from brainsynth.records import record
+from brainsynth.volume import VolumeSpec
+
+
+@record
+class RuntimeConfig:
+    """How a sharded job runs; recorded, never part of a dataset's identity."""
+
+    workers: int = 2
+    """Actors that work side by side; 0 works in this process without Ray."""
+    cpus_per_worker: float = 0.5
+    gpus_per_worker: float = 0.0
+    micro_batch: int = 4
+    """Volumes that go through a network together."""
+    threads_per_worker: int = 0
+    """CPU threads of each worker; 0 shares the machine's cores evenly."""
+    progress_every_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.micro_batch < 1 or self.threads_per_worker < 0:
+            raise ValueError("workers and threads_per_worker must be at least 0 and micro_batch at least 1")
+        if self.cpus_per_worker < 0 or self.gpus_per_worker < 0:
+            raise ValueError("cpus_per_worker and gpus_per_worker cannot be negative")
+
+
+@record
+class PhantomConfig:
+    """A procedural cohort whose true volumes are known (`jobs/make_phantoms.py`)."""
+
+    output: str
+    num_subjects: int
+    seed: int
+    spacing_mm: float
+    shape_xyz: tuple[int, int, int]
+
+
+@record
+class SourceConfig:
+    """Where a cohort's scans and covariates come from."""
+
+    path: str
+    """A table (.csv, .tsv or .parquet) with one row a scan, or a BIDS folder with participants.tsv."""
+    image_column: str = "image"
+    """Table only: path of the NIfTI file, relative to the table's folder or absolute."""
+    mask_column: str | None = None
+    """Table only: label map on the image's grid; voxels where it is 0 become background."""
+    subject_column: str = "participant_id"
+    columns: dict[str, str] = {}  # noqa: RUF012  (the record is frozen and read by pydantic)
+    """Covariate name → column name, where they differ."""
+    exclude: dict[str, tuple[str, ...]] = {}  # noqa: RUF012
+    """Column name → values; rows that have one of them are rejected with that reason (quality control, for instance)."""
+
+
+@record
+class PrepareConfig:
+    """Real scans → prepared cohort (`jobs/prepare_cohort.py`)."""
+
+    source: SourceConfig
+    output: str
+    covariates: CovariateSchema
+    volume: VolumeSpec
+    intensity_percentiles: tuple[float, float] = (0.0, 99.8)
+    """[0, 1] is spanned by these percentiles of the foreground (voxels above 1 % of the maximum after the low cut)."""
+    missing_covariates: Literal["reject", "keep"] = "reject"
+    """A scan without some covariate is a reject, or is kept with the value marked as unknown."""
+    validation_fraction: float = 0.2
+    """Share of subjects (not scans) held out from every training."""
+    split_seed: int = 0
+    samples_per_shard: int = 16
+    center: Literal["world", "foreground"] = "world"
+    """`world`: the grid lies where volume.origin_mm says (scans in a common space); `foreground`: each scan is shifted so
+    that the centroid of its foreground is the grid's centre (scans in scanner space)."""
+    max_file_mib: int = 512
+    """A larger image file is rejected unread."""
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    def __post_init__(self) -> None:
+        low, high = self.intensity_percentiles
+        if not 0 <= low < high <= 100:
+            raise ValueError("intensity_percentiles must be 0 <= low < high <= 100")
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError("validation_fraction must be between 0 and 1")
+        if self.samples_per_shard < 1:
+            raise ValueError("samples_per_shard must be at least 1")
+
+
+@record
+class EncodeConfig:
+    """Cohort → latents, once (`jobs/encode_latents.py`)."""
+
+    cohort: str
+    autoencoder: str
+    """Output folder of the autoencoder's training."""
+    output: str
+    samples_per_shard: int = 64
+    runtime: RuntimeConfig = RuntimeConfig()
+
+
+@record
+class ExportConfig:
+    """Trained runs → bundle (`jobs/export_bundle.py`)."""
+
+    diffusion: str
+    """Output folder of the diffusion training."""
+    output: str
+    name: str
+    licence: str
+    """SPDX name or text: the terms under which weights and samples may be used; depends on the training data."""
+    training_data: str
+    """What the weights were trained on, in a sentence, with attribution."""
+
+
+@record
+class SamplerConfig:
+    """How latents are sampled; part of a dataset's identity."""
+
+    method: Literal["ddim", "dpmpp_2m", "euler", "ab2"]
+    """`ddim` and `dpmpp_2m` for epsilon and v; `euler` and `ab2` for flow."""
+    steps: int
+    guidance_scale: float = 1.0
+    """1 is no guidance; above 1 costs a second evaluation per step."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.guidance_scale < 0:
+            raise ValueError("steps must be at least 1 and guidance_scale at least 0")
+
+
+@record
+class CovariateSource:
+    """The rows to generate: a table, or a draw from the bundle's covariate distribution."""
+
+    table: str | None = None
+    """A table (.csv, .tsv or .parquet) with the model's covariates, and optionally `sample_id`."""
+    draw: int | None = None
+    """How many rows to draw instead."""
+    draw_seed: int = 0
+    constraints: tuple[Constraint, ...] = ()
+    """Only rows that satisfy all of them are drawn."""
+    allow_extrapolation: bool = False
+    """Take rows outside the training support; they are flagged in the manifest."""
+
+    def __post_init__(self) -> None:
+        if (self.table is None) == (self.draw is None):
+            raise ValueError("give either table or draw")
+        if self.draw is not None and self.draw < 1:
+            raise ValueError("draw asks for no rows: it must be at least 1")
+
+
+@record
+class RulerConfig:
+    """Measures the ventricles on the generated images, for the report."""
+
+    cohort: str
+    """Prepared cohort with known volumes: its training split calibrates the ruler, its validation split gives its error."""
+    prior: str
+    """NIfTI map (0-1) of where ventricles are."""
+    covariate: str = "ventricular_volume"
+
+
+@record
+class GenerateConfig:
+    """Bundle + covariates → dataset (`jobs/generate.py`)."""
+
+    bundle: str
+    output: str
+    covariates: CovariateSource
+    sampler: SamplerConfig
+    base_seed: int = 0
+    precision: Precision = "float32"
+    samples_per_shard: int = 16
+    stored_dtype: Literal["float16", "float32", "uint16", "uint8"] = "float16"
+    ruler: RulerConfig | None = None
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    def __post_init__(self) -> None:
+        if self.samples_per_shard < 1:
+            raise ValueError("samples_per_shard must be at least 1")

@@ -1,0 +1,155 @@
+"""Knobs of the networks and their trainings; the same rules as in schema.py."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from brainsynth.records import record
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@record
+class AutoencoderArchitecture:
+    """MONAI `AutoencoderKL`, one channel in and out, no attention (as in the paper)."""
+
+    channels: tuple[int, ...]
+    """Per level; each further level halves the grid."""
+    latent_channels: int
+    num_res_blocks: int = 2
+    norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        if any(c % self.norm_groups for c in self.channels):
+            raise ValueError(f"channels must be multiples of norm_groups ({self.norm_groups})")
+
+    @property
+    def factor(self) -> int:
+        """Voxels per latent cell along each axis."""
+        return 2 ** (len(self.channels) - 1)
+
+
+@record
+class DiffusionArchitecture:
+    """MONAI `DiffusionModelUNet`, covariates by concatenation and by cross-attention (as in the paper)."""
+
+    channels: tuple[int, ...]
+    attention: tuple[bool, ...]
+    """Per level: transformer blocks with self-attention and cross-attention to the covariates."""
+    head_channels: int
+    num_res_blocks: int = 2
+    norm_groups: int = 32
+    resblock_updown: bool = False
+    transformer_layers: int = 1
+    upcast_attention: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.attention) != len(self.channels) or not any(self.attention):
+            raise ValueError("attention needs one flag per level, and at least one true")
+        if any(c % self.norm_groups for c in self.channels):
+            raise ValueError(f"channels must be multiples of norm_groups ({self.norm_groups})")
+        if any(c % self.head_channels for c, a in zip(self.channels, self.attention, strict=True) if a):
+            raise ValueError("channels of a level with attention must be multiples of head_channels")
+
+
+@record
+class ScheduleConfig:
+    """What the denoiser predicts, and how noise is added."""
+
+    prediction: Literal["epsilon", "v", "flow"]
+    """`epsilon` is the paper's; `v` (2202.00512) and `flow` (rectified flow) reach good samples sooner."""
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0015
+    beta_end: float = 0.0205
+    """Betas are linear in their square root between start and end (the paper's bundle); unused by `flow`."""
+
+
+@record
+class OptimisationConfig:
+    """One training run."""
+
+    steps: int
+    batch_size: int
+    """Global: shared by all workers."""
+    learning_rate: float
+    warmup_steps: int = 50
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.999
+    precision: Precision = "float32"
+    seed: int = 0
+    log_every: int = 10
+    validate_every: int = 100
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 3
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size, self.log_every, self.validate_every, self.checkpoint_every) < 1:
+            raise ValueError("steps, batch_size, log_every, validate_every and checkpoint_every must be at least 1")
+        if not 0 <= self.ema_decay < 1 or self.learning_rate <= 0 or self.keep_checkpoints < 1:
+            raise ValueError("need 0 <= ema_decay < 1, learning_rate > 0 and keep_checkpoints >= 1")
+
+
+@record
+class TrainRuntimeConfig:
+    """How a training runs; a run may be resumed under another one."""
+
+    workers: int = 1
+    """Data-parallel workers (Ray Train); 0 trains in this process without Ray."""
+    cpus_per_worker: float = 1.0
+    use_gpu: bool = False
+    threads_per_worker: int = 0
+    max_failures: int = 3
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.threads_per_worker < 0:
+            raise ValueError("workers and threads_per_worker cannot be negative")
+
+
+@record
+class AutoencoderLossConfig:
+    """L1 + KL + patch-adversarial + perceptual. Weights after Pinaya's later public training code."""
+
+    kl_weight: float = 1e-8
+    adversarial_weight: float = 0.005
+    adversarial_start: int = 1000
+    """Step at which the adversarial loss joins (warm-up)."""
+    discriminator_channels: int = 32
+    discriminator_layers: int = 3
+    discriminator_learning_rate: float = 1e-4
+    perceptual_weight: float = 0.002
+    perceptual_weights: str | None = None
+    """Local file with the weights of a 3D ResNet (MedicalNet layout); without it the perceptual loss is off."""
+    perceptual_depth: Literal[10, 18, 50] = 10
+
+
+@record
+class AutoencoderTrainConfig:
+    """`jobs/train_autoencoder.py`."""
+
+    cohort: str
+    output: str
+    architecture: AutoencoderArchitecture
+    losses: AutoencoderLossConfig
+    optimisation: OptimisationConfig
+    flip_left_right: bool = True
+    """Augmentation: half of the volumes are mirrored."""
+    runtime: TrainRuntimeConfig = TrainRuntimeConfig()
+
+
+@record
+class DiffusionTrainConfig:
+    """`jobs/train_diffusion.py`."""
+
+    latents: str
+    autoencoder: str
+    """Output folder of the autoencoder's training: decodes the sample figures, and travels into the bundle."""
+    output: str
+    architecture: DiffusionArchitecture
+    schedule: ScheduleConfig
+    optimisation: OptimisationConfig
+    conditioning_dropout: float = 0.1
+    """Share of samples that train without covariates, so that guidance works."""
+    figure_steps: int = 20
+    """Network evaluations per sample of the sample figures."""
+    runtime: TrainRuntimeConfig = TrainRuntimeConfig()

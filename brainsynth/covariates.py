@@ -1,0 +1,180 @@
+"""Covariates: what they are, which values are allowed, and the only place that encodes them for a network.
+
+Shapes: B rows, K context width. The context has one number in [0, 1] for a continuous or binary covariate and a one-hot
+vector for a categorical one, in the order of the schema. With `missing="indicator"` a second half of the same width
+follows: 1 where the value is known, 0 (value 0 too) where it is not; the all-zero context is then the null context that
+classifier-free guidance needs. With `missing="refuse"` the context is the paper's: values only.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from brainsynth.errors import UserError, problems_error
+from brainsynth.records import record
+
+
+@record
+class Covariate:
+    """One conditioning variable, in physical units."""
+
+    name: str
+    """Column name in every table, for instance `age`."""
+    kind: Literal["continuous", "binary", "categorical"]
+    unit: str = ""
+    """Unit of a continuous covariate: `years`, `ml`, …; empty for the others."""
+    low: float | None = None
+    """Lowest value of the training support (continuous only); encoded as 0."""
+    high: float | None = None
+    """Highest value of the training support (continuous only); encoded as 1."""
+    scale: Literal["linear", "log"] = "linear"
+    """How [low, high] maps to [0, 1]; `log` suits skewed volumes such as the ventricles'."""
+    categories: tuple[str, ...] = ()
+    """Allowed values of a binary (exactly two: encoded 0 and 1) or categorical covariate."""
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise ValueError(f"covariate name {self.name!r} must be a plain identifier such as 'age'")
+        if self.kind == "continuous":
+            if self.low is None or self.high is None or not self.low < self.high:
+                raise ValueError(f"continuous covariate {self.name!r} needs low < high")
+            if self.scale == "log" and self.low <= 0:
+                raise ValueError(f"covariate {self.name!r}: a log scale needs low > 0")
+            if self.categories:
+                raise ValueError(f"continuous covariate {self.name!r} has no categories")
+        else:
+            if len(set(self.categories)) != len(self.categories) or len(self.categories) < 2:
+                raise ValueError(f"covariate {self.name!r} needs at least two different categories")
+            if self.kind == "binary" and len(self.categories) != 2:
+                raise ValueError(f"binary covariate {self.name!r} needs exactly two categories")
+
+    @property
+    def width(self) -> int:
+        """Numbers this covariate takes in the context."""
+        return len(self.categories) if self.kind == "categorical" else 1
+
+    def encode(self, values: pd.Series) -> npt.NDArray[np.float32]:
+        """(B, width) float32; NaN rows where the value is missing. Values must have been validated."""
+        if self.kind == "continuous":
+            raw = values.to_numpy(dtype=np.float64, na_value=np.nan)
+            low, high = float(self.low or 0.0), float(self.high or 0.0)
+            if self.scale == "log":
+                raw, low, high = np.log(raw), math.log(low), math.log(high)
+            return ((raw - low) / (high - low)).astype(np.float32)[:, None]
+        missing = values.isna().to_numpy()
+        codes = np.array(
+            [-1 if gone else self.categories.index(str(v)) for v, gone in zip(values, missing, strict=True)]
+        )
+        if self.kind == "binary":
+            encoded = codes.astype(np.float32)[:, None]
+        else:
+            encoded = (codes[:, None] == np.arange(len(self.categories))).astype(np.float32)
+        encoded[missing] = np.nan
+        return encoded
+
+    def problems(self, values: pd.Series, allow_out_of_range: bool) -> list[str]:
+        """What is wrong with a column, one line per bad row."""
+        found = []
+        for row, value in enumerate(values):
+            if pd.isna(value):
+                continue
+            if self.kind != "continuous":
+                if str(value) not in self.categories:
+                    found.append(f"row {row}: {self.name} = {value!r} is not one of {', '.join(self.categories)}")
+            elif not _is_number(value):
+                found.append(f"row {row}: {self.name} = {value!r} is not a finite number")
+            elif not allow_out_of_range and not self.contains(float(value)):
+                found.append(
+                    f"row {row}: {self.name} = {float(value):g} {self.unit} is outside the training support "
+                    f"[{self.low:g}, {self.high:g}]"
+                )
+            elif self.scale == "log" and float(value) <= 0:
+                found.append(f"row {row}: {self.name} = {float(value):g} must be positive (log scale)")
+        return found
+
+    def contains(self, value: float) -> bool:
+        """True where a continuous value lies in the training support [low, high]."""
+        return bool(self.low is not None and self.high is not None and self.low <= value <= self.high)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+@record
+class CovariateSchema:
+    """The covariates of a model, in order. Saved in the bundle; nothing else encodes covariates."""
+
+    covariates: tuple[Covariate, ...]
+    missing: Literal["refuse", "indicator"] = "indicator"
+    """`indicator`: a missing value is allowed and marked; `refuse`: every value must be there (the paper's layout)."""
+
+    def __post_init__(self) -> None:
+        names = self.names
+        if not names or len(set(names)) != len(names):
+            raise ValueError("covariates must be at least one, with different names")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Column names in order."""
+        return tuple(c.name for c in self.covariates)
+
+    @property
+    def context_size(self) -> int:
+        """K, the width of the context vector."""
+        width = sum(c.width for c in self.covariates)
+        return 2 * width if self.missing == "indicator" else width
+
+    def validate(self, table: pd.DataFrame, where: str, allow_out_of_range: bool = False) -> pd.DataFrame:
+        """The schema's columns of `table`, in order and typed; raises UserError that lists every bad row and column."""
+        absent = [name for name in self.names if name not in table.columns]
+        if absent:
+            raise UserError(
+                f"{where}: missing column{'s' if len(absent) > 1 else ''} {', '.join(absent)}; "
+                f"the model needs {', '.join(self.names)} and the table has {', '.join(map(str, table.columns))}"
+            )
+        found = []
+        for covariate in self.covariates:
+            column = table[covariate.name]
+            found += covariate.problems(column, allow_out_of_range)
+            if self.missing == "refuse":
+                gone = [row for row, is_na in enumerate(column.isna()) if is_na]
+                found += [
+                    f"row {row}: {covariate.name} is missing, and this model needs every covariate" for row in gone
+                ]
+        if found:
+            raise problems_error(f"{where}: covariates that the model cannot take", found)
+        columns = {
+            c.name: pd.to_numeric(table[c.name]).astype("float64")
+            if c.kind == "continuous"
+            else table[c.name].astype("str")
+            for c in self.covariates
+        }
+        checked = pd.DataFrame(columns, index=table.index)
+        return checked.where(table[list(self.names)].notna(), other=np.nan).reset_index(drop=True)
+
+    def out_of_range(self, table: pd.DataFrame) -> npt.NDArray[np.bool_]:
+        """(B,) True for rows with a continuous value outside its training support."""
+        outside = np.zeros(len(table), dtype=bool)
+        for c in self.covariates:
+            if c.kind == "continuous":
+                values = table[c.name].to_numpy(dtype=np.float64, na_value=np.nan)
+                outside |= (values < c.low) | (values > c.high)
+        return outside
+
+    def encode(self, table: pd.DataFrame) -> npt.NDArray[np.float32]:
+        """context_BK, float32, of a validated table."""
+        values = np.concatenate([c.encode(table[c.name]) for c in self.covariates], axis=1)
+        known = np.isfinite(values)
+        if self.missing == "refuse":
+            return values
+        return np.concatenate([np.where(known, values, 0.0), known], axis=1).astype(np.float32)

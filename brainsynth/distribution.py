@@ -1,0 +1,289 @@
+"""The joint distribution of the covariates: fit it to a cohort table, draw new rows from it, guard its support.
+
+The model is a Gaussian copula that is conditional on the discrete covariates. A *cell* is one combination of observed
+categories. In cell c (probability p_c) the D continuous covariates have latent scores and values
+
+    y = mean_c + scale_c * e,   e ~ N(0, correlation),        x_j = knots_j(y_j)
+
+where knots_j is increasing and chosen so that the mixture over the cells has exactly the kernel-smoothed marginal of
+covariate j. A group difference (sex and brain volume) is a shift of latent means and never bends the marginal.
+Means and scales of small cells are shrunk to what the levels have in common, so a site with two people is not replayed.
+
+Privacy: the fitted object holds quantile curves, cell means, scales and one correlation matrix, never a row. Continuous
+values are drawn on a fine lattice (2^-20 of the support) whose offset lies in the widest gap between the remainders of the
+fitted values. So no drawn continuous value, and no tuple that has one, can equal a fitted one, as long as it is not rounded
+afterwards. This excludes replay; it is not differential privacy.
+
+Shapes: B rows, D continuous covariates, C discrete ones, both in schema order.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+from scipy.special import chdtri, ndtri
+
+from brainsynth import copula
+from brainsynth.constraints import Constraint, constraint_problems, satisfied, scarcity
+from brainsynth.copula import LATENT, Bools, Floats, Ints
+from brainsynth.covariate_arrays import (
+    bounds,
+    continuous_covariates,
+    discrete_covariates,
+    thin_problems,
+    to_arrays,
+    to_frame,
+)
+from brainsynth.covariates import CovariateSchema
+from brainsynth.errors import UserError, problems_error
+from brainsynth.records import record
+
+__all__ = ["Cell", "Constraint", "ContinuousMarginal", "CovariateDistribution", "fit_distribution"]
+
+_EXPECTED_INSIDE = 0.99  # share of new people of the same cohort that the support guard should let pass
+_BLOCK_ROWS, _JUDGED_BLOCKS, _MIN_SHARE = 4096, 16, 5e-4
+
+
+@record
+class Cell:
+    """One combination of observed categories."""
+
+    categories: tuple[str, ...]
+    """(C,) one per discrete covariate."""
+    probability: float
+    means: tuple[float, ...]
+    """(D,) latent means."""
+    scales: tuple[float, ...]
+    """(D,) latent standard deviations within the cell."""
+
+
+@record
+class ContinuousMarginal:
+    """Values of a continuous covariate at fixed latent scores, and the lattice on which it is drawn."""
+
+    name: str
+    knots: tuple[float, ...]
+    """(321,) non-decreasing values, in the covariate's unit, at latent scores -8 to 8."""
+    lattice_offset: float
+    lattice_step: float
+
+
+@record
+class CovariateDistribution:
+    """A fitted joint distribution. Plain numbers only, so it travels as JSON inside a bundle."""
+
+    schema: CovariateSchema
+    n_rows: int
+    """Rows of the cohort that told anything."""
+    marginals: tuple[ContinuousMarginal, ...]
+    """(D,)"""
+    cells: tuple[Cell, ...]
+    correlation: tuple[tuple[float, ...], ...]
+    """(D, D) latent correlation within a cell, positive definite."""
+    support_threshold: float
+    """Largest `support_distance` that counts as inside."""
+
+    def draw(self, n: int, seed: int, constraints: Sequence[Constraint] = ()) -> pd.DataFrame:
+        """N new rows, columns in schema order, typed as `CovariateSchema.validate` types them.
+
+        Candidates come in numbered blocks, each from (seed, block number), and the first n that are inside the support
+        and satisfy the constraints are kept. So the first n rows of a longer draw with the same seed and constraints
+        are the same rows.
+
+        Args:
+            n: number of rows, 0 or more.
+            seed: 0 or more.
+            constraints: all must hold.
+
+        Raises:
+            UserError: a constraint is wrong (all problems at once), or fewer than 1 in 2,000 satisfy all of them.
+        """
+        if n < 0 or seed < 0:
+            raise UserError(f"draw: n and seed must be 0 or more, got n={n} and seed={seed}")
+        share = self.share(constraints) if constraints else 0.5
+        if share < _MIN_SHARE:
+            raise UserError(scarcity(constraints, _judge(self, constraints), _MIN_SHARE, self.quantile))
+        kept: list[tuple[Floats, Ints]] = []
+        found = 0
+        for block in range(int(8 * n / (share * _BLOCK_ROWS)) + 8):
+            values, codes = _candidates(self, seed, block)
+            mask = _kept(self, constraints, values, codes).all(axis=0)
+            kept.append((values[mask], codes[mask]))
+            found += int(mask.sum())
+            if found >= n:
+                return to_frame(
+                    self.schema, np.concatenate([v for v, _ in kept])[:n], np.concatenate([c for _, c in kept])[:n]
+                )
+        raise UserError(f"draw: only {found} of {n} rows after {block + 1} blocks of {_BLOCK_ROWS} candidates")
+
+    def share(self, constraints: Sequence[Constraint] = ()) -> float:
+        """Share (0-1) of the distribution that is inside the support and satisfies all constraints.
+
+        Measured on 65,536 candidates of a fixed stream, so that whether a request is possible never depends on a seed.
+        """
+        discrete = [c.name for c in discrete_covariates(self.schema)]
+        seen = {name: {cell.categories[k] for cell in self.cells} for k, name in enumerate(discrete)}
+        problems = constraint_problems(constraints, self.schema, seen, self.quantile)
+        if problems:
+            raise problems_error("constraints that no row can satisfy", problems)
+        return float(_judge(self, constraints).all(axis=0).mean())
+
+    def quantile(self, name: str, probability: float) -> float:
+        """Value of a continuous covariate below which this share (0-1) of the whole fitted marginal lies."""
+        names = [m.name for m in self.marginals]
+        if name not in names or not 0 <= probability <= 1:
+            raise UserError(
+                f"quantile: needs one of {', '.join(names)} and a share in 0-1, got {name!r}, {probability!r}"
+            )
+        index = names.index(name)
+        p, means, scales = _cell_arrays(self)
+        score = copula.mixture_score(p, means[:, index], scales[:, index])
+        latent = np.interp(ndtri(probability), score, LATENT)
+        return float(np.interp(latent, LATENT, self.marginals[index].knots))
+
+    def support_distance(self, table: pd.DataFrame) -> Floats:
+        """(B,) Mahalanobis distance of each row to the centre of its cell, in normal-score space; 0 is the centre.
+
+        A row with missing values is measured on what it has, at the nearest cell, and its distance is put on the scale
+        of a complete row (same tail probability). Infinite for a category that the cohort never had.
+
+        Raises:
+            UserError: a column is absent, or a value is no number or no category of the schema.
+        """
+        return self._distance(*to_arrays(self.schema, self._checked(table)))
+
+    def in_support(self, table: pd.DataFrame) -> Bools:
+        """(B,) True where a row is as near as the cohort's own people and all its values are inside [low, high].
+
+        The threshold is the 99 % quantile of the distances of people left out of the fit (5 folds), and at least the
+        99.9 % quantile of the model itself. So about 1 % of real people of the same cohort are flagged by chance.
+        """
+        return self._inside(*to_arrays(self.schema, self._checked(table)))
+
+    def _checked(self, table: pd.DataFrame) -> pd.DataFrame:
+        return self.schema.validate(table, "covariate table", allow_out_of_range=True)
+
+    def _inside(self, values: Floats, codes: Ints) -> Bools:
+        inside: Bools = self._distance(values, codes) <= self.support_threshold
+        for column, c in zip(values.T, continuous_covariates(self.schema), strict=True):
+            low, high = bounds(c)
+            inside &= ~((column < low) | (column > high))
+        return inside
+
+    def _distance(self, values: Floats, codes: Ints) -> Floats:
+        latent = np.full(values.shape, np.nan)
+        for j, marginal in enumerate(self.marginals):
+            latent[:, j] = np.interp(values[:, j], marginal.knots, LATENT)
+        _, means, scales = _cell_arrays(self)
+        return copula.cell_distance(latent, codes, _cell_codes(self), means, scales, _correlation(self))
+
+
+def fit_distribution(table: pd.DataFrame, schema: CovariateSchema, where: str) -> CovariateDistribution:
+    """Fit the joint distribution of all covariates of `schema`.
+
+    With `missing="indicator"` every row is used for what it has: a marginal from all its known values, a correlation
+    from the rows that know both values, the cells from the rows that know all discrete covariates. That is unbiased
+    only where values are missing completely at random. With `missing="refuse"` an incomplete row is an error, as for the model itself.
+
+    Args:
+        table: cohort, one row per person, any further columns are ignored.
+        schema: continuous, binary and categorical covariates; categories that the table lacks are never drawn.
+        where: names the table in errors.
+
+    Raises:
+        UserError: bad values, fewer than 20 known values, a constant covariate, or too many combinations of categories.
+    """
+    values, codes = to_arrays(schema, schema.validate(table, where))
+    told = np.isfinite(values).any(axis=1) | (codes >= 0).any(axis=1)
+    values, codes = values[told], codes[told]
+    problems = thin_problems(schema, values, codes)
+    if problems:
+        raise problems_error(f"{where}: {len(values)} rows, too few to fit a distribution", problems)
+    levels = [np.unique(column[column >= 0]) for column in codes.T]
+    cells = np.array(list(itertools.product(*levels)), dtype=np.int64).reshape(-1, len(levels))
+    fold = np.random.default_rng(0).permutation(len(values)) % 5
+    left_out = [
+        _fit(schema, values[fold != k], codes[fold != k], cells)._distance(values[fold == k], codes[fold == k])
+        for k in range(5)
+    ]
+    fitted = _fit(schema, values, codes, cells)
+    calibrated = float(np.quantile(np.concatenate(left_out), _EXPECTED_INSIDE))
+    return replace(fitted, support_threshold=max(fitted.support_threshold, calibrated))
+
+
+def _fit(schema: CovariateSchema, values: Floats, codes: Ints, cells: Ints) -> CovariateDistribution:
+    """The model of the module's docstring on fixed cells (N, C), so that folds without some category still fit."""
+    probability, means, scales, correlation = copula.fit_cells(values, codes, cells)
+    marginals = []
+    for j, c in enumerate(continuous_covariates(schema)):
+        low, high = bounds(c)
+        offset, step = copula.lattice(values[:, j], low, high)
+        at, score = copula.smoothed_marginal(values[:, j], low, high, c.scale == "log")
+        knots = np.interp(copula.mixture_score(probability, means[:, j], scales[:, j]), score, at)
+        marginals.append(
+            ContinuousMarginal(name=c.name, knots=tuple(knots.tolist()), lattice_offset=offset, lattice_step=step)
+        )
+    names = [[c.categories[i] for c, i in zip(discrete_covariates(schema), cell, strict=True)] for cell in cells]
+    return CovariateDistribution(
+        schema=schema,
+        n_rows=len(values),
+        marginals=tuple(marginals),
+        cells=tuple(
+            Cell(categories=tuple(n), probability=float(p), means=tuple(m.tolist()), scales=tuple(s.tolist()))
+            for n, p, m, s in zip(names, probability, means, scales, strict=True)
+        ),
+        correlation=tuple(tuple(row) for row in correlation.tolist()),
+        support_threshold=float(np.sqrt(chdtri(max(len(marginals), 1), 0.001))),
+    )
+
+
+def _candidates(distribution: CovariateDistribution, seed: int, block: int) -> tuple[Floats, Ints]:
+    """Block of 4,096 rows of the unconstrained model: values (B, D) on the lattice and category codes (B, C)."""
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, block])))
+    p, means, scales = _cell_arrays(distribution)
+    cell_of = np.minimum(np.searchsorted(np.cumsum(p), rng.random(_BLOCK_ROWS), side="right"), len(p) - 1)
+    e = (
+        rng.standard_normal((_BLOCK_ROWS, len(distribution.marginals)))
+        @ np.linalg.cholesky(_correlation(distribution)).T
+    )
+    latent = means[cell_of] + scales[cell_of] * e
+    values = np.empty_like(latent)
+    for j, (m, c) in enumerate(zip(distribution.marginals, continuous_covariates(distribution.schema), strict=True)):
+        steps = np.rint((np.interp(latent[:, j], LATENT, m.knots) - m.lattice_offset) / m.lattice_step)
+        first, last = ((bound - m.lattice_offset) / m.lattice_step for bound in bounds(c))
+        values[:, j] = m.lattice_offset + m.lattice_step * np.clip(steps, np.ceil(first), np.floor(last))
+    return values, _cell_codes(distribution)[cell_of]
+
+
+def _kept(d: CovariateDistribution, constraints: Sequence[Constraint], values: Floats, codes: Ints) -> Bools:
+    """(constraints + 1, B) what each row satisfies; the last line is the support guard."""
+    columns = dict(zip([c.name for c in continuous_covariates(d.schema)], values.T, strict=True))
+    columns |= dict(zip([c.name for c in discrete_covariates(d.schema)], codes.T, strict=True))
+    return np.vstack([satisfied(constraints, d.schema, columns, d.quantile), d._inside(values, codes)])
+
+
+def _judge(d: CovariateDistribution, constraints: Sequence[Constraint]) -> Bools:
+    """(constraints + 1, 65536) what each candidate of a fixed stream satisfies."""
+    return np.hstack([_kept(d, constraints, *_candidates(d, 0, block)) for block in range(_JUDGED_BLOCKS)])
+
+
+def _correlation(d: CovariateDistribution) -> Floats:
+    """(D, D)"""
+    return np.array(d.correlation, dtype=np.float64).reshape(len(d.marginals), len(d.marginals))
+
+
+def _cell_arrays(d: CovariateDistribution) -> tuple[Floats, Floats, Floats]:
+    """Probabilities (N,), latent means (N, D) and scales (N, D) of the cells."""
+    means, scales = np.array([c.means for c in d.cells]), np.array([c.scales for c in d.cells])
+    return np.array([c.probability for c in d.cells]), means, scales
+
+
+def _cell_codes(d: CovariateDistribution) -> Ints:
+    """(N, C) category indices of the cells."""
+    discrete = discrete_covariates(d.schema)
+    codes = [[c.categories.index(name) for c, name in zip(discrete, cell.categories, strict=True)] for cell in d.cells]
+    return np.array(codes, dtype=np.int64).reshape(len(d.cells), len(discrete))

@@ -1,0 +1,17 @@
+"""The one exception that means "the user can mend this": jobs print it and leave with exit code 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class UserError(ValueError):
+    """A mistake in a config, an input or a layout. The message says what, where and how to mend."""
+
+
+def problems_error(headline: str, problems: Sequence[str], limit: int = 20) -> UserError:
+    """One error that lists every problem found, so that a user mends them all in one go."""
+    shown = [f"  {problem}" for problem in problems[:limit]]
+    if len(problems) > limit:
+        shown.append(f"  … and {len(problems) - limit} more")
+    return UserError("\n".join([f"{headline} ({len(problems)} problem{'s' if len(problems) > 1 else ''})", *shown]))

@@ -1,0 +1,78 @@
+"""Make a dataset from its plan: write the plan, run what is missing, finalise. The same call again resumes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+
+from brainsynth.config.schema import RuntimeConfig
+from brainsynth.executors import local, ray_data
+from brainsynth.manifest import DatasetManifest
+from brainsynth.storage.commit import check_plan, write_plan
+from brainsynth.storage.finalise import finalise
+from brainsynth.storage.work import ShardResult, Work
+
+log = logging.getLogger(__name__)
+
+
+def dry_run(work: Work, runtime: RuntimeConfig) -> str:
+    """What would be made, in a few lines; checks the output folder and writes nothing."""
+    plan = work.plan
+    exists = check_plan(work.store, plan)
+    done = plan.num_shards - len(work.missing()) if exists else 0
+    lines = [
+        f"plan {plan.fingerprint[:12]} ({plan.kind}) → {work.root}",
+        f"{plan.num_samples} rows in {plan.num_shards} shards of {plan.samples_per_shard}, {done} already committed",
+        f"{plan.raw_bytes() / 1e9:.3f} GB before compression",
+        f"{runtime.workers} workers, micro-batch {runtime.micro_batch}",
+    ]
+    return "\n".join([*lines, *([work.preview] if work.preview else [])])
+
+
+def make_dataset(work: Work, runtime: RuntimeConfig) -> DatasetManifest:
+    """Make every shard that has no commit record, then compile the manifest."""
+    write_plan(work.store, work.plan, work.samples)
+    missing = work.missing()
+    done = work.plan.num_shards - len(missing)
+    if done:
+        log.info("resuming: %d of %d shards are committed", done, work.plan.num_shards)
+    if missing:
+        results = local.run(work, missing) if runtime.workers == 0 else ray_data.run(work, missing, runtime)
+        _follow(results, work, sum(s.stop - s.start for s in missing), runtime)
+    manifest = finalise(work.store, work.plan)
+    log.info(
+        "finished %s: %d ok + %d rejected + %d failed = %d planned",
+        work.root,
+        manifest.num_ok,
+        manifest.num_rejected,
+        manifest.num_failed,
+        manifest.num_samples,
+    )
+    return manifest
+
+
+def _follow(results: Iterable[ShardResult], work: Work, to_do: int, runtime: RuntimeConfig) -> None:
+    """One progress line every few seconds."""
+    began = shown = time.monotonic()
+    done = rejected = failed = written = 0
+    for result in results:
+        done += result.ok + result.rejected + result.failed
+        rejected, failed, written = rejected + result.rejected, failed + result.failed, written + result.size_bytes
+        now = time.monotonic()
+        if now - shown >= runtime.progress_every_s or done == to_do:
+            shown = now
+            rate = done / max(now - began, 1e-9)
+            left_s = (to_do - done) / max(rate, 1e-9)
+            log.info(
+                "%d/%d volumes  %.2f volumes/s  ETA %dm%02ds  %d workers  %d rejected  %d failed  %.1f MB",
+                work.plan.num_samples - to_do + done,
+                work.plan.num_samples,
+                rate,
+                left_s // 60,
+                left_s % 60,
+                runtime.workers,
+                rejected,
+                failed,
+                written / 1e6,
+            )

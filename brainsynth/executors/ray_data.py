@@ -1,0 +1,63 @@
+"""Ray Data as a scheduler: one row in is a shard to make, one row out says that it is committed. No voxel crosses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from brainsynth.config.schema import RuntimeConfig
+from brainsynth.executors.session import check_resources, ray_session
+from brainsynth.plan import ShardSpec
+from brainsynth.records import to_dict
+from brainsynth.storage.work import ShardMaker, ShardResult, ShardRunner, Work
+
+NO_PROGRESS_TIMEOUT_S = 24 * 3600
+
+
+class _Actor:
+    """What each pool actor holds."""
+
+    def __init__(self, root: str, build_maker: Callable[..., ShardMaker], arguments: dict[str, Any]) -> None:
+        self.runner = ShardRunner(root, build_maker, arguments)
+
+    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+        shards = [
+            ShardSpec(index=int(i), start=int(a), stop=int(b))
+            for i, a, b in zip(batch["index"], batch["start"], batch["stop"], strict=True)
+        ]
+        rows = [to_dict(self.runner(shard)) for shard in shards]
+        return {key: np.array([row[key] for row in rows]) for key in rows[0]}
+
+
+def run(work: Work, shards: list[ShardSpec], runtime: RuntimeConfig) -> Iterator[ShardResult]:
+    """Make the given shards on a fixed pool of actors, in any order.
+
+    Two calls run in each actor, one making a shard while the other writes the one before (a lock keeps making serial), so
+    at most two shards per actor are in memory. The source is in memory and the actors take a share of a CPU: a pool that
+    took whole CPUs would leave none for reading and hang.
+    """
+    import ray.data
+
+    with ray_session():
+        workers = min(runtime.workers, len(shards))
+        check_resources(workers, runtime.cpus_per_worker, runtime.gpus_per_worker, "runtime")
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+        rows = pa.Table.from_pylist([to_dict(shard) for shard in shards])
+        dataset = ray.data.from_arrow([rows.slice(i, 1) for i in range(len(rows))]).map_batches(
+            _Actor,
+            fn_constructor_kwargs={"root": work.root, "build_maker": work.build_maker, "arguments": work.arguments},
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(
+                size=workers, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
+            ),
+            num_cpus=runtime.cpus_per_worker,
+            num_gpus=runtime.gpus_per_worker or None,
+        )
+        for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+            for i in range(len(batch["shard"])):
+                yield ShardResult(**{key: column[i].item() for key, column in batch.items()})

@@ -1,0 +1,142 @@
+"""THE LINE: covariate rows → latents → volumes → one shard, committed. One actor runs this; no tensor leaves it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from brainsynth.bundle import BundleSpec
+from brainsynth.config.schema import CovariateSource, GenerateConfig
+from brainsynth.errors import UserError
+from brainsynth.manifest import describe_sample
+from brainsynth.models.device import autocast, choose_device, describe, set_threads
+from brainsynth.models.sampling import NoiseSchedule, check_sampler, draw_noise, guided, sample_latents
+from brainsynth.models.weights import check_bundle_files, load_models, read_bundle
+from brainsynth.plan import Plan, ShardSpec, generation_plan, generation_samples
+from brainsynth.records import record
+from brainsynth.storage.commit import read_samples
+from brainsynth.storage.filesystem import local_folder, open_store, read_table, resolve_uri
+from brainsynth.storage.work import Made, Work, empty_arrays
+from brainsynth.volume import VolumeSpec
+
+
+def plan_generation(config: GenerateConfig) -> Work:
+    """Check everything, and plan: rows, seeds, shards. Needs no network weights in memory; writes nothing.
+
+    Raises:
+        UserError: bad bundle, table, covariates or sampler.
+    """
+    folder = local_folder(config.bundle, "bundle")
+    bundle = read_bundle(folder)
+    check_bundle_files(folder, bundle)
+    check_sampler(bundle.schedule, config.sampler)
+    if config.sampler.guidance_scale != 1 and bundle.covariates.missing == "refuse":
+        raise UserError("sampler.guidance_scale must be 1: this model was trained without conditioning dropout")
+    rows = covariate_rows(config.covariates, bundle)
+    volume = VolumeSpec(
+        shape_xyz=bundle.volume.shape_xyz,
+        spacing_mm=bundle.volume.spacing_mm,
+        origin_mm=bundle.volume.origin_mm,
+        dtype=config.stored_dtype,
+        step=bundle.volume.step,
+    )
+    samples = generation_samples(rows, bundle.covariates, config.base_seed)
+    plan = generation_plan(
+        bundle.digest,
+        volume,
+        bundle.covariates,
+        samples,
+        config.sampler,
+        config.precision,
+        config.base_seed,
+        config.samples_per_shard,
+    )
+    root = resolve_uri(config.output, "output")
+    settings = GeneratorSettings(
+        root=root,
+        bundle=str(folder),
+        micro_batch=config.runtime.micro_batch,
+        threads=config.runtime.threads_per_worker,
+        workers=config.runtime.workers,
+        use_gpu=config.runtime.gpus_per_worker > 0,
+    )
+    return Work(root, plan, samples, GeneratedShards, {"plan": plan, "config": config, "settings": settings})
+
+
+def covariate_rows(source: CovariateSource, bundle: BundleSpec) -> pd.DataFrame:
+    """The validated rows to generate, from a table or drawn from the bundle's distribution."""
+    if source.draw is not None:
+        return bundle.distribution.draw(source.draw, source.draw_seed, source.constraints)
+    path = str(source.table)
+    table = read_table(path, "covariates.table")
+    if table.empty:
+        raise UserError(f"covariates.table: {path} has no rows")
+    rows = bundle.covariates.validate(table, path, allow_out_of_range=source.allow_extrapolation)
+    if "sample_id" in table.columns:
+        rows.insert(0, "sample_id", table["sample_id"].to_numpy())
+    return rows
+
+
+@record
+class GeneratorSettings:
+    """Where a generator finds things and how it runs."""
+
+    root: str
+    bundle: str
+    micro_batch: int
+    threads: int
+    workers: int
+    use_gpu: bool
+
+
+class GeneratedShards:
+    """Makes shards of synthetic volumes."""
+
+    def __init__(self, plan: Plan, config: GenerateConfig, settings: GeneratorSettings) -> None:
+        self.plan, self.config, self.settings = plan, config, settings
+        set_threads(settings.threads, settings.workers)
+        self.device = choose_device(settings.use_gpu)
+        folder = Path(settings.bundle)
+        self.bundle = read_bundle(folder)
+        if self.bundle.digest != plan.identity["bundle"]:
+            raise UserError(f"the bundle {folder} changed while the dataset was being made")
+        self.autoencoder, self.denoiser = load_models(folder, self.bundle, self.device)
+        self.schedule = NoiseSchedule(self.bundle.schedule)
+        self.samples = read_samples(open_store(settings.root), plan)
+
+    def make(self, shard: ShardSpec) -> Made:
+        """Sample, decode and quantise the volumes of one shard, a micro-batch at a time."""
+        rows = self.samples.iloc[shard.start : shard.stop]
+        (voxels,) = empty_arrays(self.plan, shard)
+        seconds = {"sample_s": 0.0, "decode_s": 0.0}
+        for start in range(0, len(rows), self.settings.micro_batch):
+            part = slice(start, min(start + self.settings.micro_batch, len(rows)))
+            for offset, volume in enumerate(self._volumes(rows.iloc[part], seconds)):
+                if np.isfinite(volume).all():
+                    voxels[start + offset] = self.plan.volume.quantise(volume)
+        ids = rows["sample_id"].tolist()
+        records = [describe_sample(ids[i], shard.start + i, [voxels[i]]) for i in range(len(rows))]
+        runtime = {**describe(self.device), "micro_batch": self.settings.micro_batch, **seconds}
+        return Made([voxels], records, runtime)
+
+    @torch.no_grad()
+    def _volumes(
+        self, rows: pd.DataFrame, seconds: dict[str, float]
+    ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        """(B, X, Y, Z) float32 images in [0, 1]."""
+        began = time.monotonic()
+        context = torch.from_numpy(self.bundle.covariates.encode(rows)).to(self.device)
+        noise = draw_noise(rows["seed"].tolist(), self.bundle.latents.shape_cxyz).to(self.device)
+        predict = guided(self.denoiser, context, self.config.sampler.guidance_scale)
+        with autocast(self.device, self.config.precision):
+            z = sample_latents(predict, noise, self.schedule, self.config.sampler)
+            middle = time.monotonic()
+            x = self.autoencoder.decode(z)
+        images: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = x[:, 0].cpu().numpy()
+        seconds["sample_s"] += middle - began
+        seconds["decode_s"] += time.monotonic() - middle
+        return images

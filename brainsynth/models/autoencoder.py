@@ -1,0 +1,51 @@
+"""The autoencoder: MONAI's `AutoencoderKL`, with the latent whitening inside, so that decode cannot forget it.
+
+Three spaces: images x in [0, 1], raw latents (mu, sigma) of the network, and latents z = (raw - shift) * scale, which the
+denoiser sees. Shapes: B batch, C latent channels, XYZ voxels in RAS+ order.
+"""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.nets import AutoencoderKL
+from torch import Tensor, nn
+
+from brainsynth.bundle import LatentSpec
+from brainsynth.config.training import AutoencoderArchitecture
+
+
+def build_autoencoder(architecture: AutoencoderArchitecture) -> AutoencoderKL:
+    """The network with fresh weights."""
+    levels = len(architecture.channels)
+    return AutoencoderKL(
+        spatial_dims=3,
+        in_channels=1,
+        out_channels=1,
+        channels=architecture.channels,
+        latent_channels=architecture.latent_channels,
+        num_res_blocks=architecture.num_res_blocks,
+        norm_num_groups=architecture.norm_groups,
+        attention_levels=(False,) * levels,
+        with_encoder_nonlocal_attn=False,
+        with_decoder_nonlocal_attn=False,
+    )
+
+
+class Autoencoder(nn.Module):
+    """The trained network together with its latent shift and scale."""
+
+    def __init__(self, network: AutoencoderKL, latents: LatentSpec) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("shift", torch.tensor(latents.shift).view(1, -1, 1, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor(latents.scale).view(1, -1, 1, 1, 1), persistent=False)
+
+    def encode(self, x_B1XYZ: Tensor) -> Tensor:  # noqa: N803
+        """Mean latents z_BCXYZ of images in [0, 1]."""
+        mu, _ = self.network.encode(x_B1XYZ)
+        return (mu - self.shift) * self.scale
+
+    def decode(self, z_BCXYZ: Tensor) -> Tensor:  # noqa: N803
+        """Images x_B1XYZ, float32, clipped to [0, 1]. NaN stays NaN, so that it is noticed downstream."""
+        decoded = self.network.decode(z_BCXYZ / self.scale + self.shift)
+        return decoded.float().clamp(0.0, 1.0)

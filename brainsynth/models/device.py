@@ -1,0 +1,53 @@
+"""The only place that chooses device, precision and threads; each choice is printed with its reason."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+
+import torch
+
+log = logging.getLogger(__name__)
+
+
+def choose_device(use_gpu: bool) -> torch.device:
+    """A GPU when asked for and there, else the CPU."""
+    if use_gpu and torch.cuda.is_available():
+        index = torch.cuda.current_device()
+        log.info("device cuda:%d (%s): asked for and available", index, torch.cuda.get_device_name(index))
+        return torch.device("cuda", index)
+    if use_gpu:
+        log.warning("device cpu: a GPU was asked for, but none is visible to this process")
+    return torch.device("cpu")
+
+
+def set_threads(threads: int, workers: int) -> int:
+    """Limit torch to `threads` CPU threads, or to an even share of the cores when 0. Returns the number."""
+    chosen = threads or max(1, (os.cpu_count() or 1) // max(1, workers))
+    torch.set_num_threads(chosen)
+    return chosen
+
+
+def torch_dtype(precision: str) -> torch.dtype:
+    """`float32` or `bfloat16` as torch's type."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
+    """Run a network's forward pass in bfloat16; parameters, losses and solver state stay float32."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def describe(device: torch.device) -> dict[str, str | int | float]:
+    """Facts of this process for a commit record."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "host": platform.node(),
+        "device": f"{device.type} {name}",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,85 @@
+"""Weights ⇄ safetensors files, strictly: every key, shape and digest must match. No pickle anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from brainsynth.bundle import AUTOENCODER_FILE, BUNDLE_FILE, DIFFUSION_FILE, BundleSpec
+from brainsynth.errors import UserError
+from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
+from brainsynth.models.diffusion import Denoiser
+from brainsynth.records import unseal
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def save_weights(module: nn.Module, path: Path) -> str:
+    """Write a module's state as safetensors; returns the file's sha256."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}, path)
+    return file_sha256(path)
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a safetensors file into a module. Raises UserError when keys or shapes do not match exactly."""
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    wanted = module.state_dict()
+    wrong = [f"{k}: missing" for k in wanted if k not in state] + [f"{k}: unknown" for k in state if k not in wanted]
+    wrong += [
+        f"{k}: shape {tuple(state[k].shape)}, want {tuple(wanted[k].shape)}"
+        for k in wanted
+        if k in state and state[k].shape != wanted[k].shape
+    ]
+    if wrong:
+        raise UserError(f"{path} does not fit the architecture: {'; '.join(wrong[:5])}")
+    module.load_state_dict(state)
+
+
+def read_bundle(folder: Path) -> BundleSpec:
+    """The bundle's record. Raises UserError when it is missing or damaged."""
+    try:
+        return unseal(BundleSpec, (folder / BUNDLE_FILE).read_bytes(), str(folder / BUNDLE_FILE))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{folder} is no bundle: it has no {BUNDLE_FILE}; make one with jobs/export_bundle.py"
+        ) from None
+
+
+def check_bundle_files(folder: Path, spec: BundleSpec) -> None:
+    """Raises UserError when a weight file is missing or is not the one that the bundle names."""
+    for name, sha in spec.weights.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"the bundle {folder} is incomplete: {name} is missing")
+        found = file_sha256(path)
+        if found != sha:
+            raise UserError(
+                f"{path} is not the file that the bundle names: its sha256 is {found[:12]}…, bundle.json says {sha[:12]}…; "
+                "copy the bundle again"
+            )
+
+
+def load_models(folder: Path, spec: BundleSpec, device: torch.device) -> tuple[Autoencoder, Denoiser]:
+    """Both networks in evaluation mode on a device, digests checked first."""
+    check_bundle_files(folder, spec)
+    autoencoder = Autoencoder(build_autoencoder(spec.autoencoder), spec.latents)
+    load_weights(autoencoder.network, folder / AUTOENCODER_FILE)
+    denoiser = Denoiser(spec.diffusion, spec.latents.shape_cxyz[0], spec.covariates.context_size)
+    load_weights(denoiser, folder / DIFFUSION_FILE)
+    for module in (autoencoder, denoiser):
+        module.requires_grad_(False).eval().to(device)
+    return autoencoder, denoiser

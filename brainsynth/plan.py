@@ -1,0 +1,170 @@
+"""The plan of a dataset: which sample lives in which shard, with which seed, and the fingerprint of it all.
+
+A plan is data. It maps shard → ordered rows and never depends on batch size, worker count or retries. Prepared cohorts,
+latents and generated datasets all have one, so all share one commit protocol, one reader and one verify.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+import pandas as pd
+
+from brainsynth.config.schema import SamplerConfig
+from brainsynth.covariates import CovariateSchema
+from brainsynth.errors import UserError
+from brainsynth.records import digest, record, to_dict
+from brainsynth.volume import VolumeSpec
+
+StoredArrayDtype = Literal["float16", "float32", "uint16", "uint8"]
+
+
+@record
+class ArraySpec:
+    """One stored array (N, *sample_shape); a shard holds whole samples, chunks split a sample."""
+
+    name: str
+    sample_shape: tuple[int, ...]
+    chunk_shape: tuple[int, ...]
+    dimension_names: tuple[str, ...]
+    dtype: StoredArrayDtype
+
+
+@record
+class ShardSpec:
+    """Rows [start, stop) of the plan: the unit of work, of writing and of commit."""
+
+    index: int
+    start: int
+    stop: int
+
+
+@record
+class Plan:
+    """What a dataset will be. Two plans with equal fingerprints describe the same voxels."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["generated", "prepared", "latents"]
+    identity: dict[str, Any]
+    """All else that changes stored values on purpose: bundle or cohort digest, sampler, precision, base seed, …"""
+    volume: VolumeSpec
+    covariates: CovariateSchema
+    arrays: tuple[ArraySpec, ...]
+    num_samples: int
+    samples_per_shard: int
+    samples_digest: str
+    """Of the samples table: ids, seeds, covariates, in row order."""
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise UserError("there are no rows to plan: give a table with at least one row")
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the plan."""
+        return digest(self)
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards; the last may be partly filled."""
+        return -(-self.num_samples // self.samples_per_shard)
+
+    def shard(self, index: int) -> ShardSpec:
+        """The `index`-th shard."""
+        start = index * self.samples_per_shard
+        return ShardSpec(index=index, start=start, stop=min(start + self.samples_per_shard, self.num_samples))
+
+    def raw_bytes(self) -> int:
+        """Uncompressed size of all arrays."""
+        per_sample = 0
+        for array in self.arrays:
+            count = 1
+            for size in array.sample_shape:
+                count *= size
+            per_sample += count * {"float32": 4, "float16": 2, "uint16": 2, "uint8": 1}[array.dtype]
+        return per_sample * self.num_samples
+
+
+def volume_array(name: str, volume: VolumeSpec) -> ArraySpec:
+    """The array of a volume dataset: chunks split each axis in two where it is even and longer than 32."""
+    halves = tuple(size // 2 if size % 2 == 0 and size > 32 else size for size in volume.shape_xyz)
+    return ArraySpec(
+        name=name,
+        sample_shape=volume.shape_xyz,
+        chunk_shape=halves,
+        dimension_names=("subject", "x", "y", "z"),
+        dtype=volume.dtype,
+    )
+
+
+def seed_for(base_seed: int, sample_id: str) -> int:
+    """63-bit seed of a sample. Keyed by id, not by row: appending or reordering rows changes no other subject."""
+    key = f"brainsynth-seed-v1\0{base_seed}\0{sample_id}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+
+
+def table_digest(samples: pd.DataFrame) -> str:
+    """sha256 of a samples table's content, independent of file format."""
+    text = samples.to_csv(index=False, float_format="%.17g", lineterminator="\n")
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def generation_samples(rows: pd.DataFrame, schema: CovariateSchema, base_seed: int) -> pd.DataFrame:
+    """The samples table of a generation plan: sample_id, seed, extrapolated, covariates. `rows` must be validated."""
+    width = max(6, len(str(len(rows) - 1)))
+    if "sample_id" in rows.columns:
+        ids = rows["sample_id"].astype(str)
+    else:
+        ids = pd.Series([f"syn{row:0{width}d}" for row in range(len(rows))])
+    bad = sorted({i for i in ids if not (i.isascii() and i.isalnum() and len(i) <= 64)})
+    if bad:
+        raise UserError(f"sample_id must be 1-64 letters and digits (BIDS labels); not so: {', '.join(bad[:5])!r}")
+    if ids.duplicated().any():
+        raise UserError(f"sample_id must be unique; given twice: {', '.join(sorted(set(ids[ids.duplicated()]))[:5])}")
+    samples = pd.DataFrame({"sample_id": ids.to_numpy()})
+    samples["seed"] = [seed_for(base_seed, sample_id) for sample_id in samples["sample_id"]]
+    samples["extrapolated"] = schema.out_of_range(rows)
+    return pd.concat([samples, rows[list(schema.names)].reset_index(drop=True)], axis=1)
+
+
+def generation_plan(
+    bundle_digest: str,
+    volume: VolumeSpec,
+    schema: CovariateSchema,
+    samples: pd.DataFrame,
+    sampler: SamplerConfig,
+    precision: str,
+    base_seed: int,
+    samples_per_shard: int,
+) -> Plan:
+    """The plan of a generated dataset. Pure: needs no torch, no storage."""
+    return Plan(
+        kind="generated",
+        identity={
+            "bundle": bundle_digest,
+            "sampler": to_dict(sampler),
+            "precision": precision,
+            "base_seed": base_seed,
+        },
+        volume=volume,
+        covariates=schema,
+        arrays=(volume_array("t1w", volume),),
+        num_samples=len(samples),
+        samples_per_shard=samples_per_shard,
+        samples_digest=table_digest(samples),
+    )
+
+
+def plan_differences(stored: Plan, wanted: Plan) -> list[str]:
+    """The fields in which two plans differ, as dotted names with both values."""
+
+    def walk(a: Any, b: Any, path: str) -> list[str]:
+        if isinstance(a, dict) and isinstance(b, dict):
+            found = []
+            for key in sorted(set(a) | set(b)):
+                found += walk(a.get(key), b.get(key), f"{path}.{key}" if path else key)
+            return found
+        return [] if a == b else [f"{path}: the folder has {a!r}, this run asks for {b!r}"]
+
+    return walk(to_dict(stored), to_dict(wanted), "")

@@ -1,0 +1,90 @@
+"""Strict frozen records ⇄ JSON, and their digests. The only module that knows pydantic.
+
+A *record* is a frozen, keyword-only dataclass: everything that crosses a process or is stored (configs, plans,
+commit records, bundles). JSON is canonical (sorted keys, no spaces), so equal records have equal digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from brainsynth.errors import UserError, problems_error
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def record(cls: type[T]) -> type[T]:
+    """Class decorator: a frozen, keyword-only, slotted dataclass that refuses unknown fields when read."""
+    cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+    return dataclass(frozen=True, kw_only=True, slots=True)(cls)
+
+
+@cache
+def _adapter(cls: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(cls)
+
+
+def to_dict(obj: Any) -> dict[str, Any]:
+    """The record as plain JSON types."""
+    plain: dict[str, Any] = _adapter(type(obj)).dump_python(obj, mode="json")
+    return plain
+
+
+def canonical_json(value: Any) -> bytes:
+    """Sorted keys, no white space, UTF-8, no NaN: equal values have equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest(obj: Any) -> str:
+    """sha256 (hex) of a record's, or of any plain value's, canonical JSON."""
+    value = to_dict(obj) if hasattr(obj, "__dataclass_fields__") else obj
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def validation_problems(error: ValidationError) -> list[tuple[tuple[str | int, ...], str, str]]:
+    """Every problem of a failed read as (location, kind, message)."""
+    return [(tuple(item["loc"]), item["type"], item["msg"]) for item in error.errors(include_url=False)]
+
+
+def from_dict(cls: type[T], value: Any, where: str) -> T:
+    """Read a record strictly from plain JSON types; `where` names the source in the error."""
+    try:
+        return _adapter(cls).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        found = validation_problems(error)
+        raise problems_error(
+            f"{where} is not a valid {cls.__name__}",
+            [f"{'.'.join(str(part) for part in loc) or '(whole)'}: {message}" for loc, _, message in found],
+        ) from None
+
+
+def validate_strict(cls: type[T], value: Any) -> T:
+    """As `from_dict`, but lets pydantic's own error through (the config loader maps it to lines)."""
+    return _adapter(cls).validate_json(json.dumps(value), strict=True)
+
+
+def seal(obj: Any) -> bytes:
+    """A record as pretty JSON together with its own digest, so that a flipped bit is noticed when it is read."""
+    body = to_dict(obj)
+    sealed = {"sha256": digest(body), "record": body}
+    return (json.dumps(sealed, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def unseal(cls: type[T], data: bytes, where: str) -> T:
+    """Read what `seal` wrote. Raises UserError when it is damaged, of another type or of another version."""
+    try:
+        sealed = json.loads(data)
+        body, expected = sealed["record"], sealed["sha256"]
+        strays = set(sealed) - {"record", "sha256"}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{where} is damaged: it is not a sealed JSON record ({type(error).__name__})") from None
+    if strays or digest(body) != expected:
+        raise UserError(f"{where} is damaged: its content does not match its own sha256")
+    return from_dict(cls, body, where)

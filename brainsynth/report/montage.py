@@ -1,0 +1,35 @@
+"""Volumes as pictures: three orthogonal slices each, in radiological layout's mirror (left is left), as plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Volume = npt.NDArray[np.floating[Any]]
+
+
+def orthogonal_slices(
+    volume_XYZ: Volume,  # noqa: N803
+    at: tuple[float, float, float] = (0.46, 0.5, 0.5),
+) -> list[npt.NDArray[np.uint8]]:
+    """Sagittal, coronal and axial slices (uint8, top row = superior or anterior) at fractions of each axis."""
+    x, y, z = (min(int(f * n), n - 1) for f, n in zip(at, volume_XYZ.shape, strict=True))
+    planes = [volume_XYZ[x], volume_XYZ[:, y], volume_XYZ[:, :, z]]
+    return [np.rint(np.clip(np.nan_to_num(plane.T[::-1]), 0, 1) * 255).astype(np.uint8) for plane in planes]
+
+
+def strip(volume_XYZ: Volume, scale: int = 1) -> npt.NDArray[np.uint8]:  # noqa: N803
+    """(H, W) the three slices of a volume side by side, enlarged by whole factors."""
+    planes = orthogonal_slices(volume_XYZ)
+    height = max(plane.shape[0] for plane in planes)
+    padded = [np.pad(p, ((0, height - p.shape[0]), (0, 1))) for p in planes]
+    return np.concatenate(padded, axis=1).repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def grid(rows: Sequence[Sequence[Volume]], scale: int = 2) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) picture of a table of volumes."""
+    picture = np.concatenate([np.concatenate([strip(v, scale) for v in row], axis=1) for row in rows], axis=0)
+    return np.repeat(picture[:, :, None], 3, axis=2)

@@ -1,0 +1,122 @@
+"""Zarr v3 arrays, one whole shard at a time.
+
+A shard is encoded in memory, so its digest is known before it is written and the write is one put. Every inner chunk ends
+in a crc32c (else a flipped bit is silent) and float arrays are filled with NaN (else a lost shard reads as zeros).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
+from zarr.storage import MemoryStore
+
+from brainsynth.errors import UserError
+from brainsynth.plan import ArraySpec, Plan, ShardSpec
+from brainsynth.storage.filesystem import Store
+
+GROUP = "dataset.zarr"
+
+
+def shard_key(array: ArraySpec, shard: int) -> str:
+    """Where a shard's object lives, relative to the dataset's root."""
+    return "/".join([GROUP, array.name, "c", str(shard), *["0"] * len(array.sample_shape)])
+
+
+def create_arrays(store: Store, plan: Plan) -> None:
+    """Write the group's and the arrays' metadata; harmless to repeat, since equal plans give equal bytes."""
+    group: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": _group_attributes(plan)}
+    store.write_new(f"{GROUP}/zarr.json", _json(group))
+    for array in plan.arrays:
+        metadata = _memory_array(array, plan.num_samples, plan.samples_per_shard)[1]["zarr.json"].to_bytes()
+        document = json.loads(metadata)
+        document["attributes"] = {"brainsynth": {"kind": plan.kind, "plan_fingerprint": plan.fingerprint}}
+        store.write_new(f"{GROUP}/{array.name}/zarr.json", _json(document))
+
+
+def encode_shard(plan: Plan, array: ArraySpec, samples: npt.NDArray[Any]) -> bytes:
+    """The bytes of one shard object from its (n, *sample_shape) samples; equal samples give equal bytes."""
+    if samples.shape[1:] != array.sample_shape or samples.dtype != np.dtype(array.dtype):
+        raise ValueError(
+            f"{array.name}: got {samples.dtype}{samples.shape}, want {array.dtype}{('n', *array.sample_shape)}"
+        )
+    memory, stored = _memory_array(array, len(samples), plan.samples_per_shard)
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        memory[:] = samples
+    return bytes(stored["/".join(["c", *["0"] * samples.ndim])].to_bytes())
+
+
+def decode_shard(plan: Plan, array: ArraySpec, shard: ShardSpec, data: bytes) -> npt.NDArray[Any]:
+    """(n, *sample_shape) samples of a shard object. Raises ValueError when it is damaged."""
+    memory, stored = _memory_array(array, shard.stop - shard.start, plan.samples_per_shard)
+    prototype = zarr.core.buffer.default_buffer_prototype()
+    stored["/".join(["c", *["0"] * (len(array.sample_shape) + 1)])] = prototype.buffer.from_bytes(data)
+    try:
+        return np.asarray(memory[:])
+    except (ValueError, RuntimeError, OSError, IndexError, OverflowError) as error:
+        raise ValueError(f"the shard cannot be decoded: {error}") from None
+
+
+def _memory_array(array: ArraySpec, num_samples: int, samples_per_shard: int) -> tuple[zarr.Array, dict[str, Any]]:
+    stored: dict[str, Any] = {}
+    dtype = np.dtype(array.dtype)
+    created = zarr.create_array(
+        MemoryStore(stored),
+        shape=(num_samples, *array.sample_shape),
+        shards=(samples_per_shard, *array.sample_shape),
+        chunks=(1, *array.chunk_shape),
+        dtype=dtype,
+        fill_value=float("nan") if dtype.kind == "f" else 0,
+        serializer=BytesCodec(endian="little") if dtype.itemsize > 1 else BytesCodec(endian=None),
+        compressors=[BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()],
+        dimension_names=array.dimension_names,
+    )
+    return created, stored
+
+
+def _group_attributes(plan: Plan) -> dict[str, Any]:
+    """OME-Zarr 0.5 axes and scale of the first array, and our own affine (0.5 has no rotation or orientation)."""
+    attributes: dict[str, Any] = {
+        "brainsynth": {
+            "schema_version": 1,
+            "kind": plan.kind,
+            "plan_fingerprint": plan.fingerprint,
+            "affine": plan.volume.affine.tolist(),
+            "axes": "RAS+",
+            "value_range": [0.0, 1.0],
+            "synthetic": plan.kind == "generated",
+        }
+    }
+    if len(plan.arrays[0].sample_shape) == 3:
+        space: Sequence[dict[str, str]] = [{"name": n, "type": "space", "unit": "millimeter"} for n in "xyz"]
+        transforms = [
+            {"type": "scale", "scale": [1.0, *plan.volume.spacing_mm]},
+            {"type": "translation", "translation": [0.0, *plan.volume.origin_mm]},
+        ]
+        attributes["ome"] = {
+            "version": "0.5",
+            "multiscales": [
+                {
+                    "name": plan.arrays[0].name,
+                    "axes": [{"name": "subject"}, *space],
+                    "datasets": [{"path": plan.arrays[0].name, "coordinateTransformations": transforms}],
+                }
+            ],
+        }
+    return attributes
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+
+
+def check_array(plan: Plan, array: ArraySpec, shard: ShardSpec) -> tuple[int, ...]:
+    """Shape that a shard's samples must have. Raises UserError for a shard that is not of the plan."""
+    if shard != plan.shard(shard.index):
+        raise UserError(f"shard {shard.index} with rows [{shard.start}, {shard.stop}) is not a shard of this plan")
+    return (shard.stop - shard.start, *array.sample_shape)

@@ -1,0 +1,155 @@
+"""The commit protocol: what makes a shard, and at last a dataset, true.
+
+plan.json and samples.parquet first (once) → per shard its objects, then its commit record, both put-if-absent → at the
+end the tables and dataset.json, compiled from the commit records alone. Whatever dies in between, the same command goes
+on where the records end: resume = plan - commits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from brainsynth.errors import UserError, problems_error
+from brainsynth.manifest import ObjectRecord, SampleRecord, ShardManifest, describe_sample
+from brainsynth.plan import Plan, ShardSpec, plan_differences, table_digest
+from brainsynth.records import seal, unseal
+from brainsynth.storage.arrays import check_array, create_arrays, decode_shard, encode_shard, shard_key
+from brainsynth.storage.filesystem import Store
+
+PLAN_KEY = "plan.json"
+SAMPLES_KEY = "samples.parquet"
+
+
+def commit_key(shard: int) -> str:
+    """Where a shard's commit record lives."""
+    return f"commits/shard-{shard:06d}.json"
+
+
+def check_plan(store: Store, plan: Plan) -> bool:
+    """True when the folder already holds this very plan, False when it is free. Raises UserError for another plan."""
+    try:
+        stored = unseal(Plan, store.read(PLAN_KEY), f"{store.uri}/{PLAN_KEY}")
+    except FileNotFoundError:
+        stray = next((key for key, _ in store.list()), None)
+        if stray is not None:
+            raise UserError(
+                f"{store.uri} is not empty (it holds {stray}) and has no plan.json: give a new or empty output folder"
+            ) from None
+        return False
+    if stored.fingerprint == plan.fingerprint:
+        return True
+    raise problems_error(
+        f"{store.uri} holds another plan; give another output folder, or the same settings to resume",
+        plan_differences(stored, plan),
+    )
+
+
+def write_plan(store: Store, plan: Plan, samples: pd.DataFrame) -> None:
+    """Fix what the dataset will be: samples table, array metadata, and the plan last."""
+    if check_plan(store, plan):
+        return
+    buffer = io.BytesIO()
+    samples.to_parquet(buffer, index=False)
+    store.write(SAMPLES_KEY, buffer.getvalue())
+    create_arrays(store, plan)
+    if not store.write_new(PLAN_KEY, seal(plan)):
+        check_plan(store, plan)
+
+
+def read_plan(store: Store) -> Plan:
+    """The plan of the dataset at `store`. Raises UserError where there is none or it is damaged."""
+    try:
+        return unseal(Plan, store.read(PLAN_KEY), f"{store.uri}/{PLAN_KEY}")
+    except FileNotFoundError:
+        raise UserError(f"{store.uri} is no brainsynth dataset: it has no {PLAN_KEY}") from None
+
+
+def read_samples(store: Store, plan: Plan) -> pd.DataFrame:
+    """The samples table of the plan. Raises UserError when it is lost or is not the planned one."""
+    where = f"{store.uri}/{SAMPLES_KEY}"
+    try:
+        samples = pd.read_parquet(io.BytesIO(store.read(SAMPLES_KEY)))
+    except FileNotFoundError:
+        raise UserError(f"{where} is missing; run the same command again to write it") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{where} is damaged: {error}") from None
+    if table_digest(samples) != plan.samples_digest:
+        raise UserError(f"{where} is damaged: it is not the table that the plan was made from")
+    return samples
+
+
+def committed_shards(store: Store) -> set[int]:
+    """Indices of the shards that have a commit record."""
+    found = set()
+    for key, _ in store.list("commits"):
+        name = key.rsplit("/", 1)[-1]
+        if name.startswith("shard-") and name.endswith(".json"):
+            found.add(int(name[6:-5]))
+    return found
+
+
+def read_commit(store: Store, plan: Plan, shard: int) -> ShardManifest:
+    """A shard's commit record. Raises FileNotFoundError, or UserError when it is damaged or of another plan."""
+    where = f"{store.uri}/{commit_key(shard)}"
+    record = unseal(ShardManifest, store.read(commit_key(shard)), where)
+    if record.plan_fingerprint != plan.fingerprint or record.shard != shard:
+        raise UserError(f"{where} belongs to another plan or shard")
+    return record
+
+
+def commit_shard(
+    store: Store,
+    plan: Plan,
+    shard: ShardSpec,
+    arrays: Sequence[npt.NDArray[Any]],
+    samples: Sequence[SampleRecord],
+    runtime: dict[str, str | int | float],
+) -> ShardManifest:
+    """Write one whole shard and make it true. The first committer wins; a later one gets the first one's record.
+
+    Args:
+        arrays: one (n, *sample_shape) array per array of the plan, in stored dtype; rows of samples that are not ok are
+            replaced by the fill value.
+        samples: the n records, in row order.
+        runtime: circumstance, kept in the record.
+    """
+    bad_rows = np.array([sample.status != "ok" for sample in samples])
+    objects, adopted = [], False
+    for spec, values in zip(plan.arrays, arrays, strict=True):
+        if values.shape != check_array(plan, spec, shard) or len(samples) != len(values):
+            raise ValueError(f"shard {shard.index}: got {values.shape} for {spec.name} and {len(samples)} records")
+        kept = values.copy()
+        kept[bad_rows] = np.nan if kept.dtype.kind == "f" else 0
+        data, key = encode_shard(plan, spec, kept), shard_key(spec, shard.index)
+        if not store.write_new(key, data):
+            # An earlier attempt died between object and record, or another worker runs the same shard. Its bytes stay:
+            # replacing them could break a record that it is about to write. Our record then describes what is stored.
+            stored = store.read(key)
+            adopted |= stored != data
+            data = stored
+        objects.append(
+            ObjectRecord(array=spec.name, key=key, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        )
+    records = _describe_stored(store, plan, shard, samples) if adopted else list(samples)
+    manifest = ShardManifest(
+        plan_fingerprint=plan.fingerprint,
+        shard=shard.index,
+        objects=tuple(objects),
+        samples=tuple(records),
+        runtime=runtime,
+    )
+    if not store.write_new(commit_key(shard.index), seal(manifest)):
+        return read_commit(store, plan, shard.index)
+    return manifest
+
+
+def _describe_stored(store: Store, plan: Plan, shard: ShardSpec, samples: Sequence[SampleRecord]) -> list[SampleRecord]:
+    stored = [decode_shard(plan, a, shard, store.read(shard_key(a, shard.index))) for a in plan.arrays]
+    return [describe_sample(s.sample_id, s.row, [a[i] for a in stored], s.extra) for i, s in enumerate(samples)]

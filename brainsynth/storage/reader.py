@@ -1,0 +1,179 @@
+"""Read a dataset: index access, a torch `Dataset`, covariates as a DataFrame. Needs only zarr and NumPy.
+
+pandas is imported by `.table`, torch by `.torch()`, obstore for remote URIs: each only when asked for. Workers of a
+torch DataLoader open the array themselves, so fork, forkserver and spawn all work.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import zarr
+
+_INTEGER_MAX = {"uint16": 65535.0, "uint8": 255.0}
+
+
+class SyntheticDataset:
+    """The committed volumes of a finished dataset; rejected and failed rows are left out.
+
+    `dataset[i]` is a dict: `image` float32 (X, Y, Z) in [0, 1] (for latents: the first array, (C, X, Y, Z)), `sample_id`,
+    `affine` float64 (4, 4) voxel → world in mm (RAS+), and one entry per covariate (float or str; NaN or "" if missing).
+    """
+
+    def __init__(self, uri: str, split: str | None = None, array: str | None = None) -> None:
+        self.uri = uri
+        manifest = _read_manifest(uri)
+        self.manifest = manifest
+        self.array_name = array or manifest["arrays"][0]
+        self.affine: npt.NDArray[np.float64] = np.array(manifest["affine"])
+        self.covariates: tuple[str, ...] = tuple(manifest["covariates"])
+        self.units: dict[str, str] = manifest["units"]
+        self._numeric = {name: kind == "continuous" for name, kind in manifest["kinds"].items()}
+        self._participants = [
+            line
+            for line in csv.DictReader(_read(uri, "participants.tsv").decode().splitlines(), delimiter="\t")
+            if line["status"] == "ok" and (split is None or line.get("split") == split)
+        ]
+        if split is not None and not self._participants:
+            raise ValueError(f"{uri} has no subjects in the split {split!r}")
+        self.rows = np.array([int(line["row"]) for line in self._participants], dtype=np.int64)
+        self._opened: tuple[int, zarr.Array[Any]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of a dataset with {len(self)} volumes")
+        line = self._participants[index]
+        sample: dict[str, Any] = {
+            "image": self.volume(index),
+            "affine": self.affine.copy(),
+            "sample_id": line["participant_id"].removeprefix("sub-"),
+        }
+        for name in self.covariates:
+            sample[name] = _value(line[name], self._numeric[name])
+        return sample
+
+    def volume(self, index: int) -> npt.NDArray[np.float32]:
+        """The `index`-th volume, float32. Raises ValueError when its stored data is lost."""
+        row = int(self.rows[index])
+        stored = np.asarray(self._array()[row])
+        if stored.dtype.kind == "f" and not np.isfinite(stored).all():
+            raise ValueError(
+                f"{self.uri}: the volume of row {row} is lost or damaged; run `brainsynth verify {self.uri}`"
+            )
+        return stored.astype(np.float32) / np.float32(_INTEGER_MAX.get(stored.dtype.name, 1.0))
+
+    def volumes(self, indices: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
+        """(n, …) float32 volumes, all of them by default."""
+        chosen = range(len(self)) if indices is None else indices
+        return np.stack([self.volume(index) for index in chosen])
+
+    @property
+    def sample_ids(self) -> list[str]:
+        """Ids in order."""
+        return [line["participant_id"].removeprefix("sub-") for line in self._participants]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """sample_id, row and covariates (physical units), one line per volume, as a pandas DataFrame."""
+        import pandas as pd
+
+        lines: list[dict[str, Any]] = []
+        for line in self._participants:
+            values = {name: _value(line[name], self._numeric[name]) for name in self.covariates}
+            lines.append({"sample_id": line["participant_id"].removeprefix("sub-"), "row": int(line["row"]), **values})
+        table = pd.DataFrame(lines, columns=["sample_id", "row", *self.covariates])
+        return table.replace({name: {"": None} for name in self.covariates if not self._numeric[name]})
+
+    def torch(self) -> Any:
+        """A `torch.utils.data.Dataset` of the same samples; `image` is a float32 tensor (1, X, Y, Z)."""
+        from brainsynth.storage.torch_dataset import TorchDataset
+
+        return TorchDataset(self)
+
+    def _array(self) -> zarr.Array[Any]:
+        # One handle per process: a handle made before a fork must not be used after it.
+        if self._opened is None or self._opened[0] != os.getpid():
+            import zarr
+
+            self._opened = (
+                os.getpid(),
+                zarr.open_array(_zarr_store(self.uri), path=f"dataset.zarr/{self.array_name}", mode="r"),
+            )
+        return self._opened[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+
+def open_dataset(uri: str, split: str | None = None, array: str | None = None) -> SyntheticDataset:
+    """Open a finished dataset (generated, prepared or latents) at a path or object-store URI.
+
+    Args:
+        uri: the dataset's root folder.
+        split: `train` or `validation` of a prepared cohort; all by default.
+        array: which array; the first (`t1w`) by default.
+
+    Raises:
+        FileNotFoundError: there is no finished dataset at `uri`.
+        ValueError: its manifest is damaged.
+    """
+    return SyntheticDataset(str(uri), split=split, array=array)
+
+
+def _read_manifest(uri: str) -> dict[str, Any]:
+    try:
+        sealed = json.loads(_read(uri, "dataset.json"))
+        record: dict[str, Any] = sealed["record"]
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"there is no finished dataset at {uri}: dataset.json is missing (run the job that makes it again to resume)"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{uri}/dataset.json is damaged; run the job that made it again") from None
+    if record.get("schema_version") != 1:
+        raise ValueError(f"{uri} has schema version {record.get('schema_version')}; this brainsynth reads version 1")
+    return record
+
+
+def _read(uri: str, key: str) -> bytes:
+    if "://" in uri and not uri.startswith("file://"):
+        from obstore.store import from_url
+
+        return bytes(from_url(uri).get(key).bytes())
+    return Path(_path(uri), key).read_bytes()
+
+
+def _path(uri: str) -> str:
+    return "/" + uri.removeprefix("file://").lstrip("/") if uri.startswith("file://") else uri
+
+
+def _zarr_store(uri: str) -> Any:
+    if "://" in uri and not uri.startswith("file://"):
+        from obstore.store import from_url
+        from zarr.storage import ObjectStore
+
+        return ObjectStore(from_url(uri), read_only=True)
+    return _path(uri)
+
+
+def _value(text: str, numeric: bool) -> float | str:
+    if text in ("", "n/a"):
+        return math.nan if numeric else ""
+    return float(text) if numeric else text

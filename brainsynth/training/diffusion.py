@@ -1,0 +1,240 @@
+"""Train the denoiser on cached latents, with conditioning dropout."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from brainsynth.bundle import AUTOENCODER_FILE, DIFFUSION_FILE, BundleSpec, LatentSpec, check_latent_grid
+from brainsynth.config.schema import SamplerConfig
+from brainsynth.config.training import DiffusionTrainConfig
+from brainsynth.covariates import CovariateSchema
+from brainsynth.distribution import fit_distribution
+from brainsynth.errors import UserError
+from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
+from brainsynth.models.device import autocast
+from brainsynth.models.diffusion import Denoiser, drop_context
+from brainsynth.models.sampling import NoiseSchedule, draw_noise, guided, sample_latents
+from brainsynth.models.weights import load_weights, save_weights
+from brainsynth.records import to_dict
+from brainsynth.report.montage import grid
+from brainsynth.storage.commit import read_plan
+from brainsynth.storage.filesystem import local_folder, open_store
+from brainsynth.storage.reader import open_dataset
+from brainsynth.training.checkpoint import TrainingState
+from brainsynth.training.data import batch_indices
+from brainsynth.training.ema import Ema
+from brainsynth.training.latents import read_latent_spec
+from brainsynth.training.loop import Report, Worker, run
+from brainsynth.training.runs import (
+    AutoencoderRun,
+    DiffusionRun,
+    autoencoder_weights,
+    finished,
+    read_run,
+    training_digest,
+    write_run,
+)
+
+log = logging.getLogger(__name__)
+NUM_BINS = 5
+
+
+class LatentTable:
+    """One split's latents and contexts, whole in memory (33 600 numbers a subject at paper size)."""
+
+    def __init__(self, uri: str, split: str, schema: CovariateSchema, latents: LatentSpec) -> None:
+        means = open_dataset(uri, split=split, array="mean")
+        self.table = means.table
+        shift = torch.tensor(latents.shift).view(1, -1, 1, 1, 1)
+        scale = torch.tensor(latents.scale).view(1, -1, 1, 1, 1)
+        self.mean = (torch.from_numpy(means.volumes()) - shift) * scale
+        self.sigma = torch.from_numpy(open_dataset(uri, split=split, array="sigma").volumes()) * scale
+        self.context = torch.from_numpy(schema.encode(self.table))
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+
+class DiffusionTask:
+    """One step, validation and figures of the denoiser."""
+
+    def __init__(
+        self,
+        config: DiffusionTrainConfig,
+        worker: Worker,
+        schema: CovariateSchema,
+        latents: LatentSpec,
+        decoder: Autoencoder,
+    ) -> None:
+        self.config, self.worker, self.schema, self.latents, self.decoder = config, worker, schema, latents, decoder
+        options = config.optimisation
+        torch.manual_seed(options.seed)
+        self.denoiser = Denoiser(config.architecture, latents.shape_cxyz[0], schema.context_size).to(worker.device)
+        self._denoiser = worker.parallel(self.denoiser)
+        self.average = Ema(self.denoiser, options.ema_decay)
+        self.optimizer = torch.optim.AdamW(self.denoiser.parameters(), options.learning_rate, weight_decay=0.01)
+        self.optimizer.param_groups[0]["lr_factor"] = 1.0
+        self.state = TrainingState(
+            {"denoiser": self.denoiser}, {"denoiser": self.average}, {"denoiser": self.optimizer}
+        )
+        self.schedule = NoiseSchedule(config.schedule)
+        self.train = LatentTable(config.latents, "train", schema, latents)
+        self.validation = LatentTable(config.latents, "validation", schema, latents)
+
+    def _timesteps(self, count: int) -> Tensor:
+        """Training timesteps: stratified uniform, or logit-normal for flow (2403.03206, section 3.1)."""
+        total = self.config.schedule.num_train_timesteps
+        u = (torch.arange(count) + torch.rand(count)) / count
+        if self.config.schedule.prediction == "flow":
+            u = torch.sigmoid(torch.special.ndtri(u.clamp(1e-4, 1 - 1e-4)))
+        return (u * total).long().clamp(0, total - 1)
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """One update."""
+        options, device = self.config.optimisation, self.worker.device
+        mine = batch_indices(len(self.train), options.batch_size, step, options.seed)[
+            self.worker.rank :: self.worker.world_size
+        ]
+        index = torch.from_numpy(mine)
+        x0 = self.train.mean[index] + self.train.sigma[index] * torch.randn(len(index), *self.latents.shape_cxyz)
+        drop = torch.rand(len(index)) < self.config.conditioning_dropout
+        context = drop_context(self.train.context[index], drop)
+        loss = self._loss(self._denoiser, x0, context, self._timesteps(len(index)), torch.randn_like(x0)).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), options.gradient_clip)
+        self.optimizer.step()
+        self.average.update(self.denoiser)
+        return {"loss": loss.to(device), "gradient_norm": norm}
+
+    def _loss(self, network: nn.Module, x0: Tensor, context: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """(B,) squared error of the prediction."""
+        device = self.worker.device
+        x0, noise, context = x0.to(device), noise.to(device), context.to(device)
+        noisy = self.schedule.add_noise(x0, noise, t)
+        with autocast(device, self.config.optimisation.precision):
+            prediction = network(noisy, t.to(device, torch.float32), context)
+        return (prediction.float() - self.schedule.target(x0, noise, t)).pow(2).flatten(1).mean(1)
+
+    def averaged(self) -> Denoiser:
+        """The denoiser with averaged weights, in evaluation mode."""
+        network = copy.deepcopy(self.denoiser)
+        network.load_state_dict(self.average.state())
+        return network.eval()
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Squared error on at most 64 validation subjects, overall and per bin of time; the same noise every time."""
+        network, total = self.averaged(), self.config.schedule.num_train_timesteps
+        count = min(64, len(self.validation))
+        generator = torch.Generator().manual_seed(1)
+        losses = {}
+        for number in range(NUM_BINS):
+            low, high = number * total // NUM_BINS, (number + 1) * total // NUM_BINS
+            t = torch.randint(low, high, (count,), generator=generator)
+            noise = torch.randn(count, *self.latents.shape_cxyz, generator=generator)
+            loss = self._loss(network, self.validation.mean[:count], self.validation.context[:count], t, noise)
+            losses[f"loss_t{low}-{high}"] = float(loss.mean())
+        return {"loss": sum(losses.values()) / NUM_BINS, **losses}
+
+    @torch.no_grad()
+    def figures(self) -> dict[str, Any]:
+        """Samples on a fixed grid: the first continuous covariate across, the second down, at 10, 50 and 90 %."""
+        rows = covariate_grid(self.train.table, self.schema)
+        network, device = self.averaged(), self.worker.device
+        context = torch.from_numpy(self.schema.encode(rows)).to(device)
+        noise = draw_noise([7] * len(rows), self.latents.shape_cxyz).to(device)
+        method = "ab2" if self.config.schedule.prediction == "flow" else "ddim"
+        sampler = SamplerConfig(method=method, steps=self.config.figure_steps)
+        z = sample_latents(guided(network, context, 1.0), noise, self.schedule, sampler)
+        x = self.decoder.decode(z)[:, 0].cpu().numpy()
+        across = len(rows) // 3 or 1
+        return {"samples": grid([list(x[i : i + across]) for i in range(0, len(rows), across)], scale=1)}
+
+
+def covariate_grid(table: pd.DataFrame, schema: CovariateSchema) -> pd.DataFrame:
+    """Nine rows (three with one continuous covariate) that span the first two; the rest at median or commonest value."""
+    continuous = [c.name for c in schema.covariates if c.kind == "continuous"]
+    base = {
+        c.name: float(table[c.name].median()) if c.kind == "continuous" else table[c.name].mode().iloc[0]
+        for c in schema.covariates
+    }
+    rows = [dict(base)]
+    for name in continuous[:2]:
+        levels = np.quantile(table[name].dropna(), [0.1, 0.5, 0.9])
+        rows = [{**row, name: float(level)} for level in levels for row in rows]
+    return pd.DataFrame(rows)
+
+
+def check(config: DiffusionTrainConfig) -> tuple[CovariateSchema, AutoencoderRun]:
+    """Everything that can be refused before a worker starts. Raises UserError."""
+    folder = local_folder(config.autoencoder, "autoencoder")
+    run_record = read_run(folder, AutoencoderRun, "jobs/train_autoencoder.py")
+    autoencoder_weights(folder, run_record)
+    plan = read_plan(open_store(config.latents))
+    if plan.identity.get("autoencoder") != run_record.weights_sha256:
+        raise UserError(
+            f"latents {config.latents} were made by another autoencoder than {config.autoencoder}; encode again"
+        )
+    check_latent_grid(run_record.volume, run_record.architecture, config.architecture)
+    return plan.covariates, run_record
+
+
+def fit(config: DiffusionTrainConfig, report: Report = lambda metrics: None) -> None:
+    """Train, or go on training, and leave averaged weights, the autoencoder and run.json in `config.output`."""
+    schema, autoencoder = check(config)
+    folder = local_folder(config.output, "output")
+    folder.mkdir(parents=True, exist_ok=True)
+    latents = read_latent_spec(open_store(config.latents))
+    config_digest = training_digest(config, read_plan(open_store(config.latents)).fingerprint)
+    if finished(folder, DiffusionRun, config_digest):
+        log.info("already trained: %s", folder)
+        return
+    began = time.monotonic()
+    worker = Worker(config.runtime)
+    weights = autoencoder_weights(local_folder(config.autoencoder, "autoencoder"), autoencoder)
+    decoder = Autoencoder(build_autoencoder(autoencoder.architecture), latents)
+    load_weights(decoder.network, weights)
+    task = DiffusionTask(config, worker, schema, latents, decoder.eval().to(worker.device))
+    distribution = fit_distribution(task.train.table, schema, config.latents)
+    metrics = run(
+        task, worker, config.optimisation, folder, config_digest, config.runtime.trackers, to_dict(config), report
+    )
+    if worker.rank == 0:
+        shutil.copyfile(weights, folder / AUTOENCODER_FILE)
+        sha = save_weights(task.averaged(), folder / DIFFUSION_FILE)
+        bundle = BundleSpec(
+            name="unreleased",
+            autoencoder=autoencoder.architecture,
+            diffusion=config.architecture,
+            schedule=config.schedule,
+            latents=latents,
+            covariates=schema,
+            distribution=distribution,
+            volume=autoencoder.volume,
+            weights={AUTOENCODER_FILE: autoencoder.weights_sha256, DIFFUSION_FILE: sha},
+            licence="unreleased",
+            training_data="unreleased",
+            provenance={
+                "autoencoder_config": autoencoder.config_digest,
+                "diffusion_config": config_digest,
+                "cohort_fingerprint": autoencoder.cohort_fingerprint,
+                "subjects": len(task.train),
+                "steps": config.optimisation.steps,
+                **{f"autoencoder_{key}": value for key, value in autoencoder.metrics.items()},
+                **{f"diffusion_{key}": value for key, value in metrics.items()},
+            },
+        )
+        elapsed_s = time.monotonic() - began
+        write_run(
+            folder, DiffusionRun(config_digest=config_digest, bundle=bundle, metrics=metrics, elapsed_s=elapsed_s)
+        )

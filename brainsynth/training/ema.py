@@ -1,0 +1,37 @@
+"""Exponential moving average of weights, kept in float32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """shadow ← d shadow + (1 - d) weight, with d = min(decay, (1 + n) / (10 + n)) so that a short run is averaged too."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.shadow = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Follow the module by one step."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, tensor in module.state_dict().items():
+            if tensor.dtype.is_floating_point:
+                self.shadow[name].lerp_(tensor.detach().to(self.shadow[name].dtype), 1 - decay)
+            else:
+                self.shadow[name].copy_(tensor)
+
+    def state(self) -> dict[str, Tensor]:
+        """The averaged weights, by name."""
+        return self.shadow
+
+    def load(self, state: dict[str, Tensor], updates: int) -> None:
+        """Go on from a checkpoint."""
+        if set(state) != set(self.shadow):
+            raise ValueError("the averaged weights do not fit the network")
+        for name, tensor in state.items():
+            self.shadow[name].copy_(tensor)
+        self.updates = updates

@@ -1,0 +1,131 @@
+"""Encode a cohort once: latent means and sigmas to Zarr, and the shift and scale that whiten them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from brainsynth.bundle import LatentSpec, check_latent_grid
+from brainsynth.config.schema import EncodeConfig, RuntimeConfig
+from brainsynth.errors import UserError
+from brainsynth.manifest import SampleRecord, describe_sample
+from brainsynth.models.autoencoder import build_autoencoder
+from brainsynth.models.device import choose_device, describe, set_threads
+from brainsynth.models.weights import load_weights
+from brainsynth.plan import ArraySpec, Plan, ShardSpec, table_digest
+from brainsynth.records import seal, unseal
+from brainsynth.storage.commit import read_plan, read_samples
+from brainsynth.storage.filesystem import Store, local_folder, open_store, resolve_uri
+from brainsynth.storage.reader import SyntheticDataset, open_dataset
+from brainsynth.storage.work import Made, Work, empty_arrays
+from brainsynth.training.runs import AutoencoderRun, autoencoder_weights, read_run
+
+LATENTS_KEY = "latents.json"
+
+
+def plan_latents(config: EncodeConfig) -> Work:
+    """What encoding will store. Raises UserError when cohort and autoencoder do not fit."""
+    folder = local_folder(config.autoencoder, "autoencoder")
+    run = read_run(folder, AutoencoderRun, "jobs/train_autoencoder.py")
+    autoencoder_weights(folder, run)
+    cohort_uri = resolve_uri(config.cohort, "cohort")
+    cohort_store = open_store(cohort_uri)
+    cohort_plan = read_plan(cohort_store)
+    if cohort_plan.volume != run.volume:
+        raise UserError(
+            f"cohort {config.cohort} is on another grid than the autoencoder {config.autoencoder} was trained on"
+        )
+    cohort = _open(config.cohort)
+    samples = read_samples(cohort_store, cohort_plan).iloc[cohort.rows].reset_index(drop=True)
+    samples.insert(1, "cohort_row", cohort.rows)
+    shape = check_latent_grid(run.volume, run.architecture)
+    arrays = tuple(
+        ArraySpec(
+            name=name,
+            sample_shape=shape,
+            chunk_shape=shape,
+            dimension_names=("subject", "c", "x", "y", "z"),
+            dtype="float32",
+        )
+        for name in ("mean", "sigma")
+    )
+    plan = Plan(
+        kind="latents",
+        identity={"autoencoder": run.weights_sha256, "cohort": cohort_plan.fingerprint},
+        volume=run.volume,
+        covariates=cohort_plan.covariates,
+        arrays=arrays,
+        num_samples=len(samples),
+        samples_per_shard=config.samples_per_shard,
+        samples_digest=table_digest(samples),
+    )
+    arguments = {"plan": plan, "cohort_uri": cohort_uri, "autoencoder": str(folder), "runtime": config.runtime}
+    return Work(resolve_uri(config.output, "output"), plan, samples, LatentShards, arguments)
+
+
+def _open(uri: str) -> SyntheticDataset:
+    try:
+        return open_dataset(uri)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"cohort: {error}") from None
+
+
+class LatentShards:
+    """Makes shards of latents."""
+
+    def __init__(self, plan: Plan, cohort_uri: str, autoencoder: str, runtime: RuntimeConfig) -> None:
+        self.plan, self.micro_batch = plan, runtime.micro_batch
+        set_threads(runtime.threads_per_worker, runtime.workers)
+        self.device = choose_device(runtime.gpus_per_worker > 0)
+        folder = local_folder(autoencoder, "autoencoder")
+        run = read_run(folder, AutoencoderRun, "jobs/train_autoencoder.py")
+        self.network = build_autoencoder(run.architecture)
+        load_weights(self.network, autoencoder_weights(folder, run))
+        self.network.requires_grad_(False).eval().to(self.device)
+        self.cohort = open_dataset(cohort_uri)
+
+    @torch.no_grad()
+    def make(self, shard: ShardSpec) -> Made:
+        """Encode the scans of one shard: mean and sigma of each latent cell."""
+        means, sigmas = empty_arrays(self.plan, shard)
+        for start in range(shard.start, shard.stop, self.micro_batch):
+            rows = range(start, min(start + self.micro_batch, shard.stop))
+            x = torch.from_numpy(self.cohort.volumes(rows))[:, None].to(self.device)
+            mu, sigma = self.network.encode(x)
+            part = slice(start - shard.start, start - shard.start + len(rows))
+            means[part], sigmas[part] = mu.cpu().numpy(), sigma.cpu().numpy()
+        ids = self.cohort.sample_ids
+        records: list[SampleRecord] = [
+            describe_sample(ids[shard.start + i], shard.start + i, [means[i], sigmas[i]]) for i in range(len(means))
+        ]
+        return Made([means, sigmas], records, describe(self.device))
+
+
+def measure_latents(root: str) -> LatentSpec:
+    """Shift and scale per channel over the training split, stored beside the latents.
+
+    The variance counts what encoding adds by sampling: var(z) = var(mean) + E[sigma²].
+    """
+    means, sigmas = (open_dataset(root, split="train", array=name) for name in ("mean", "sigma"))
+    count, total, square = 0, 0.0, 0.0
+    for index in range(len(means)):
+        mu, sigma = means.volume(index).astype(np.float64), sigmas.volume(index).astype(np.float64)
+        count += mu[0].size
+        total = total + mu.sum((1, 2, 3))
+        square = square + (mu**2 + sigma**2).sum((1, 2, 3))
+    shift = np.asarray(total) / count
+    scale = 1.0 / np.sqrt(np.maximum(np.asarray(square) / count - shift**2, 1e-12))
+    x, y, z = means.volume(0).shape[1:]
+    spec = LatentSpec(
+        shape_cxyz=(len(shift), x, y, z), shift=tuple(float(s) for s in shift), scale=tuple(float(s) for s in scale)
+    )
+    open_store(root).write(LATENTS_KEY, seal(spec))
+    return spec
+
+
+def read_latent_spec(store: Store) -> LatentSpec:
+    """The stored shift and scale. Raises UserError when encoding has not finished."""
+    try:
+        return unseal(LatentSpec, store.read(LATENTS_KEY), f"{store.uri}/{LATENTS_KEY}")
+    except FileNotFoundError:
+        raise UserError(f"{store.uri} has no {LATENTS_KEY}; run jobs/encode_latents.py (again)") from None

@@ -1,0 +1,132 @@
+"""The loop that both trainings share: resume, steps, logs, validation, checkpoints. Knows nothing of Ray.
+
+A step depends on the state before it and on (seed, step, rank) alone, so the same command after a kill goes on with an
+identical loss curve.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from brainsynth.config.training import OptimisationConfig, TrainRuntimeConfig
+from brainsynth.models.device import choose_device, set_threads
+from brainsynth.training.checkpoint import TrainingState, restore_newest, save_checkpoint
+from brainsynth.training.data import step_seed
+from brainsynth.training.trackers import MetricsLog
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[dict[str, float]], None]
+"""Called by every worker after each checkpoint with the latest metrics."""
+
+
+class Task(Protocol):
+    """One kind of training."""
+
+    state: TrainingState
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Do one optimisation step; returns scalars (not yet moved to the CPU)."""
+
+    def validate(self) -> dict[str, float]:
+        """Measure on the validation split (first worker only)."""
+
+    def figures(self) -> dict[str, Any]:
+        """Pictures (H, W, 3) uint8 by name (first worker only)."""
+
+
+class Worker:
+    """Who and where this process is."""
+
+    def __init__(self, runtime: TrainRuntimeConfig) -> None:
+        distributed = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if distributed else 0
+        self.world_size = dist.get_world_size() if distributed else 1
+        self.device = choose_device(runtime.use_gpu)
+        set_threads(runtime.threads_per_worker, self.world_size)
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """The module itself, or wrapped so that gradients are averaged over workers."""
+        if self.world_size == 1:
+            return module
+        return DistributedDataParallel(module, device_ids=None if self.device.type == "cpu" else [self.device.index])
+
+    def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Scalars averaged over workers."""
+        stacked = torch.stack([value.detach().float().reshape(()) for value in values.values()])
+        if self.world_size > 1:
+            dist.all_reduce(stacked)
+            stacked /= self.world_size
+        return dict(zip(values, stacked.tolist(), strict=True))
+
+
+def learning_rate(config: OptimisationConfig, step: int) -> float:
+    """Linear warm-up, then a cosine down to a tenth: short runs gain from ending low."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    progress = step / max(1, config.steps)
+    return config.learning_rate * warm * (0.1 + 0.9 * 0.5 * (1 + torch.cos(torch.tensor(progress * torch.pi)).item()))
+
+
+def run(
+    task: Task,
+    worker: Worker,
+    config: OptimisationConfig,
+    folder: Path,
+    config_digest: str,
+    trackers: tuple[str, ...],
+    config_dict: dict[str, Any],
+    report: Report,
+) -> dict[str, float]:
+    """Train to the last step; returns the final validation metrics (first worker; empty elsewhere)."""
+    start = restore_newest(folder, task.state, config_digest)
+    first = worker.rank == 0
+    metrics = MetricsLog(folder, trackers, start, config_dict) if first else None
+    if start and first:
+        log.info("resumed at step %d of %d", start, config.steps)
+    began = shown = time.monotonic()
+    validation: dict[str, float] = {}
+    for step in range(start, config.steps):
+        torch.manual_seed(step_seed(config.seed, step, worker.rank))
+        for optimizer in task.state.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step) * group["lr_factor"]
+        values = task.step(step)
+        done = step + 1
+        last = done == config.steps
+        if done % config.log_every == 0 or last:
+            scalars = worker.mean(values)
+            if metrics:
+                metrics.scalars(done, {f"train/{name}": value for name, value in scalars.items()})
+                if time.monotonic() - shown > 5 or last:
+                    shown = time.monotonic()
+                    log.info("%s", _progress(done, config.steps, start, shown - began, scalars))
+        if metrics and (done % config.validate_every == 0 or last):
+            validation = task.validate()
+            metrics.scalars(done, {f"validation/{name}": value for name, value in validation.items()})
+            for name, image in task.figures().items():
+                metrics.figure(done, name, image)
+        if done % config.checkpoint_every == 0 or last:
+            if first:
+                save_checkpoint(folder, task.state, done, config_digest, config.keep_checkpoints)
+            report({"step": float(done), **validation})
+    if metrics:
+        metrics.close()
+        if not validation:
+            validation = task.validate()
+    return validation
+
+
+def _progress(done: int, steps: int, start: int, elapsed_s: float, scalars: dict[str, float]) -> str:
+    rate = (done - start) / max(elapsed_s, 1e-9)
+    left_s = (steps - done) / max(rate, 1e-9)
+    shown = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
+    return f"step {done}/{steps}  {rate:.2f} steps/s  ETA {left_s // 60:.0f}m{left_s % 60:02.0f}s  {shown}"

@@ -1,0 +1,72 @@
+"""Losses of the autoencoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.networks.nets import resnet10, resnet18, resnet50
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from brainsynth.errors import UserError
+
+_RESNETS: dict[int, tuple[Any, str]] = {10: (resnet10, "B"), 18: (resnet18, "A"), 50: (resnet50, "B")}
+
+
+def kl_divergence(mu: Tensor, sigma: Tensor) -> Tensor:
+    """KL(N(mu, sigma²) ‖ N(0, 1)), summed over a sample, averaged over the batch (1312.6114, appendix B)."""
+    per_cell = 0.5 * (mu.pow(2) + sigma.pow(2) - 2 * sigma.log() - 1)
+    return per_cell.flatten(1).sum(1).mean()
+
+
+class PerceptualLoss(nn.Module):
+    """Distance of channel-normalised features of a frozen 3D ResNet (1801.03924, eq. 1, with unit weights).
+
+    The weights come from a local file (MedicalNet layout, .safetensors, or .pth read with weights only): nothing is fetched.
+    """
+
+    def __init__(self, weights: Path, depth: int) -> None:
+        super().__init__()
+        build, shortcut = _RESNETS[depth]
+        network = build(
+            spatial_dims=3,
+            n_input_channels=1,
+            num_classes=1,
+            feed_forward=False,
+            shortcut_type=shortcut,
+            bias_downsample=False,
+        )
+        state = {key.removeprefix("module."): value for key, value in _read_weights(weights).items()}
+        try:
+            network.load_state_dict({k: v for k, v in state.items() if not k.startswith(("conv_seg", "fc"))})
+        except RuntimeError as error:
+            raise UserError(f"{weights} does not fit a 3D ResNet-{depth}: {str(error)[:300]}") from None
+        self.stages = nn.ModuleList([network.layer1, network.layer2, network.layer3, network.layer4])
+        self.stem = nn.Sequential(network.conv1, network.bn1, network.act, network.maxpool)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> PerceptualLoss:
+        """Stays in evaluation mode: the batch statistics are part of the weights."""
+        return super().train(False)
+
+    def forward(self, x_B1XYZ: Tensor, y_B1XYZ: Tensor) -> Tensor:  # noqa: N803
+        """Mean feature distance of two batches of images in [0, 1]."""
+        both = torch.cat([x_B1XYZ, y_B1XYZ]).float()
+        both = (both - both.mean((1, 2, 3, 4), keepdim=True)) / (both.std((1, 2, 3, 4), keepdim=True) + 1e-6)
+        features, total = self.stem(both), both.new_zeros(())
+        for stage in self.stages:
+            features = stage(features)
+            a, b = nn.functional.normalize(features, dim=1).chunk(2)
+            total = total + (a - b).pow(2).sum(1).mean()
+        return total
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"losses.perceptual_weights: there is no file {path}")
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return dict(state.get("state_dict", state))
