@@ -79,11 +79,10 @@ def scarcity(constraints: Sequence[Constraint], judged: npt.NDArray[np.bool_], l
         f"{least:.2%} is needed. Widen the one that costs most:"
     ]
     for i, item in enumerate(constraints):
-        asked = (
-            "is " + " or ".join(item.categories)
-            if item.categories
-            else "in [{:g}, {:g}]".format(*_range(item, quantile))
-        )
+        if item.categories:
+            asked = "is " + " or ".join(item.categories)
+        else:
+            asked = "in [{:g}, {:g}]".format(*_range(item, quantile))
         rest = np.delete(judged, i, axis=0).all(axis=0).mean()
         lines.append(f"  {item.name} {asked}: {judged[i].mean():.3%} alone; without it {rest:.3%} would be left")
     return "\n".join(lines)

@@ -9,8 +9,8 @@ import itertools
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import chdtrc, chdtri, ndtr, ndtri
-from scipy.stats import rankdata
+from scipy.special import chdtrc, chdtri, ndtr, ndtri  # type: ignore[import-untyped]
+from scipy.stats import rankdata  # type: ignore[import-untyped]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -50,7 +50,7 @@ def fit_cells(values: Floats, codes: Ints, cells: Ints) -> tuple[Floats, Floats,
 def cell_distance(
     latent: Floats, codes: Ints, cells: Ints, means: Floats, scales: Floats, correlation: Floats
 ) -> Floats:
-    """(B,) Mahalanobis distance to the nearest matching cell, NaN scores and codes of -1 left out; inf without a match."""
+    """(B,) Mahalanobis distance to the nearest matching cell; inf without a match. NaN and code -1 are left out."""
     known = np.isfinite(latent)
     pattern_ids = known @ (1 << np.arange(latent.shape[1], dtype=np.int64))
     squared = np.full(len(latent), np.inf)
@@ -138,6 +138,8 @@ def smoothed_marginal(column: Floats, low: float, high: float, in_log: bool) -> 
         x = np.quantile(x, (np.arange(_KERNEL_ROWS) + 0.5) / _KERNEL_ROWS)
     width = _kernel_widths(x, silverman)
     grid = np.linspace(max(low, (x - 6 * width).min()), min(high, (x + 6 * width).max()), 513)
+    near_ends = np.geomspace(1e-8, 0.9, 60) * (grid[1] - grid[0])  # where scores run to infinity within one step
+    grid = np.sort(np.concatenate([grid, grid[0] + near_ends, grid[-1] - near_ends]))
     below, above = np.zeros(grid.size), np.zeros(grid.size)
     for centre in (x, 2 * low - x, 2 * high - x):
         below += (ndtr((grid[:, None] - centre) / width) - ndtr((low - centre) / width)).sum(axis=1)

@@ -70,7 +70,7 @@ def thin_problems(schema: CovariateSchema, values: Floats, codes: Ints) -> list[
         both = int((known[:, i] & known[:, j]).sum())
         if both < _MIN_ROWS <= min(known[:, i].sum(), known[:, j].sum()):
             found.append(
-                f"{continuous[i].name} and {continuous[j].name}: {both} rows know both, {_MIN_ROWS} are needed"
+                f"{continuous[i].name} and {continuous[j].name}: only {both} rows know both, {_MIN_ROWS} are needed"
             )
     if codes.size and (codes >= 0).all(axis=1).sum() < _MIN_ROWS and not found:
         found.append(f"fewer than {_MIN_ROWS} rows know all of {', '.join(c.name for c in discrete)}")

@@ -10,9 +10,9 @@ covariate j. A group difference (sex and brain volume) is a shift of latent mean
 Means and scales of small cells are shrunk to what the levels have in common, so a site with two people is not replayed.
 
 Privacy: the fitted object holds quantile curves, cell means, scales and one correlation matrix, never a row. Continuous
-values are drawn on a fine lattice (2^-20 of the support) whose offset lies in the widest gap between the remainders of the
-fitted values. So no drawn continuous value, and no tuple that has one, can equal a fitted one, as long as it is not rounded
-afterwards. This excludes replay; it is not differential privacy.
+values are drawn on a fine lattice (2^-20 of the support) whose offset lies in the widest gap between the remainders of
+the fitted values. So no drawn continuous value, and no tuple that has one, can equal a fitted one, as long as it is not
+rounded afterwards. This excludes replay; it is not differential privacy.
 
 Shapes: B rows, D continuous covariates, C discrete ones, both in schema order.
 """
@@ -25,7 +25,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from scipy.special import chdtri, ndtri
+from scipy.special import chdtri, ndtri  # type: ignore[import-untyped]
 
 from brainsynth import copula
 from brainsynth.constraints import Constraint, constraint_problems, satisfied, scarcity
@@ -115,9 +115,8 @@ class CovariateDistribution:
             kept.append((values[mask], codes[mask]))
             found += int(mask.sum())
             if found >= n:
-                return to_frame(
-                    self.schema, np.concatenate([v for v, _ in kept])[:n], np.concatenate([c for _, c in kept])[:n]
-                )
+                values, codes = (np.concatenate(part)[:n] for part in zip(*kept, strict=True))
+                return to_frame(self.schema, values, codes)
         raise UserError(f"draw: only {found} of {n} rows after {block + 1} blocks of {_BLOCK_ROWS} candidates")
 
     def share(self, constraints: Sequence[Constraint] = ()) -> float:
@@ -187,7 +186,8 @@ def fit_distribution(table: pd.DataFrame, schema: CovariateSchema, where: str) -
 
     With `missing="indicator"` every row is used for what it has: a marginal from all its known values, a correlation
     from the rows that know both values, the cells from the rows that know all discrete covariates. That is unbiased
-    only where values are missing completely at random. With `missing="refuse"` an incomplete row is an error, as for the model itself.
+    only where values are missing completely at random. With `missing="refuse"` an incomplete row is an error, as for
+    the model itself.
 
     Args:
         table: cohort, one row per person, any further columns are ignored.
@@ -204,7 +204,8 @@ def fit_distribution(table: pd.DataFrame, schema: CovariateSchema, where: str) -
     if problems:
         raise problems_error(f"{where}: {len(values)} rows, too few to fit a distribution", problems)
     levels = [np.unique(column[column >= 0]) for column in codes.T]
-    cells = np.array(list(itertools.product(*levels)), dtype=np.int64).reshape(-1, len(levels))
+    combinations = list(itertools.product(*levels))  # the empty one, where no covariate is discrete
+    cells = np.array(combinations, dtype=np.int64).reshape(len(combinations), len(levels))
     fold = np.random.default_rng(0).permutation(len(values)) % 5
     left_out = [
         _fit(schema, values[fold != k], codes[fold != k], cells)._distance(values[fold == k], codes[fold == k])
@@ -246,11 +247,8 @@ def _candidates(distribution: CovariateDistribution, seed: int, block: int) -> t
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, block])))
     p, means, scales = _cell_arrays(distribution)
     cell_of = np.minimum(np.searchsorted(np.cumsum(p), rng.random(_BLOCK_ROWS), side="right"), len(p) - 1)
-    e = (
-        rng.standard_normal((_BLOCK_ROWS, len(distribution.marginals)))
-        @ np.linalg.cholesky(_correlation(distribution)).T
-    )
-    latent = means[cell_of] + scales[cell_of] * e
+    white = rng.standard_normal((_BLOCK_ROWS, len(distribution.marginals)))
+    latent = means[cell_of] + scales[cell_of] * (white @ np.linalg.cholesky(_correlation(distribution)).T)
     values = np.empty_like(latent)
     for j, (m, c) in enumerate(zip(distribution.marginals, continuous_covariates(distribution.schema), strict=True)):
         steps = np.rint((np.interp(latent[:, j], LATENT, m.knots) - m.lattice_offset) / m.lattice_step)

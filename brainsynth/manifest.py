@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Any, Literal
 
 import numpy as np
@@ -41,7 +42,7 @@ class SampleRecord:
     p01: float = 0.0
     p99: float = 0.0
     zero_fraction: float = 0.0
-    extra: dict[str, str | int | float] = {}  # noqa: RUF012
+    extra: dict[str, str | int | float] = field(default_factory=dict)
     """What only this kind of dataset knows, such as the source file's digest."""
 
 

@@ -1,14 +1,15 @@
 """Procedural T1w head phantoms whose tissue volumes are known exactly, because they are built and not measured.
 
-A phantom is a stack of implicit shapes in mm (MNI-like, RAS+): head, skull, intracranial space, folded brain, ventricles.
-Each shape becomes a fraction per voxel by a linear ramp one (sub)voxel wide, so that partial volume is smooth and every
-volume grows monotonically with one number: the radius factor of the ventricles, and the outward shift of the brain surface.
-Bisection on these two numbers gives the asked volumes on the asked grid. Distances are positive inside, in template mm.
+A phantom is a stack of implicit shapes in mm (MNI-like, RAS+): head, skull, intracranial space, folded brain and
+ventricles. Each becomes a fraction per voxel by a linear ramp one (sub)voxel wide, so that partial volume is smooth and
+each volume grows with one number: the radius factor of the ventricles, the outward shift of the brain's surface.
+Bisection on these two gives the asked volumes on the asked grid. Distances are positive inside, in template mm.
 """
 
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import math
 import os
@@ -37,8 +38,9 @@ _LATTICE_MM = 2.9
 """Nodes along an axis of the lattice that holds the fold pattern, and their distance in mm."""
 _ARCH = ((0, -6, 4), (60, 38, 24))
 """Centre and semi-axes (mm) of the ellipsoid that the corpus callosum arches over."""
-# Right lateral ventricle: x, y, z, radius (mm) from the anterior horn over the body to the atrium; then the horns that leave it.
-_BODY = ((8, 32, 2, 2.6), (7.5, 20, 10, 4.2), (8, 4, 17, 3.8), (10, -15, 21, 3.6), (16, -31, 18, 4.2), (23, -41, 10, 5.0))
+# Right lateral ventricle: x, y, z, radius (mm) from the anterior horn to the atrium; then posterior and inferior horn.
+_BODY = ((8, 32, 2, 2.6), (7.5, 20, 10, 4.2), (8, 4, 17, 3.8), (10, -15, 21, 3.6),
+         (16, -31, 18, 4.2), (23, -41, 10, 5.0))  # fmt: skip
 _HORNS = (((23, -41, 10, 5.0), (24, -56, 8, 3.2), (20, -69, 7, 1.8)),
           ((24, -42, 8, 4.8), (32, -38, -4, 2.8), (34, -25, -13, 2.3), (30, -11, -18, 1.6)))  # fmt: skip
 
@@ -146,7 +148,7 @@ def _traits(age: float, sex: str, ventricular_ml: float, seed: int) -> _Traits:
     years = (age - 20) / 70
     male = sex == "M"
     angles = 0.02 * z[:3]
-    rotation = np.eye(3) + np.array([[0, -angles[2], angles[1]], [angles[2], 0, -angles[0]], [-angles[1], angles[0], 0]])
+    rotation = np.eye(3) + np.cross(np.eye(3), angles)  # small angles
     stretch = np.exp(0.018 * z[3:6] + (np.array([-0.012, 0.014, 0.0]) if male else np.array([0.012, -0.014, 0.0])))
     return _Traits(
         stretch=stretch.astype(np.float32),
@@ -218,8 +220,8 @@ def _sulci(p: tuple[F32, F32, F32], cerebrum: F32, traits: _Traits) -> F32:
     core = _ellipsoid((ax, y, z), (0, -12, 4), (35, 50, 25))
     near = np.flatnonzero((cerebrum.ravel() > -3) & (core.ravel() < 4))
     ax, y, z, f, c, k = (v.reshape(-1)[near] for v in (ax, y, z, -fissure, cerebrum, core))
-    # The direction from the hemisphere's centre, projected on its hull in mm: folds are evenly spaced there, radial inside.
-    wander = 2.2 * np.sin(y * np.float32(0.21)) * np.sin(z * np.float32(0.19)) + 2.0 * np.sin(ax * np.float32(0.27) + z * 0.1)
+    # The direction from the hemisphere's centre, projected on its hull in mm: folds are even there and radial inside.
+    wander = 2.2 * np.sin(0.21 * y) * np.sin(0.19 * z) + 2.0 * np.sin(0.27 * ax + 0.1 * z)
     q = ((ax - 33) + wander, (y + 17) + wander, (z - 12) - wander)
     k0 = np.sqrt(np.square(q[0] / 36) + np.square(q[1] / 86) + np.square(q[2] / 62)) + np.float32(0.05)
     offset = np.where(x.reshape(-1)[near] > 0, np.float32(45), np.float32(-45))
@@ -233,27 +235,30 @@ def _sulci(p: tuple[F32, F32, F32], cerebrum: F32, traits: _Traits) -> F32:
 
 
 def _ventricles(p: tuple[F32, F32, F32], traits: _Traits) -> tuple[F32, F32]:
-    """(level, radius_mm): a point is in the ventricles at radius factor k where level < k; distance is (k-level)*radius."""
+    """(level, radius_mm): at radius factor k a point is (k - level) * radius_mm inside the ventricles."""
     shape = p[0].shape
     level, size = np.full(shape, 99, np.float32), np.ones(shape, np.float32)
     near = np.flatnonzero((np.abs(p[0]) < 52) & (np.abs(p[1] + 22) < 72) & (np.abs(p[2]) < 50))
     x, y, z = (v.reshape(-1)[near] for v in p)
     g, side = traits.ventricle_growth, np.where(x > 0, traits.side[0], traits.side[1])
     best, radius = np.full(near.size, 99, np.float32), np.ones(near.size, np.float32)
+    plain = (np.abs(x), y, z)
     upright = (1.25 * (np.abs(x) - 0.5 * z), y, 0.8 * z)  # the body leans outwards and is taller than wide
-    for points, horn, lean in ((upright, _BODY, True), ((np.abs(x), y, z), _HORNS[0], False), ((np.abs(x), y, z), _HORNS[1], False)):
-        shift = 1.6 * (g - 1)  # large ventricles bow out and up instead of closing over the midline
+    shift = 1.6 * (g - 1)  # large ventricles bow out and up instead of closing over the midline
+    for points, horn in ((upright, _BODY), (plain, _HORNS[0]), (plain, _HORNS[1])):
         nodes = [np.array([u + shift * r / 4 + 1, v, w + shift, r], np.float32) for u, v, w, r in horn]
-        if lean:
+        if horn is _BODY:
             nodes = [np.array([1.25 * (n[0] - 0.5 * n[2]), n[1], 0.8 * n[2], n[3]], np.float32) for n in nodes]
-        for a, b in zip(nodes[:-1], nodes[1:], strict=True):
+        for a, b in itertools.pairwise(nodes):
             d = b - a
-            t = np.clip(sum((v - o) * s for v, o, s in zip(points, a, d, strict=False)) / np.float32(d[:3] @ d[:3]), 0, 1)
+            along = sum((v - o) * s for v, o, s in zip(points, a, d, strict=False))
+            t = np.clip(along / np.float32(d[:3] @ d[:3]), 0, 1)
             r = (a[3] + t * d[3]) * side
             value = np.sqrt(sum(np.square(v - o - t * s) for v, o, s in zip(points, a, d, strict=False))) / r
             closer = value < best
             best[closer], radius[closer] = value[closer], r[closer]
-    for centre, semi in (((0, -15, 0), (1.7, 13 / g, 9 / g)), ((0, -44, -33), (6 / g**0.7, 4.5 / g**0.7, 9 / g))):  # third and fourth
+    third, fourth = ((0, -15, 0), (1.7, 13 / g, 9 / g)), ((0, -44, -33), (6 / g**0.7, 4.5 / g**0.7, 9 / g))
+    for centre, semi in (third, fourth):
         value = np.sqrt(sum(np.square((v - c) / r) for v, c, r in zip((x, y, z), centre, semi, strict=True)))
         closer = value < best
         best[closer], radius[closer] = value[closer], min(semi) * 1.2
@@ -278,18 +283,22 @@ def _anatomy(axes: list[F32], traits: _Traits, scale: float) -> dict[str, Any]:
     cerebrum, cerebellum, stem = _hulls(p)
     level, radius = _ventricles(p, traits)
     # Folia are onion shells around the fourth ventricle's roof, with a slow wobble.
-    ring = np.hypot(np.hypot(p[1] + 40, p[2] + 30), 0.35 * p[0]) + 1.5 * np.sin(p[0] * np.float32(0.15) + traits.warp[2])
+    wobble = 1.5 * np.sin(0.15 * p[0] + traits.warp[2])
+    ring = np.hypot(np.hypot(p[1] + 40, p[2] + 30), 0.35 * p[0]) + wobble
     wave = np.abs(np.sin(ring * np.float32(0.55)))
     folia = np.minimum(np.minimum(0.9 - 5.7 * wave, 9 - cerebellum), -46 - p[1])
     hind = np.maximum(cerebellum, stem)
     sulci = _sulci(p, cerebrum, traits)
-    sulci = np.where(cerebellum > np.maximum(cerebrum, stem), folia, np.where(stem > cerebrum, np.float32(-20), sulci))
+    sulci = np.where(stem > cerebrum, np.float32(-20), sulci)
+    sulci = np.where(cerebellum > np.maximum(cerebrum, stem), folia, sulci).astype(np.float32)
     return {"p": p, "hull": np.maximum(cerebrum, hind), "cerebrum": cerebrum, "hind": hind, "cerebellum": cerebellum,
-            "stem": stem, "wave": wave, "sulci": sulci.astype(np.float32), "level": level, "radius": radius}  # fmt: skip
+            "stem": stem, "wave": wave, "sulci": sulci, "level": level, "radius": radius}  # fmt: skip
 
 
-def _solve(a: dict[str, Any], traits: _Traits, h: float, voxel_ml: float, vent_ml: float, brain_ml: float | None):
-    """(ventricle, brain, shift_mm): shares per voxel with exactly these volumes; without `brain_ml` the surface stays."""
+def _solve(
+    a: dict[str, Any], traits: _Traits, h: float, voxel_ml: float, vent_ml: float, brain_ml: float | None
+) -> tuple[F32, F32, float]:
+    """(ventricle, brain, shift_mm): shares per voxel with these volumes; without `brain_ml` the surface stays."""
     near = a["level"] < 6
     lv, rv = a["level"][near], a["radius"][near]
 
@@ -381,7 +390,7 @@ def _render(f: dict[str, F32], traits: _Traits, volume: VolumeSpec, seed: int) -
     return np.clip(np.hypot(image + noise[0], noise[1]), 0, 1, dtype=np.float32)
 
 
-def _check(age_years: float, sex: str, ventricular_ml: float, brain_ml: float, volume: VolumeSpec) -> None:
+def _check(age_years: float, sex: str, ventricular_ml: float, brain_ml: float, volume: VolumeSpec, seed: int) -> None:
     found = []
     if not 5 <= age_years <= 110:
         found.append(f"age_years = {age_years} is outside [5, 110]")
@@ -391,11 +400,15 @@ def _check(age_years: float, sex: str, ventricular_ml: float, brain_ml: float, v
         found.append(f"ventricular_volume_ml = {ventricular_ml} is outside [3, 160]")
     if not 700 <= brain_ml <= 2000:
         found.append(f"brain_volume_ml = {brain_ml} is outside [700, 2000]")
+    if seed < 0:
+        found.append(f"seed = {seed} must not be negative")
     ends = [np.abs(np.array([o, o + n * mm]) - c) for o, n, mm, c in
             zip(volume.origin_mm, volume.shape_xyz, volume.spacing_mm, CENTRE_MM, strict=True)]  # fmt: skip
     if any(e.min() < need for e, need in zip(ends, (72, 92, 74), strict=True)) or max(volume.spacing_mm) > 8:
-        found.append(f"a grid of {volume.shape_xyz} voxels of {volume.spacing_mm} mm at {volume.origin_mm} does not hold the head"
-                     " in voxels of at most 8 mm; take phantom_grid(5.0, (32, 40, 32)) or finer")  # fmt: skip
+        found.append(
+            f"a grid of {volume.shape_xyz} voxels of {volume.spacing_mm} mm at {volume.origin_mm} does not hold the"
+            " brain in voxels of at most 8 mm; take phantom_grid(5.0, (32, 40, 32)) or a finer grid like it"
+        )
     if found:
         raise problems_error("cannot build a phantom", found)
 
@@ -408,7 +421,7 @@ def make_phantom(
     Raises:
         UserError: a value or a grid that no phantom has.
     """
-    _check(age_years, sex, ventricular_volume_ml, brain_volume_ml, volume)
+    _check(age_years, sex, ventricular_volume_ml, brain_volume_ml, volume, seed)
     traits = _traits(age_years, sex, ventricular_volume_ml, seed)
     scale = 1.0
     coarse = phantom_grid(5.0, (34, 42, 34))
@@ -424,7 +437,8 @@ def make_phantom(
     shares = _compose(fields, traits, h, vent, brain, shift)
     nx, ny, nz = volume.shape_xyz
     if split > 1:
-        shares = {k: v.reshape(nx, split, ny, split, nz, split).mean((1, 3, 5), dtype=np.float32) for k, v in shares.items()}
+        blocks = (nx, split, ny, split, nz, split)
+        shares = {name: share.reshape(blocks).mean((1, 3, 5), dtype=np.float32) for name, share in shares.items()}
     fractions = {tissue: shares[tissue] for tissue in TISSUES}
     truth = {tissue: float(share.sum(dtype=np.float64)) * volume.voxel_ml for tissue, share in fractions.items()}
     truth |= {"ventricular_volume": truth["ventricle"], "brain_volume": truth["grey"] + truth["white"]}
@@ -443,8 +457,8 @@ def write_phantom_cohort(
 ) -> Path:
     """Write `n` phantoms as a BIDS-like folder of NIfTI files (uint8, white matter near 205) and return the folder.
 
-    Beside the scans it holds participants.tsv/.json, dataset_description.json and ventricle_prior.nii.gz, the cohort's mean
-    ventricle share (float32). Run again, it returns at once if the cohort is complete, and starts over if it is not.
+    Beside the scans it holds participants.tsv/.json, dataset_description.json and ventricle_prior.nii.gz, the cohort's
+    mean ventricle share (float32). Run again, it returns at once if the cohort is complete, else it starts over.
 
     Raises:
         UserError: the folder holds something else.
@@ -452,29 +466,31 @@ def write_phantom_cohort(
     folder = Path(folder)
     table = phantom_covariates(n, seed)
     identity = digest({"n": n, "seed": seed, "volume": to_dict(volume), "phantom": _VERSION})
-    if _complete(folder, identity):
-        return folder
     table["participant_id"] = [f"sub-{name.replace('-', '')}" for name in table["participant_id"]]
-    description = {"Name": "Procedural T1w head phantoms", "BIDSVersion": "1.9.0", "DatasetType": "raw", "License": "CC0",
+    scans = [folder / name / "anat" / f"{name}_T1w.nii.gz" for name in table["participant_id"]]
+    prior_path = folder / "ventricle_prior.nii.gz"
+    if _is_ours(folder, identity) and all(path.exists() for path in (prior_path, *scans)):
+        return folder
+    description = {"Name": "Procedural T1w head phantoms", "BIDSVersion": "1.9.0", "DatasetType": "raw",
                    "GeneratedBy": [{"Name": "brainsynth.cohort.phantom", "Version": str(_VERSION)}],
                    "PhantomCohort": {"n": n, "seed": seed, "identity": identity}}  # fmt: skip
     columns = {"age": ("age", "years"), "sex": ("sex, F or M", "n/a"),
                "ventricular_volume": ("volume of all ventricles, exact by construction", "ml"),
-               "brain_volume": ("grey and white matter without ventricles and sulcal CSF, exact by construction", "ml")}  # fmt: skip
+               "brain_volume": ("grey and white matter, no CSF, exact by construction", "ml")}  # fmt: skip
     units = {name: {"Description": text, "Units": unit} for name, (text, unit) in columns.items()}
     _replace(folder / "dataset_description.json", json.dumps(description, indent=2).encode() + b"\n")
     _replace(folder / "participants.json", json.dumps(units, indent=2).encode() + b"\n")
     _replace(folder / "participants.tsv", table.to_csv(sep="\t", index=False, lineterminator="\n").encode())
     _replace(folder / ".bidsignore", b"ventricle_prior.nii.gz\n")
     prior = np.zeros(volume.shape_xyz, np.float64)
-    for done, (name, age, sex, vent, brain) in enumerate(table.itertuples(index=False), start=1):
-        phantom = make_phantom(age, sex, vent, brain, volume, seed=subject_seed(seed, done - 1))
+    for i, (_, age, sex, vent, brain) in enumerate(table.itertuples(index=False)):
+        phantom = make_phantom(age, sex, vent, brain, volume, seed=subject_seed(seed, i))
         prior += phantom.fractions["ventricle"]
         scan = np.rint(phantom.image * 255).astype(np.uint8)
-        _replace(folder / name / "anat" / f"{name}_T1w.nii.gz", _nifti(scan, volume))
+        _replace(scans[i], _nifti(scan, volume))
         if progress is not None:
-            progress(done, n)
-    _replace(folder / "ventricle_prior.nii.gz", _nifti((prior / n).astype(np.float32), volume))
+            progress(i + 1, n)
+    _replace(prior_path, _nifti((prior / n).astype(np.float32), volume))
     return folder
 
 
@@ -483,8 +499,8 @@ def subject_seed(seed: int, i: int) -> int:
     return int(np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0])
 
 
-def _complete(folder: Path, identity: str) -> bool:
-    """True where this very cohort is complete. The prior is written last. Raises UserError when the folder is not ours."""
+def _is_ours(folder: Path, identity: str) -> bool:
+    """True where this very cohort was begun, False where nothing was. Raises UserError on anything else."""
     if not folder.exists() or not any(folder.iterdir()):
         return False
     try:
@@ -494,10 +510,10 @@ def _complete(folder: Path, identity: str) -> bool:
         raise UserError(f"{folder} is not empty and holds no phantom cohort; give an empty or new folder") from None
     if not same:
         raise UserError(
-            f"{folder} holds another phantom cohort (n = {found.get('n')}, seed = {found.get('seed')}, or another grid);"
-            " give another folder, or delete this one"
+            f"{folder} holds another phantom cohort (n = {found.get('n')}, seed = {found.get('seed')}; or another grid"
+            " or version); give another folder, or delete this one"
         )
-    return (folder / "ventricle_prior.nii.gz").exists()
+    return True
 
 
 def _nifti(voxels: npt.NDArray[Any], volume: VolumeSpec) -> bytes:

@@ -6,6 +6,7 @@ A config file is complete; nothing is inherited. `runtime` blocks are circumstan
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Literal
 
 from brainsynth.config.training import Precision
@@ -58,9 +59,9 @@ class SourceConfig:
     mask_column: str | None = None
     """Table only: label map on the image's grid; voxels where it is 0 become background."""
     subject_column: str = "participant_id"
-    columns: dict[str, str] = {}  # noqa: RUF012  (the record is frozen and read by pydantic)
+    columns: dict[str, str] = field(default_factory=dict)
     """Covariate name → column name, where they differ."""
-    exclude: dict[str, tuple[str, ...]] = {}  # noqa: RUF012
+    exclude: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Column name → values; rows that have one of them are rejected with that reason (quality control, for instance)."""
 
 

@@ -1,0 +1,209 @@
+"""After generation: measure the ventricles on the images, and write the report (report.html, report.json)."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import ndimage
+
+from brainsynth.config.schema import RulerConfig
+from brainsynth.errors import UserError
+from brainsynth.evaluation.ventricles import RulerError, VentricleRuler, agreement, ruler_error
+from brainsynth.models.weights import read_bundle
+from brainsynth.plan import Plan
+from brainsynth.records import to_dict
+from brainsynth.report import figures
+from brainsynth.report.html import Page
+from brainsynth.storage.commit import read_plan
+from brainsynth.storage.filesystem import LocalStore, local_folder, open_store, resolve_uri
+from brainsynth.storage.finalise import SHARDS_KEY, SUBJECTS_KEY
+from brainsynth.storage.reader import SyntheticDataset, open_dataset
+
+log = logging.getLogger(__name__)
+GALLERY = 24
+MEASURE_AT_MOST = 2000
+
+
+def check_ruler(config: RulerConfig | None, plan: Plan) -> None:
+    """Raises UserError when the ruler's cohort, prior or covariate does not fit the dataset."""
+    if config is None:
+        return
+    cohort = read_plan(open_store(resolve_uri(config.cohort, "ruler.cohort")))
+    if cohort.volume.shape_xyz != plan.volume.shape_xyz or cohort.volume.spacing_mm != plan.volume.spacing_mm:
+        raise UserError(f"ruler.cohort {config.cohort} is on another grid than the bundle")
+    for names in (cohort.covariates.names, plan.covariates.names):
+        if config.covariate not in names:
+            raise UserError(f"ruler.covariate {config.covariate!r} is not one of {', '.join(names)}")
+    _read_prior(config, plan)
+
+
+def _read_prior(config: RulerConfig, plan: Plan) -> npt.NDArray[np.float32]:
+    """The prior on the dataset's grid."""
+    path = resolve_uri(config.prior, "ruler.prior")
+    try:
+        image: Any = nib.as_closest_canonical(nib.load(path))
+        prior = np.asarray(image.dataobj, dtype=np.float32)
+    except (OSError, nib.filebasedimages.ImageFileError) as error:
+        raise UserError(f"ruler.prior: {path} cannot be read: {error}") from None
+    if prior.ndim != 3:
+        raise UserError(f"ruler.prior: {path} must be one 3D map")
+    # Averaged over the coarser voxel first: a prior is a smooth map, and its mass must survive.
+    ratio = np.asarray(plan.volume.spacing_mm) / np.linalg.norm(image.affine[:3, :3], axis=0)
+    if (ratio > 1.01).any():
+        prior = ndimage.gaussian_filter(prior, np.sqrt(np.maximum(ratio**2 - 1, 0)) / 2.355)
+    matrix = np.linalg.inv(image.affine) @ plan.volume.affine
+    resampled: npt.NDArray[np.float32] = ndimage.affine_transform(
+        prior, matrix[:3, :3], matrix[:3, 3], output_shape=plan.volume.shape_xyz, order=1
+    )
+    return np.clip(resampled, 0, 1)
+
+
+def fit_ruler(config: RulerConfig, plan: Plan) -> tuple[VentricleRuler, RulerError]:
+    """The ruler, calibrated on the cohort's training split, and its own error on the validation split."""
+    uri = resolve_uri(config.cohort, "ruler.cohort")
+    prior = _read_prior(config, plan)
+    train, validation = open_dataset(uri, split="train"), open_dataset(uri, split="validation")
+    ruler = VentricleRuler.fit(*_labelled(train, config.covariate), prior, plan.volume.voxel_ml)
+    images, true = _labelled(validation, config.covariate)
+    return ruler, ruler_error(ruler.measure(images), true)
+
+
+def _labelled(dataset: SyntheticDataset, covariate: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    values = dataset.table[covariate].to_numpy(dtype=np.float64)
+    known = np.flatnonzero(np.isfinite(values))
+    return dataset.volumes(known.tolist()), values[known]
+
+
+def report_dataset(root: str, ruler: RulerConfig | None, bundle: str) -> Path | None:
+    """Write the report of a finished generated dataset beside it. Returns its path (None on an object store)."""
+    store = open_store(root)
+    plan, dataset = read_plan(store), open_dataset(root)
+    spec = read_bundle(local_folder(bundle, "bundle"))
+    page = Page("brainsynth generation report", f"{root} · plan {plan.fingerprint[:16]}")
+    page.text(
+        "Every volume here is synthetic: made by a generative model, of no real person. Not for diagnosis.", "warning"
+    )
+    facts = _facts(store.read(SHARDS_KEY), dataset, plan)
+    page.heading("Run")
+    page.table(["", ""], [["bundle", f"{spec.name} ({spec.digest[:12]})"], *facts.items()])
+    result: dict[str, Any] = {"run": facts, "bundle": spec.name, "bundle_digest": spec.digest}
+    if ruler is not None:
+        result["ventricles"] = _ventricles(page, ruler, plan, dataset)
+    page.heading("Covariates: asked against drawn")
+    reference = spec.distribution.draw(4000, seed=0)
+    page.figure(figures.covariate_histograms(dataset.table, reference, dataset.units), "covariate histograms")
+    page.text("Filled: the training cohort's fitted distribution. Line: the rows of this dataset.", "note")
+    page.heading("Gallery")
+    page.text("Evenly spaced through the dataset, nothing picked: sagittal, coronal and axial slices.", "note")
+    chosen = (
+        np.unique(np.linspace(0, len(dataset) - 1, GALLERY).astype(int)) if len(dataset) else np.array([], dtype=int)
+    )
+    if len(chosen):
+        table = dataset.table
+        captions = [_caption(table.iloc[i], dataset) for i in chosen]
+        page.figure(figures.gallery([dataset.volume(int(i)) for i in chosen], captions), "slices of generated volumes")
+    page.heading("Rejected and failed rows")
+    _rejects(page, store.read(SUBJECTS_KEY))
+    store.write("report.html", page.render().encode())
+    store.write("report.json", (json.dumps(result, indent=1) + "\n").encode())
+    if isinstance(store, LocalStore):
+        path = store.path / "report.html"
+        log.info("report: %s", path)
+        return path
+    return None
+
+
+def _facts(shards_parquet: bytes, dataset: SyntheticDataset, plan: Plan) -> dict[str, Any]:
+
+    shards = pd.read_parquet(io.BytesIO(shards_parquet))
+    runtime = [json.loads(text) for text in shards["runtime"]]
+    busy_s = sum(entry["make_s"] for entry in runtime)
+    manifest = dataset.manifest
+    sampler = plan.identity["sampler"]
+    return {
+        "planned = ok + rejected + failed": f"{manifest['num_samples']} = {manifest['num_ok']} + "
+        f"{manifest['num_rejected']} + {manifest['num_failed']}",
+        "volume": f"{'×'.join(map(str, plan.volume.shape_xyz))} at {plan.volume.spacing_mm[0]:g} mm, {plan.volume.dtype}",
+        "sampler": f"{sampler['method']}, {sampler['steps']} steps, guidance {sampler['guidance_scale']:g}, "
+        f"{plan.identity['precision']}",
+        "base seed": plan.identity["base_seed"],
+        "shards": f"{len(shards)}, {shards['size_bytes'].sum() / 1e6:.1f} MB",
+        "device": ", ".join(sorted({entry["device"] for entry in runtime})),
+        "worker time": f"{busy_s:.1f} s, of which sampling {sum(e['sample_s'] for e in runtime):.1f} s and decoding "
+        f"{sum(e['decode_s'] for e in runtime):.1f} s",
+        "volumes per worker-second": f"{manifest['num_samples'] / max(busy_s, 1e-9):.2f}",
+        "rows outside the training support": int(_extrapolated(plan, dataset)),
+    }
+
+
+def _extrapolated(plan: Plan, dataset: SyntheticDataset) -> int:
+    return int(plan.covariates.out_of_range(dataset.table).sum())
+
+
+def _ventricles(page: Page, config: RulerConfig, plan: Plan, dataset: SyntheticDataset) -> dict[str, Any]:
+    """Asked against measured on the image, beside the ruler's own error."""
+    fitted, own = fit_ruler(config, plan)
+    asked_all = dataset.table[config.covariate].to_numpy(dtype=np.float64)
+    rows = np.flatnonzero(np.isfinite(asked_all))[:MEASURE_AT_MOST]
+    measured = np.concatenate(
+        [fitted.measure(dataset.volumes(part.tolist())) for part in np.array_split(rows, -(-len(rows) // 64))]
+    )
+    asked = asked_all[rows]
+    found = agreement(asked, measured)
+    page.heading("Do the images follow the covariates?")
+    page.table(
+        ["", "n", "r", "95 % CI", "MAE [ml]", "slope", "bias [ml]"],
+        [
+            ["generated: measured against asked", *_row(found)],
+            ["the ruler's own error (validation scans, measured against known)", *_row(own)],
+        ],
+    )
+    page.figure(figures.agreement(asked, measured, config.covariate, "ml"), "asked against measured ventricular volume")
+    page.text(
+        "The ruler sums the CSF fraction under a ventricle prior; it is calibrated on the cohort's training split. "
+        "It sees the generated image only.",
+        "note",
+    )
+    log.info(
+        "ventricular volume, measured on the images against asked: r = %.3f [%.3f, %.3f], n = %d (ruler's own r = %.3f)",
+        found.r,
+        found.r_low,
+        found.r_high,
+        found.n,
+        own.r,
+    )
+    return {"generated": to_dict(found), "ruler": to_dict(own)}
+
+
+def _row(error: RulerError) -> list[object]:
+    interval = f"[{error.r_low:.3f}, {error.r_high:.3f}]"
+    return [error.n, f"{error.r:.3f}", interval, f"{error.mae_ml:.2f}", f"{error.slope:.3f}", f"{error.bias_ml:+.2f}"]
+
+
+def _caption(row: pd.Series, dataset: SyntheticDataset) -> str:
+    parts = []
+    for name in dataset.covariates:
+        value = row[name]
+        if pd.isna(value):
+            continue
+        short = {"ventricular_volume": "vent", "brain_volume": "brain"}.get(name, name)
+        parts.append(f"{short} {value:.0f}" if isinstance(value, float) else f"{value}")
+    return ", ".join(parts)
+
+
+def _rejects(page: Page, subjects_parquet: bytes) -> None:
+
+    subjects = pd.read_parquet(io.BytesIO(subjects_parquet))
+    bad = subjects[subjects["status"] != "ok"]
+    if bad.empty:
+        page.text("None.")
+        return
+    page.table(["sample", "status", "reason"], bad[["sample_id", "status", "reason"]].head(200).to_numpy().tolist())

@@ -1,0 +1,125 @@
+"""The stages of the line, one function a job; each can be run again and goes on where it ended."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from brainsynth.cohort.phantom import phantom_grid, write_phantom_cohort
+from brainsynth.cohort.prepare import plan_cohort
+from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PhantomConfig, PrepareConfig
+from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
+from brainsynth.evaluation.dataset_report import check_ruler, report_dataset
+from brainsynth.executors.dataset import dry_run, make_dataset
+from brainsynth.executors.ray_train import train
+from brainsynth.generate import plan_generation
+from brainsynth.storage.filesystem import local_folder
+from brainsynth.training import autoencoder, diffusion
+from brainsynth.training.export import export_bundle, plan_bundle
+from brainsynth.training.latents import measure_latents, plan_latents
+
+log = logging.getLogger(__name__)
+
+
+def make_phantoms(config: PhantomConfig) -> None:
+    """Procedural scans and their covariates, as a BIDS folder."""
+    volume = phantom_grid(config.spacing_mm, config.shape_xyz)
+    folder = local_folder(config.output, "output")
+
+    def progress(done: int, total: int) -> None:
+        if done % max(1, total // 4) == 0 or done == total:
+            log.info("%d/%d phantoms", done, total)
+
+    write_phantom_cohort(folder, config.num_subjects, config.seed, volume, progress)
+    log.info("phantom cohort: %s", folder)
+
+
+def describe_phantoms(config: PhantomConfig) -> str:
+    """What make_phantoms would write."""
+    return f"{config.num_subjects} phantoms of {config.shape_xyz} at {config.spacing_mm} mm → {config.output}"
+
+
+def prepare_cohort(config: PrepareConfig) -> None:
+    """Scans → prepared cohort."""
+    manifest = make_dataset(plan_cohort(config), config.runtime)
+    if manifest.num_rejected:
+        log.info("rejected scans, each with its reason: %s/rejects.tsv", config.output)
+
+
+def describe_prepare(config: PrepareConfig) -> str:
+    """What prepare_cohort would make."""
+    return dry_run(plan_cohort(config), config.runtime)
+
+
+def train_autoencoder(config: AutoencoderTrainConfig) -> None:
+    """Prepared cohort → autoencoder."""
+    train("autoencoder", config)
+
+
+def describe_autoencoder(config: AutoencoderTrainConfig) -> str:
+    """What train_autoencoder would do."""
+    autoencoder.check(config)
+    return _describe_training(config)
+
+
+def encode_latents(config: EncodeConfig) -> None:
+    """Prepared cohort + autoencoder → latents, their shift and scale."""
+    work = plan_latents(config)
+    make_dataset(work, config.runtime)
+    spec = measure_latents(work.root)
+    log.info("latents %s: shift %s, scale %s", spec.shape_cxyz, _numbers(spec.shift), _numbers(spec.scale))
+
+
+def describe_encode(config: EncodeConfig) -> str:
+    """What encode_latents would make."""
+    return dry_run(plan_latents(config), config.runtime)
+
+
+def train_diffusion(config: DiffusionTrainConfig) -> None:
+    """Latents → denoiser."""
+    train("diffusion", config)
+
+
+def describe_diffusion(config: DiffusionTrainConfig) -> str:
+    """What train_diffusion would do."""
+    diffusion.check(config)
+    return _describe_training(config)
+
+
+def _describe_training(config: AutoencoderTrainConfig | DiffusionTrainConfig) -> str:
+    options, runtime = config.optimisation, config.runtime
+    return (
+        f"{options.steps} steps of batch {options.batch_size} in {options.precision} on {runtime.workers} workers"
+        f"{' with a GPU each' if runtime.use_gpu else ''} → {config.output}"
+    )
+
+
+def make_bundle(config: ExportConfig) -> None:
+    """Trained runs → bundle."""
+    spec = export_bundle(config)
+    log.info("bundle %s: %s (digest %s)", spec.name, config.output, spec.digest[:12])
+
+
+def describe_bundle(config: ExportConfig) -> str:
+    """What make_bundle would write."""
+    _, folder, spec = plan_bundle(config)
+    return f"bundle {spec.name} (digest {spec.digest[:12]}), {len(spec.weights)} weight files → {folder}"
+
+
+def generate(config: GenerateConfig) -> Path | None:
+    """Bundle + covariates → dataset and its report; returns the report's path (None on an object store)."""
+    work = plan_generation(config)
+    check_ruler(config.ruler, work.plan)
+    make_dataset(work, config.runtime)
+    return report_dataset(work.root, config.ruler, config.bundle)
+
+
+def describe_generate(config: GenerateConfig) -> str:
+    """What generate would make, and about how long it takes."""
+    work = plan_generation(config)
+    check_ruler(config.ruler, work.plan)
+    return dry_run(work, config.runtime)
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:.3g}" for value in values) + ")"

@@ -1,0 +1,13 @@
+"""Prepare real scans: one grid, RAS+, intensities in [0, 1], split by subject; broken scans become rejects.
+
+Run the same command again to resume.
+"""
+
+import sys
+
+from brainsynth.config.cli import job
+from brainsynth.config.schema import PrepareConfig
+from brainsynth.executors import stages
+
+if __name__ == "__main__":
+    sys.exit(job(PrepareConfig, stages.prepare_cohort, stages.describe_prepare, __doc__))
