@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainCon
 from brainsynth.errors import UserError
 from brainsynth.executors.session import check_resources, ray_session
 from brainsynth.records import digest, from_dict, to_dict
-from brainsynth.storage.filesystem import local_folder
+from brainsynth.storage.filesystem import local_folder, resolve_uri
 from brainsynth.training import autoencoder, diffusion
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,22 @@ def _train(arguments: dict[str, Any]) -> None:
     fit(from_dict(cls, arguments["config"], "the training config"), report=lambda metrics: ray.train.report(metrics))
 
 
+def _with_absolute_places(config: TrainConfig) -> TrainConfig:
+    """The config as workers need it: they run in folders of their own."""
+    places = [name for name in ("cohort", "latents", "autoencoder", "output") if hasattr(config, name)]
+    absolute: TrainConfig = dataclasses.replace(
+        config,
+        **{name: resolve_uri(getattr(config, name), name) for name in places},  # type: ignore[arg-type]
+    )
+    if isinstance(absolute, AutoencoderTrainConfig) and absolute.losses.perceptual_weights is not None:
+        weights = resolve_uri(absolute.losses.perceptual_weights, "losses.perceptual_weights")
+        absolute = dataclasses.replace(absolute, losses=dataclasses.replace(absolute.losses, perceptual_weights=weights))
+    return absolute
+
+
 def train(kind: str, config: TrainConfig) -> None:
     """Train to the end, or go on where the last whole checkpoint is. Raises UserError before a worker starts."""
+    config = _with_absolute_places(config)
     fit = _FITS[kind][1]
     check = autoencoder.check if kind == "autoencoder" else diffusion.check
     check(config)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import os
 import platform
 
 import torch
+from torch import nn
 
 log = logging.getLogger(__name__)
 
@@ -51,3 +52,8 @@ def describe(device: torch.device) -> dict[str, str | int | float]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+
+
+def layout(module: nn.Module) -> nn.Module:
+    """Channels-last weights: 3D convolutions with few channels run up to twice as fast on CPUs, and on tensor cores."""
+    return module.to(memory_format=torch.channels_last_3d)

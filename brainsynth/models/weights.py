@@ -13,6 +13,7 @@ from torch import nn
 from brainsynth.bundle import AUTOENCODER_FILE, BUNDLE_FILE, DIFFUSION_FILE, BundleSpec
 from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
+from brainsynth.models.device import layout
 from brainsynth.models.diffusion import Denoiser
 from brainsynth.records import unseal
 
@@ -80,6 +81,7 @@ def load_models(folder: Path, spec: BundleSpec, device: torch.device) -> tuple[A
     load_weights(autoencoder.network, folder / AUTOENCODER_FILE)
     denoiser = Denoiser(spec.diffusion, spec.latents.shape_cxyz[0], spec.covariates.context_size)
     load_weights(denoiser, folder / DIFFUSION_FILE)
+    layout(autoencoder.network)
     for module in (autoencoder, denoiser):
         module.requires_grad_(False).eval().to(device)
     return autoencoder, denoiser

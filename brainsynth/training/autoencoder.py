@@ -18,7 +18,7 @@ from brainsynth.bundle import AUTOENCODER_FILE, check_latent_grid
 from brainsynth.config.training import AutoencoderTrainConfig
 from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import build_autoencoder
-from brainsynth.models.device import autocast
+from brainsynth.models.device import autocast, layout
 from brainsynth.models.weights import save_weights
 from brainsynth.records import to_dict
 from brainsynth.report.montage import grid
@@ -43,6 +43,7 @@ class AutoencoderTask:
         options = config.optimisation
         torch.manual_seed(options.seed)
         self.network = build_autoencoder(config.architecture).to(worker.device)
+        layout(self.network)
         self.discriminator = PatchDiscriminator(
             spatial_dims=3,
             channels=config.losses.discriminator_channels,
@@ -76,7 +77,7 @@ class AutoencoderTask:
     def step(self, step: int) -> dict[str, Tensor]:
         """One update of the autoencoder, and of the discriminator once the warm-up is over."""
         weights, options = self.config.losses, self.config.optimisation
-        x = self.batches(step).to(self.worker.device)
+        x = self.batches(step).to(self.worker.device, memory_format=torch.channels_last_3d)
         if self.config.flip_left_right:
             x = flip_half(x)
         with autocast(self.worker.device, options.precision):

@@ -1,0 +1,18 @@
+"""Run the whole line on procedural brains: phantoms, two trainings, generation, verification, report.
+
+Run the same command again to resume.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from brainsynth.config.cli import configure_logging, guarded
+from brainsynth.demo import run_demo
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configs", type=Path, default=Path("configs/demo"), help="folder with the seven config files")
+    arguments = parser.parse_args()
+    configure_logging()
+    sys.exit(guarded(lambda: run_demo(arguments.configs)))
