@@ -69,7 +69,7 @@ class Covariate:
             return ((raw - low) / (high - low)).astype(np.float32)[:, None]
         missing = values.isna().to_numpy()
         codes = np.array(
-            [-1 if gone else self.categories.index(str(v)) for v, gone in zip(values, missing, strict=True)]
+            [-1 if gone else self.categories.index(label(v)) for v, gone in zip(values, missing, strict=True)]
         )
         if self.kind == "binary":
             encoded = codes.astype(np.float32)[:, None]
@@ -85,14 +85,14 @@ class Covariate:
             if pd.isna(value):
                 continue
             if self.kind != "continuous":
-                if str(value) not in self.categories:
+                if label(value) not in self.categories:
                     found.append(f"row {row}: {self.name} = {value!r} is not one of {', '.join(self.categories)}")
             elif not _is_number(value):
                 found.append(f"row {row}: {self.name} = {value!r} is not a finite number")
             elif not allow_out_of_range and not self.contains(float(value)):
                 found.append(
-                    f"row {row}: {self.name} = {float(value):g} {self.unit} is outside the training support "
-                    f"[{self.low:g}, {self.high:g}]"
+                    f"row {row}: {self.name} = {f'{float(value):g} {self.unit}'.strip()} is outside the training "
+                    f"support [{self.low:g}, {self.high:g}]"
                 )
             elif self.scale == "log" and float(value) <= 0:
                 found.append(f"row {row}: {self.name} = {float(value):g} must be positive (log scale)")
@@ -103,9 +103,14 @@ class Covariate:
         return bool(self.low is not None and self.high is not None and self.low <= value <= self.high)
 
 
+def label(value: Any) -> str:
+    """A category as text: a column of whole numbers with a gap is read as floats, so 1.0 is the category `1`."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def _is_number(value: Any) -> bool:
     try:
-        return math.isfinite(float(value))
+        return math.isfinite(float(value)) and "_" not in str(value)
     except (TypeError, ValueError):
         return False
 
@@ -156,7 +161,7 @@ class CovariateSchema:
         columns = {
             c.name: pd.to_numeric(table[c.name]).astype("float64")
             if c.kind == "continuous"
-            else table[c.name].astype("str")
+            else table[c.name].map(label, na_action="ignore").astype("str")
             for c in self.covariates
         }
         checked = pd.DataFrame(columns, index=table.index)

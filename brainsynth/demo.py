@@ -33,11 +33,20 @@ def run_demo(configs: Path) -> None:
     began = time.monotonic()
     with ray_session():
         for number, (title, name, cls, stage) in enumerate(STAGES, start=1):
-            log.info("[%d/%d] %s  (%s, %.0f s so far)", number, len(STAGES), title, configs / name, time.monotonic() - began)
+            log.info(
+                "[%d/%d] %s  (%s, %.0f s so far)", number, len(STAGES), title, configs / name, time.monotonic() - began
+            )
             config = load_config(configs / name, cls)
             stage(config)
     root = local_folder(config.output, "output")
     log.info("verify: %s", verify_dataset(open_store(str(root))).summary())
     log.info("the demo took %.0f s", time.monotonic() - began)
-    print(f"\nreport: {root / 'report.html'}\n\nread the volumes:\n")
-    print(f'  import brainsynth\n  dataset = brainsynth.open_dataset("{root}")\n  sample = dataset[0]  # sample["image"], sample["age"], …')
+    print(f"""
+report: {root / "report.html"}
+
+read the volumes:
+
+  import brainsynth
+  dataset = brainsynth.open_dataset("{root}")
+  sample = dataset[0]  # sample["image"], sample["age"], …
+""")

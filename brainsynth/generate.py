@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from brainsynth.storage.commit import read_samples
 from brainsynth.storage.filesystem import local_folder, open_store, read_table, resolve_uri
 from brainsynth.storage.work import Made, Work, empty_arrays
 from brainsynth.volume import VolumeSpec
+
+log = logging.getLogger(__name__)
 
 
 def plan_generation(config: GenerateConfig) -> Work:
@@ -44,7 +48,15 @@ def plan_generation(config: GenerateConfig) -> Work:
         dtype=config.stored_dtype,
         step=bundle.volume.step,
     )
-    samples = generation_samples(rows, bundle.covariates, config.base_seed)
+    extrapolated = bundle.covariates.out_of_range(rows) | ~bundle.distribution.in_support(rows)
+    if extrapolated.any():
+        log.warning(
+            "%d of %d rows lie outside the training support (a value, or an unusual combination of values): they are made, "
+            "and flagged `extrapolated` in the manifest",
+            extrapolated.sum(),
+            len(rows),
+        )
+    samples = generation_samples(rows, bundle.covariates, config.base_seed, extrapolated)
     plan = generation_plan(
         bundle.digest,
         volume,
@@ -81,6 +93,15 @@ def covariate_rows(source: CovariateSource, bundle: BundleSpec) -> pd.DataFrame:
     return rows
 
 
+def estimate_s(work: Work, workers: int) -> float:
+    """Seconds that the whole plan will take, from one micro-batch made here on this machine; writes nothing."""
+    maker: GeneratedShards = work.build_maker(**work.arguments)  # type: ignore[assignment]
+    rows = work.samples.iloc[: maker.settings.micro_batch]
+    began = time.monotonic()
+    maker.volumes(rows, {"sample_s": 0.0, "decode_s": 0.0})
+    return (time.monotonic() - began) / len(rows) * work.plan.num_samples / max(1, workers)
+
+
 @record
 class GeneratorSettings:
     """Where a generator finds things and how it runs."""
@@ -106,7 +127,11 @@ class GeneratedShards:
             raise UserError(f"the bundle {folder} changed while the dataset was being made")
         self.autoencoder, self.denoiser = load_models(folder, self.bundle, self.device)
         self.schedule = NoiseSchedule(self.bundle.schedule)
-        self.samples = read_samples(open_store(settings.root), plan)
+
+    @functools.cached_property
+    def samples(self) -> pd.DataFrame:
+        """The planned rows."""
+        return read_samples(open_store(self.settings.root), self.plan)
 
     def make(self, shard: ShardSpec) -> Made:
         """Sample, decode and quantise the volumes of one shard, a micro-batch at a time."""
@@ -115,7 +140,7 @@ class GeneratedShards:
         seconds = {"sample_s": 0.0, "decode_s": 0.0}
         for start in range(0, len(rows), self.settings.micro_batch):
             part = slice(start, min(start + self.settings.micro_batch, len(rows)))
-            for offset, volume in enumerate(self._volumes(rows.iloc[part], seconds)):
+            for offset, volume in enumerate(self.volumes(rows.iloc[part], seconds)):
                 if np.isfinite(volume).all():
                     voxels[start + offset] = self.plan.volume.quantise(volume)
         ids = rows["sample_id"].tolist()
@@ -124,7 +149,7 @@ class GeneratedShards:
         return Made([voxels], records, runtime)
 
     @torch.no_grad()
-    def _volumes(
+    def volumes(
         self, rows: pd.DataFrame, seconds: dict[str, float]
     ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         """(B, X, Y, Z) float32 images in [0, 1]."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from brainsynth.config.schema import SamplerConfig
@@ -110,7 +112,9 @@ def table_digest(samples: pd.DataFrame) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def generation_samples(rows: pd.DataFrame, schema: CovariateSchema, base_seed: int) -> pd.DataFrame:
+def generation_samples(
+    rows: pd.DataFrame, schema: CovariateSchema, base_seed: int, extrapolated: npt.NDArray[np.bool_]
+) -> pd.DataFrame:
     """The samples table of a generation plan: sample_id, seed, extrapolated, covariates. `rows` must be validated."""
     width = max(6, len(str(len(rows) - 1)))
     if "sample_id" in rows.columns:
@@ -124,7 +128,7 @@ def generation_samples(rows: pd.DataFrame, schema: CovariateSchema, base_seed: i
         raise UserError(f"sample_id must be unique; given twice: {', '.join(sorted(set(ids[ids.duplicated()]))[:5])}")
     samples = pd.DataFrame({"sample_id": ids.to_numpy()})
     samples["seed"] = [seed_for(base_seed, sample_id) for sample_id in samples["sample_id"]]
-    samples["extrapolated"] = schema.out_of_range(rows)
+    samples["extrapolated"] = extrapolated
     return pd.concat([samples, rows[list(schema.names)].reset_index(drop=True)], axis=1)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -21,14 +20,18 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def record(cls: type[T]) -> type[T]:
-    """Class decorator: a frozen, keyword-only, slotted dataclass that refuses unknown fields when read."""
-    cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+    """Class decorator: a frozen, keyword-only, slotted dataclass that refuses unknown fields and NaN when read."""
+    cls.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
     return dataclass(frozen=True, kw_only=True, slots=True)(cls)
 
 
-@cache
-def _adapter(cls: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(cls)
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+
+
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    if cls not in _ADAPTERS:
+        _ADAPTERS[cls] = TypeAdapter(cls)
+    return _ADAPTERS[cls]
 
 
 def to_dict(obj: Any) -> dict[str, Any]:
@@ -56,7 +59,8 @@ def validation_problems(error: ValidationError) -> list[tuple[tuple[str | int, .
 def from_dict(cls: type[T], value: Any, where: str) -> T:
     """Read a record strictly from plain JSON types; `where` names the source in the error."""
     try:
-        return _adapter(cls).validate_json(json.dumps(value), strict=True)
+        read: T = _adapter(cls).validate_json(json.dumps(value), strict=True)
+        return read
     except ValidationError as error:
         found = validation_problems(error)
         raise problems_error(
@@ -67,7 +71,8 @@ def from_dict(cls: type[T], value: Any, where: str) -> T:
 
 def validate_strict(cls: type[T], value: Any) -> T:
     """As `from_dict`, but lets pydantic's own error through (the config loader maps it to lines)."""
-    return _adapter(cls).validate_json(json.dumps(value), strict=True)
+    read: T = _adapter(cls).validate_json(json.dumps(value), strict=True)
+    return read
 
 
 def seal(obj: Any) -> bytes:
@@ -83,8 +88,9 @@ def unseal(cls: type[T], data: bytes, where: str) -> T:
         sealed = json.loads(data)
         body, expected = sealed["record"], sealed["sha256"]
         strays = set(sealed) - {"record", "sha256"}
-    except (ValueError, KeyError, TypeError) as error:
+        found = digest(body)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{where} is damaged: it is not a sealed JSON record ({type(error).__name__})") from None
-    if strays or digest(body) != expected:
+    if strays or found != expected:
         raise UserError(f"{where} is damaged: its content does not match its own sha256")
     return from_dict(cls, body, where)

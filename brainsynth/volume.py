@@ -67,10 +67,10 @@ class VolumeSpec:
             raise ValueError("cannot store a volume with NaN or infinite voxels")
         clipped = np.clip(volume, 0.0, 1.0).astype(np.float32)
         if self.dtype in _INTEGER_MAX:
-            return np.rint(clipped * _INTEGER_MAX[self.dtype]).astype(self.dtype)
+            return np.asarray(np.rint(clipped * _INTEGER_MAX[self.dtype]), dtype=self.dtype)
         if self.step:
             clipped = np.rint(clipped / np.float32(self.step)) * np.float32(self.step)
-        return np.clip(clipped, 0.0, 1.0).astype(self.dtype)
+        return np.asarray(np.clip(clipped, 0.0, 1.0), dtype=self.dtype)
 
     def dequantise(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Stored voxels as float32 intensities in [0, 1]."""

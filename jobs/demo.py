@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 from brainsynth.config.cli import configure_logging, guarded
-from brainsynth.demo import run_demo
 
 if __name__ == "__main__":
+    # Worker processes import this file again: below the guard, torch and Ray stay out of them.
+    from brainsynth.demo import run_demo
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", type=Path, default=Path("configs/demo"), help="folder with the seven config files")
     arguments = parser.parse_args()

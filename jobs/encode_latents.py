@@ -5,9 +5,15 @@ Run the same command again to resume.
 
 import sys
 
-from brainsynth.config.cli import job
+from brainsynth.config.cli import Stage, job
 from brainsynth.config.schema import EncodeConfig
-from brainsynth.executors import stages
+
+
+def stage() -> Stage[EncodeConfig]:
+    from brainsynth.executors import stages
+
+    return stages.encode_latents, stages.describe_encode
+
 
 if __name__ == "__main__":
-    sys.exit(job(EncodeConfig, stages.encode_latents, stages.describe_encode, __doc__))
+    sys.exit(job(EncodeConfig, stage, __doc__))

@@ -5,9 +5,15 @@ Run the same command again to resume.
 
 import sys
 
-from brainsynth.config.cli import job
+from brainsynth.config.cli import Stage, job
 from brainsynth.config.schema import ExportConfig
-from brainsynth.executors import stages
+
+
+def stage() -> Stage[ExportConfig]:
+    from brainsynth.executors import stages
+
+    return stages.make_bundle, stages.describe_bundle
+
 
 if __name__ == "__main__":
-    sys.exit(job(ExportConfig, stages.make_bundle, stages.describe_bundle, __doc__))
+    sys.exit(job(ExportConfig, stage, __doc__))

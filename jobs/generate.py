@@ -5,9 +5,15 @@ Run the same command again to resume.
 
 import sys
 
-from brainsynth.config.cli import job
+from brainsynth.config.cli import Stage, job
 from brainsynth.config.schema import GenerateConfig
-from brainsynth.executors import stages
+
+
+def stage() -> Stage[GenerateConfig]:
+    from brainsynth.executors import stages
+
+    return stages.generate, stages.describe_generate
+
 
 if __name__ == "__main__":
-    sys.exit(job(GenerateConfig, stages.generate, stages.describe_generate, __doc__))
+    sys.exit(job(GenerateConfig, stage, __doc__))

@@ -5,9 +5,15 @@ Run the same command again to resume.
 
 import sys
 
-from brainsynth.config.cli import job
+from brainsynth.config.cli import Stage, job
 from brainsynth.config.schema import PhantomConfig
-from brainsynth.executors import stages
+
+
+def stage() -> Stage[PhantomConfig]:
+    from brainsynth.executors import stages
+
+    return stages.make_phantoms, stages.describe_phantoms
+
 
 if __name__ == "__main__":
-    sys.exit(job(PhantomConfig, stages.make_phantoms, stages.describe_phantoms, __doc__))
+    sys.exit(job(PhantomConfig, stage, __doc__))

@@ -5,9 +5,15 @@ Run the same command again to resume.
 
 import sys
 
-from brainsynth.config.cli import job
+from brainsynth.config.cli import Stage, job
 from brainsynth.config.schema import PrepareConfig
-from brainsynth.executors import stages
+
+
+def stage() -> Stage[PrepareConfig]:
+    from brainsynth.executors import stages
+
+    return stages.prepare_cohort, stages.describe_prepare
+
 
 if __name__ == "__main__":
-    sys.exit(job(PrepareConfig, stages.prepare_cohort, stages.describe_prepare, __doc__))
+    sys.exit(job(PrepareConfig, stage, __doc__))

@@ -5,9 +5,15 @@ Run the same command again to resume.
 
 import sys
 
-from brainsynth.config.cli import job
+from brainsynth.config.cli import Stage, job
 from brainsynth.config.training import AutoencoderTrainConfig
-from brainsynth.executors import stages
+
+
+def stage() -> Stage[AutoencoderTrainConfig]:
+    from brainsynth.executors import stages
+
+    return stages.train_autoencoder, stages.describe_autoencoder
+
 
 if __name__ == "__main__":
-    sys.exit(job(AutoencoderTrainConfig, stages.train_autoencoder, stages.describe_autoencoder, __doc__))
+    sys.exit(job(AutoencoderTrainConfig, stage, __doc__))

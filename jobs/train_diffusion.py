@@ -5,9 +5,15 @@ Run the same command again to resume.
 
 import sys
 
-from brainsynth.config.cli import job
+from brainsynth.config.cli import Stage, job
 from brainsynth.config.training import DiffusionTrainConfig
-from brainsynth.executors import stages
+
+
+def stage() -> Stage[DiffusionTrainConfig]:
+    from brainsynth.executors import stages
+
+    return stages.train_diffusion, stages.describe_diffusion
+
 
 if __name__ == "__main__":
-    sys.exit(job(DiffusionTrainConfig, stages.train_diffusion, stages.describe_diffusion, __doc__))
+    sys.exit(job(DiffusionTrainConfig, stage, __doc__))

@@ -7,6 +7,7 @@ percentile of the foreground (voxels above 1 % of the remaining maximum) becomes
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pandas as pd
 
 from brainsynth.cohort.scan import ScanRejected, load_scan
 from brainsynth.config.schema import PrepareConfig, SourceConfig
+from brainsynth.covariates import label
 from brainsynth.errors import UserError
 from brainsynth.manifest import SampleRecord, describe_sample
 from brainsynth.plan import Plan, ShardSpec, table_digest, volume_array
@@ -58,8 +60,10 @@ def read_source(source: SourceConfig) -> tuple[pd.DataFrame, str]:
     """The source as a table with an `image` column of absolute paths (and `mask`), and where it came from."""
     path = Path(resolve_uri(source.path, "source.path"))
     if path.is_dir():
+        if source.mask_column is not None:
+            raise UserError("source.mask_column needs a table: a BIDS folder names no masks; give its rows as a table")
         return _read_bids(path, source), str(path)
-    table = read_table(str(path), "source.path")
+    table = read_table(str(path), "source.path", ids=[source.subject_column])
     for column in (source.subject_column, source.image_column, source.mask_column):
         if column is not None and column not in table.columns:
             raise UserError(f"{path}: there is no column {column!r}; it has {', '.join(table.columns)}")
@@ -71,7 +75,7 @@ def read_source(source: SourceConfig) -> tuple[pd.DataFrame, str]:
 
 def _read_bids(folder: Path, source: SourceConfig) -> pd.DataFrame:
     """participants.tsv joined to every sub-*/[ses-*/]anat/*_T1w.nii[.gz]; a participant without one keeps an empty path."""
-    participants = read_table(str(folder / "participants.tsv"), "source.path (BIDS)")
+    participants = read_table(str(folder / "participants.tsv"), "source.path (BIDS)", ids=[source.subject_column])
     if source.subject_column not in participants.columns:
         raise UserError(f"{folder}/participants.tsv: there is no column {source.subject_column!r}")
     rows: list[dict[str, Any]] = []
@@ -107,8 +111,11 @@ def cohort_samples(table: pd.DataFrame, config: PrepareConfig, where: str) -> pd
     samples["image"] = table["image"].to_numpy()
     samples["mask"] = table["mask"].to_numpy() if "mask" in table else ""
     samples["excluded"] = [_exclusion(row, source.exclude) for _, row in table.iterrows()]
-    for name, column in columns.items():
-        samples[name] = table[column].to_numpy()
+    for covariate in config.covariates.covariates:
+        values = table[columns[covariate.name]]
+        if covariate.kind != "continuous":
+            values = values.map(label, na_action="ignore")
+        samples[covariate.name] = values.to_numpy()
     return samples
 
 
@@ -119,24 +126,25 @@ def _sample_ids(subjects: pd.Series, table: pd.DataFrame) -> list[str]:
         re.sub(r"[^A-Za-z0-9]", "", subject.removeprefix("sub-") + session)
         for subject, session in zip(subjects, sessions, strict=True)
     ]
-    seen: dict[str, int] = {}
+    taken: set[str] = set()
     unique = []
-    for label in labels:
-        seen[label] = seen.get(label, 0) + 1
-        unique.append(label if seen[label] == 1 else f"{label}x{seen[label]}")
+    for base in labels:
+        candidates = itertools.chain([base], (f"{base}x{count}" for count in itertools.count(2)))
+        unique.append(next(candidate for candidate in candidates if candidate and candidate not in taken))
+        taken.add(unique[-1])
     return unique
 
 
 def split_of(subject: str, seed: int, validation_fraction: float) -> str:
-    """`train` or `validation` by a hash of the subject: all scans of a subject fall together, and adding subjects moves none."""
+    """`train` or `validation` by a hash of the subject: its scans stay together, and adding subjects moves nobody."""
     value = hashlib.blake2b(f"split\0{seed}\0{subject}".encode(), digest_size=8).digest()
     return "validation" if int.from_bytes(value, "little") / 2**64 < validation_fraction else "train"
 
 
 def _exclusion(row: pd.Series, exclude: dict[str, tuple[str, ...]]) -> str:
     for column, values in exclude.items():
-        if str(row[column]) in values:
-            return f"excluded: {column} = {row[column]}"
+        if label(row[column]) in values:
+            return f"excluded: {column} = {label(row[column])}"
     return ""
 
 
@@ -159,6 +167,8 @@ class CohortShards:
     def _sample(self, sample: pd.Series, row: int, voxels: npt.NDArray[Any], offset: int) -> SampleRecord:
         try:
             self._check_covariates(sample)
+            if self.config.source.mask_column is not None and not sample["mask"]:
+                raise ScanRejected("missing mask file")
             image, sha = load_scan(
                 sample["image"], sample["mask"], self.config.volume, self.config.center, self.config.max_file_mib
             )

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
+from nibabel.spatialimages import HeaderDataError, SpatialImage
 from scipy import ndimage
 
 from brainsynth.volume import VolumeSpec
@@ -69,6 +69,8 @@ def _read(file: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]
     """Voxels (float32, RAS+ order) and affine; the header is judged before any voxel is read."""
     try:
         image: Any = nib.load(file)
+        if not isinstance(image, SpatialImage):
+            raise ScanRejected(f"not a volume: {type(image).__name__}")
         shape, affine = image.shape, np.asarray(image.affine, dtype=np.float64)
     except FileNotFoundError:
         raise ScanRejected("missing mask file") from None

@@ -21,22 +21,33 @@ def configure_logging() -> None:
     logging.getLogger("brainsynth").setLevel(logging.INFO)
 
 
-def job(cls: type[T], run: Callable[[T], object], describe: Callable[[T], str], doc: str | None) -> int:
-    """Read the config of a job from the command line, then run it, or describe it for --dry-run. Returns the exit code."""
+Stage = tuple[Callable[[T], object], Callable[[T], str]]
+"""What a job does with its config, and what it says for --dry-run."""
+
+
+def job(cls: type[T], load_stage: Callable[[], Stage[T]], doc: str | None) -> int:
+    """Read the config of a job from the command line, then run its stage, or describe it for --dry-run.
+
+    The stage is imported only after the config proved right: a misspelt key must not wait for torch. Returns the exit code.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML file; every key is documented in brainsynth/config")
     parser.add_argument("--set", action="append", default=[], metavar="KEY.SUB=VALUE", help="override one key")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, write nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, say what would be done, write nothing"
+    )
     arguments = parser.parse_args()
     configure_logging()
-    return guarded(lambda: _go(load_config(arguments.config, cls, arguments.set), run, describe, arguments.dry_run))
 
+    def go() -> None:
+        config = load_config(arguments.config, cls, arguments.set)
+        run, describe = load_stage()
+        if arguments.dry_run:
+            print(describe(config))
+        else:
+            run(config)
 
-def _go(config: T, run: Callable[[T], object], describe: Callable[[T], str], dry: bool) -> None:
-    if dry:
-        print(describe(config))
-    else:
-        run(config)
+    return guarded(go)
 
 
 def guarded(action: Callable[[], object]) -> int:

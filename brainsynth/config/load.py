@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,7 +47,12 @@ def load_config(path: str | Path, cls: type[T], overrides: Sequence[str] = ()) -
         raise UserError(f"the config {source} is not UTF-8 text") from None
     if len(text) > _MAX_BYTES:
         raise UserError(f"the config {source} is larger than {_MAX_BYTES} bytes; a config is one page of YAML")
-    value, lines, problems = _parse(text, source)
+    lines: dict[Location, str] = {}
+    problems: list[str] = []
+    root = _compose(text, str(source))
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(f"{source}: a config is a mapping of keys to values")
+    value = _build(root, (), lambda mark: f"{source}:{mark.line + 1}", lines, problems)
     for override in overrides:
         problems += _apply(override, value, lines)
     try:
@@ -60,52 +65,56 @@ def load_config(path: str | Path, cls: type[T], overrides: Sequence[str] = ()) -
     return config
 
 
-def _parse(text: str, source: Path) -> tuple[dict[str, Any], dict[Location, str], list[str]]:
-    """The plain value, where each location stands, and the problems of the text itself."""
-    problems: list[str] = []
-    lines: dict[Location, str] = {}
-    loader = _Loader(text)
+def _compose(text: str, source: str) -> yaml.Node | None:
+    """The syntax tree of a plain document. Raises UserError."""
     try:
         for token in yaml.scan(text, Loader=_Loader):
-            if isinstance(token, yaml.AliasToken | yaml.AnchorToken):
-                raise UserError(
-                    f"{source}:{token.start_mark.line + 1}: anchors and aliases are not allowed in a config"
-                )
-        root = loader.get_single_node()
+            if isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken):
+                line = token.start_mark.line + 1
+                raise UserError(f"{source}:{line}: anchors, aliases and tags are not allowed in a config")
+        return yaml.compose(text, Loader=_Loader)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UserError(f"{source}:{line}: not valid YAML: {error.reason}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{source}:{mark.line + 1}" if mark else str(source)
+        where = f"{source}:{mark.line + 1}" if mark else source
         raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    finally:
-        loader.dispose()
-    if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"{source}: a config is a mapping of keys to values")
+    except RecursionError:
+        raise UserError(f"{source}: not valid YAML: nested too deeply") from None
 
-    def build(node: yaml.Node, loc: Location) -> Any:
-        lines[loc] = f"{source}:{node.start_mark.line + 1}"
-        if isinstance(node, yaml.MappingNode):
-            built: dict[str, Any] = {}
-            for key_node, value_node in node.value:
-                key = str(key_node.value)
-                where = f"{source}:{key_node.start_mark.line + 1}"
-                if key in built:
-                    first = lines[(*loc, key)]
-                    problems.append(f"{where}: {_dotted((*loc, key))}: duplicated key, first given at {first}")
-                    continue
-                built[key] = build(value_node, (*loc, key))
-                lines[(*loc, key)] = where
-            return built
-        if isinstance(node, yaml.SequenceNode):
-            return [build(item, (*loc, index)) for index, item in enumerate(node.value)]
-        return _scalar(node)
 
-    return build(root, ()), lines, problems
+def _build(
+    node: yaml.Node, loc: Location, place: Callable[[yaml.Mark], str], lines: dict[Location, str], problems: list[str]
+) -> Any:
+    """The plain value of a node; notes where each location stands and which keys are given twice."""
+    lines[loc] = place(node.start_mark)
+    if isinstance(node, yaml.MappingNode):
+        built: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            where = place(key_node.start_mark)
+            if not isinstance(key_node, yaml.ScalarNode):
+                problems.append(f"{where}: a key is a plain word")
+                continue
+            key = str(key_node.value)
+            if key in built:
+                first = lines[(*loc, key)]
+                problems.append(f"{where}: {_dotted((*loc, key))}: duplicated key, first given at {first}")
+                continue
+            built[key] = _build(value_node, (*loc, key), place, lines, problems)
+            lines[(*loc, key)] = where
+        return built
+    if isinstance(node, yaml.SequenceNode):
+        return [_build(item, (*loc, index), place, lines, problems) for index, item in enumerate(node.value)]
+    return _scalar(node)
 
 
 def _scalar(node: yaml.Node) -> Any:
     loader = _Loader("")
     try:
-        value = loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        value = loader.construct_object(node, deep=True)
+    except ValueError:  # looks like a date or a number and is none, such as 2024-13-45
+        value = None if node.value is None else str(node.value)
     finally:
         loader.dispose()
     # A date or a byte string has no JSON form: leave the text, so that the type check names it.
@@ -116,20 +125,33 @@ def _apply(override: str, value: dict[str, Any], lines: dict[Location, str]) -> 
     """Set one `a.b=c`; an unknown key is left to the strict check that follows."""
     key, equals, text = override.partition("=")
     where = f"--set {override}"
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         return [f"{where}: write it as --set key.sub=value"]
-    path: list[str | int] = [int(part) if part.isdigit() else part for part in key.split(".")]
+    problems: list[str] = []
+    found: dict[Location, str] = {}
     target: Any = value
+    loc: Location = ()
     try:
-        for part in path[:-1]:
-            target = target[part] if isinstance(part, int) else target.setdefault(part, {})
-        target[path[-1]] = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
-    except (IndexError, KeyError, TypeError, AttributeError):
+        *parents, last = key.split(".")
+        for part in parents:
+            loc = (*loc, _step(target, part))
+            found[loc] = lines.get(loc, where)
+            step: Any = loc[-1]
+            target = target[step] if isinstance(target, list) else target.setdefault(part, {})
+        loc = (*loc, _step(target, last))
+        node = _compose(text, where)
+        place: Any = loc[-1]  # a list takes only a number, and says so
+        target[place] = None if node is None else _build(node, loc, lambda _: where, found, problems)
+    except UserError:
+        return [f"{where}: the value is not plain YAML"]
+    except (IndexError, TypeError, AttributeError):
         return [f"{where}: there is no such place in the config"]
-    except yaml.YAMLError:
-        return [f"{where}: the value is not valid YAML"]
-    lines[tuple(path)] = where
-    return []
+    lines.update({**found, loc: where})
+    return problems
+
+
+def _step(target: Any, part: str) -> Any:
+    return int(part) if isinstance(target, list) and part.isdecimal() else part
 
 
 def _explain(cls: type[Any], loc: Location, kind: str, message: str, lines: dict[Location, str], source: Path) -> str:

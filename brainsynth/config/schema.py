@@ -46,6 +46,12 @@ class PhantomConfig:
     seed: int
     spacing_mm: float
     shape_xyz: tuple[int, int, int]
+    workers: int = 2
+    """Processes that build phantoms side by side; circumstance only, the cohort is the same from any number."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError("workers must be at least 1")
 
 
 @record
@@ -108,6 +114,10 @@ class EncodeConfig:
     output: str
     samples_per_shard: int = 64
     runtime: RuntimeConfig = RuntimeConfig()
+
+    def __post_init__(self) -> None:
+        if self.samples_per_shard < 1:
+            raise ValueError("samples_per_shard must be at least 1")
 
 
 @record

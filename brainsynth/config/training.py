@@ -26,7 +26,7 @@ class AutoencoderArchitecture:
     @property
     def factor(self) -> int:
         """Voxels per latent cell along each axis."""
-        return 2 ** (len(self.channels) - 1)
+        return 1 << (len(self.channels) - 1)
 
 
 @record
@@ -37,6 +37,7 @@ class DiffusionArchitecture:
     attention: tuple[bool, ...]
     """Per level: transformer blocks with self-attention and cross-attention to the covariates."""
     head_channels: int
+    """Channels of each attention head; 0: one head a level, as wide as the level (the paper's layout)."""
     num_res_blocks: int = 2
     norm_groups: int = 32
     resblock_updown: bool = False
@@ -44,11 +45,13 @@ class DiffusionArchitecture:
     upcast_attention: bool = False
 
     def __post_init__(self) -> None:
+        if self.head_channels < 0:
+            raise ValueError("head_channels must be at least 1, or 0 for one head a level")
         if len(self.attention) != len(self.channels) or not any(self.attention):
             raise ValueError("attention needs one flag per level, and at least one true")
         if any(c % self.norm_groups for c in self.channels):
             raise ValueError(f"channels must be multiples of norm_groups ({self.norm_groups})")
-        if any(c % self.head_channels for c, a in zip(self.channels, self.attention, strict=True) if a):
+        if any(c % (self.head_channels or c) for c, a in zip(self.channels, self.attention, strict=True) if a):
             raise ValueError("channels of a level with attention must be multiples of head_channels")
 
 

@@ -91,7 +91,9 @@ def report_dataset(root: str, ruler: RulerConfig | None, bundle: str) -> Path | 
     page.text(
         "Every volume here is synthetic: made by a generative model, of no real person. Not for diagnosis.", "warning"
     )
+    subjects = pd.read_parquet(io.BytesIO(store.read(SUBJECTS_KEY)))
     facts = _facts(store.read(SHARDS_KEY), dataset, plan)
+    facts["rows outside the training support"] = int(subjects["extrapolated"].sum())
     page.heading("Run")
     page.table(["", ""], [["bundle", f"{spec.name} ({spec.digest[:12]})"], *facts.items()])
     result: dict[str, Any] = {"run": facts, "bundle": spec.name, "bundle_digest": spec.digest}
@@ -111,7 +113,7 @@ def report_dataset(root: str, ruler: RulerConfig | None, bundle: str) -> Path | 
         captions = [_caption(table.iloc[i], dataset) for i in chosen]
         page.figure(figures.gallery([dataset.volume(int(i)) for i in chosen], captions), "slices of generated volumes")
     page.heading("Rejected and failed rows")
-    _rejects(page, store.read(SUBJECTS_KEY))
+    _rejects(page, subjects)
     store.write("report.html", page.render().encode())
     store.write("report.json", (json.dumps(result, indent=1) + "\n").encode())
     if isinstance(store, LocalStore):
@@ -140,12 +142,7 @@ def _facts(shards_parquet: bytes, dataset: SyntheticDataset, plan: Plan) -> dict
         "worker time": f"{busy_s:.1f} s, of which sampling {sum(e['sample_s'] for e in runtime):.1f} s and decoding "
         f"{sum(e['decode_s'] for e in runtime):.1f} s",
         "volumes per worker-second": f"{manifest['num_samples'] / max(busy_s, 1e-9):.2f}",
-        "rows outside the training support": int(_extrapolated(plan, dataset)),
     }
-
-
-def _extrapolated(plan: Plan, dataset: SyntheticDataset) -> int:
-    return int(plan.covariates.out_of_range(dataset.table).sum())
 
 
 def _ventricles(page: Page, config: RulerConfig, plan: Plan, dataset: SyntheticDataset) -> dict[str, Any]:
@@ -199,9 +196,7 @@ def _caption(row: pd.Series, dataset: SyntheticDataset) -> str:
     return ", ".join(parts)
 
 
-def _rejects(page: Page, subjects_parquet: bytes) -> None:
-
-    subjects = pd.read_parquet(io.BytesIO(subjects_parquet))
+def _rejects(page: Page, subjects: pd.DataFrame) -> None:
     bad = subjects[subjects["status"] != "ok"]
     if bad.empty:
         page.text("None.")

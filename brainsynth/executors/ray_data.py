@@ -46,6 +46,7 @@ def run(work: Work, shards: list[ShardSpec], runtime: RuntimeConfig) -> Iterator
         check_resources(workers, runtime.cpus_per_worker, runtime.gpus_per_worker, "runtime")
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
+        context.print_on_execution_start = False
         context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
         rows = pa.Table.from_pylist([to_dict(shard) for shard in shards])
         dataset = ray.data.from_arrow([rows.slice(i, 1) for i in range(len(rows))]).map_batches(

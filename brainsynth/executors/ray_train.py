@@ -41,7 +41,9 @@ def _with_absolute_places(config: TrainConfig) -> TrainConfig:
     )
     if isinstance(absolute, AutoencoderTrainConfig) and absolute.losses.perceptual_weights is not None:
         weights = resolve_uri(absolute.losses.perceptual_weights, "losses.perceptual_weights")
-        absolute = dataclasses.replace(absolute, losses=dataclasses.replace(absolute.losses, perceptual_weights=weights))
+        absolute = dataclasses.replace(
+            absolute, losses=dataclasses.replace(absolute.losses, perceptual_weights=weights)
+        )
     return absolute
 
 
@@ -57,7 +59,7 @@ def train(kind: str, config: TrainConfig) -> None:
     if runtime.workers == 0:
         fit(config)
         return
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     folder = local_folder(config.output, "output")
@@ -76,6 +78,7 @@ def train(kind: str, config: TrainConfig) -> None:
             run_config=RunConfig(
                 name=f"{kind}-{digest(config)[:12]}",
                 storage_path=str(folder / "ray"),
+                logging_config=LoggingConfig(log_level="WARNING"),
                 failure_config=FailureConfig(max_failures=runtime.max_failures),
             ),
         )

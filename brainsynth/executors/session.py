@@ -9,14 +9,21 @@ from collections.abc import Iterator
 
 from brainsynth.errors import UserError
 
-# Before Ray is imported: no usage report from machines that hold private data; no bars from a library under our own line.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+# Read when Ray is imported. A user's own values win.
+_DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # machines with private data report nothing
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report returns after the next poll
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_raylet_start_wait_time_s": "120",  # a busy machine needs more than the default 30 s
+}
+for _name, _value in _DEFAULTS.items():
+    os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402
 
 log = logging.getLogger(__name__)
+for _logger in ("ray.data", "ray._private.authentication"):
+    logging.getLogger(_logger).setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager

@@ -27,7 +27,8 @@ class Denoiser(nn.Module):
             num_res_blocks=architecture.num_res_blocks,
             norm_num_groups=architecture.norm_groups,
             num_head_channels=tuple(
-                architecture.head_channels if attention else 0 for attention in architecture.attention
+                (architecture.head_channels or channels) if attention else 0
+                for channels, attention in zip(architecture.channels, architecture.attention, strict=True)
             ),
             resblock_updown=architecture.resblock_updown,
             transformer_num_layers=architecture.transformer_layers,

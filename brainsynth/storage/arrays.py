@@ -28,6 +28,11 @@ def shard_key(array: ArraySpec, shard: int) -> str:
     return "/".join([GROUP, array.name, "c", str(shard), *["0"] * len(array.sample_shape)])
 
 
+def metadata_keys(plan: Plan) -> list[str]:
+    """Where the metadata of the group and of its arrays live."""
+    return [f"{GROUP}/zarr.json", *(f"{GROUP}/{array.name}/zarr.json" for array in plan.arrays)]
+
+
 def create_arrays(store: Store, plan: Plan) -> None:
     """Write the group's and the arrays' metadata; harmless to repeat, since equal plans give equal bytes."""
     group: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": _group_attributes(plan)}

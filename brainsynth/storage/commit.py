@@ -1,14 +1,15 @@
 """The commit protocol: what makes a shard, and at last a dataset, true.
 
-plan.json and samples.parquet first (once) → per shard its objects, then its commit record, both put-if-absent → at the
-end the tables and dataset.json, compiled from the commit records alone. Whatever dies in between, the same command goes
-on where the records end: resume = plan - commits.
+plan.json, put-if-absent, and what follows from it (samples.parquet, array metadata) → per shard its objects, then its
+commit record, both put-if-absent → at the end the tables and dataset.json, compiled from the commit records alone.
+Whatever dies in between, the same command goes on where the records end: resume = plan - commits.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from brainsynth.manifest import ObjectRecord, SampleRecord, ShardManifest, descr
 from brainsynth.plan import Plan, ShardSpec, plan_differences, table_digest
 from brainsynth.records import seal, unseal
 from brainsynth.storage.arrays import check_array, create_arrays, decode_shard, encode_shard, shard_key
-from brainsynth.storage.filesystem import Store
+from brainsynth.storage.filesystem import TEMPORARY_PREFIX, Store
 
 PLAN_KEY = "plan.json"
 SAMPLES_KEY = "samples.parquet"
@@ -37,7 +38,8 @@ def check_plan(store: Store, plan: Plan) -> bool:
     try:
         stored = unseal(Plan, store.read(PLAN_KEY), f"{store.uri}/{PLAN_KEY}")
     except FileNotFoundError:
-        stray = next((key for key, _ in store.list()), None)
+        # An attempt that died while it wrote the plan leaves a temporary file: that is still an empty folder.
+        stray = next((key for key, _ in store.list() if not key.startswith(TEMPORARY_PREFIX)), None)
         if stray is not None:
             raise UserError(
                 f"{store.uri} is not empty (it holds {stray}) and has no plan.json: give a new or empty output folder"
@@ -52,15 +54,16 @@ def check_plan(store: Store, plan: Plan) -> bool:
 
 
 def write_plan(store: Store, plan: Plan, samples: pd.DataFrame) -> None:
-    """Fix what the dataset will be: samples table, array metadata, and the plan last."""
-    if check_plan(store, plan):
-        return
-    buffer = io.BytesIO()
-    samples.to_parquet(buffer, index=False)
-    store.write(SAMPLES_KEY, buffer.getvalue())
-    create_arrays(store, plan)
-    if not store.write_new(PLAN_KEY, seal(plan)):
+    """Fix what the dataset will be: the plan first, then what follows from it, where that is lost or not there yet."""
+    if not check_plan(store, plan) and not store.write_new(PLAN_KEY, seal(plan)):
         check_plan(store, plan)
+    try:
+        read_samples(store, plan)
+    except UserError:
+        buffer = io.BytesIO()
+        samples.to_parquet(buffer, index=False)
+        store.write(SAMPLES_KEY, buffer.getvalue())
+    create_arrays(store, plan)
 
 
 def read_plan(store: Store) -> Plan:
@@ -87,12 +90,8 @@ def read_samples(store: Store, plan: Plan) -> pd.DataFrame:
 
 def committed_shards(store: Store) -> set[int]:
     """Indices of the shards that have a commit record."""
-    found = set()
-    for key, _ in store.list("commits"):
-        name = key.rsplit("/", 1)[-1]
-        if name.startswith("shard-") and name.endswith(".json"):
-            found.add(int(name[6:-5]))
-    return found
+    matches = (re.fullmatch(r"commits/shard-(\d{6,})\.json", key) for key, _ in store.list("commits"))
+    return {int(match.group(1)) for match in matches if match}
 
 
 def read_commit(store: Store, plan: Plan, shard: int) -> ShardManifest:
@@ -152,4 +151,6 @@ def commit_shard(
 
 def _describe_stored(store: Store, plan: Plan, shard: ShardSpec, samples: Sequence[SampleRecord]) -> list[SampleRecord]:
     stored = [decode_shard(plan, a, shard, store.read(shard_key(a, shard.index))) for a in plan.arrays]
-    return [describe_sample(s.sample_id, s.row, [a[i] for a in stored], s.extra) for i, s in enumerate(samples)]
+    found = [describe_sample(s.sample_id, s.row, [a[i] for a in stored], s.extra) for i, s in enumerate(samples)]
+    # A row of fill values does not know why it is one: keep the reason that this attempt gives.
+    return [s if s.status != "ok" and f.status != "ok" else f for s, f in zip(samples, found, strict=True)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,7 +55,10 @@ class LocalStore:
         return file
 
     def read(self, key: str) -> bytes:
-        return self._file(key).read_bytes()
+        try:
+            return self._file(key).read_bytes()
+        except NotADirectoryError as error:
+            raise FileNotFoundError(str(error)) from None
 
     def write(self, key: str, data: bytes) -> None:
         with self._temporary(key, data) as temporary:
@@ -69,6 +72,11 @@ class LocalStore:
                 # A hard link fails where the name exists: the only put-if-absent that POSIX has for a finished file.
                 os.link(temporary, self._file(key))
             except FileExistsError:
+                return False
+            except FileNotFoundError:
+                # The dataset was finished, and swept, by someone else while this object was on its way.
+                if not self._file(key).exists():
+                    raise
                 return False
         return True
 
@@ -128,16 +136,30 @@ class ObjectStore:
         return bytes(self.store.get(key).bytes())
 
     def write(self, key: str, data: bytes) -> None:
-        self.store.put(key, data)
+        with self._explained(key):
+            self.store.put(key, data)
 
     def write_new(self, key: str, data: bytes) -> bool:
         import obstore.exceptions
 
         try:
-            self.store.put(key, data, mode="create")
+            with self._explained(key):
+                self.store.put(key, data, mode="create")
         except obstore.exceptions.AlreadyExistsError:
             return False
         return True
+
+    @contextlib.contextmanager
+    def _explained(self, key: str) -> Iterator[None]:
+        from obstore.exceptions import AlreadyExistsError, BaseError
+
+        try:
+            yield
+        except AlreadyExistsError:
+            raise
+        except BaseError as error:
+            text = str(error).splitlines()[0]
+            raise UserError(f"cannot write {self.uri}/{key}: {text}; check the address and the permissions") from error
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         for batch in self.store.list(prefix or None):
@@ -145,7 +167,8 @@ class ObjectStore:
                 yield item["path"], item["size"]
 
     def delete(self, key: str) -> None:
-        self.store.delete(key)
+        with contextlib.suppress(FileNotFoundError):
+            self.store.delete(key)
 
 
 def open_store(uri: str) -> Store:
@@ -179,14 +202,18 @@ def local_folder(uri: str, what: str) -> Path:
     return store.path
 
 
-def read_table(path: str, what: str) -> pd.DataFrame:
-    """A .csv, .tsv or .parquet table; `n/a` (BIDS) and empty cells are missing values. Raises UserError."""
+def read_table(path: str, what: str, ids: Sequence[str] = ("sample_id",)) -> pd.DataFrame:
+    """A .csv, .tsv or .parquet table; `n/a` (BIDS) and empty cells are missing values. Raises UserError.
+
+    Columns named in `ids` are text, so that subject 007 stays 007; a column is judged whole, so that it has one type.
+    """
     suffix = Path(path).suffix.lower()
     try:
         if suffix == ".parquet":
             return pd.read_parquet(path)
         if suffix in (".csv", ".tsv"):
-            return pd.read_csv(path, sep="\t" if suffix == ".tsv" else ",", na_values=["n/a"])
+            separator = "\t" if suffix == ".tsv" else ","
+            return pd.read_csv(path, sep=separator, na_values=["n/a"], dtype=dict.fromkeys(ids, str), low_memory=False)
     except FileNotFoundError:
         raise UserError(f"{what}: there is no table at {path}") from None
     except (OSError, ValueError, pd.errors.ParserError) as error:

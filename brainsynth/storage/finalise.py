@@ -14,8 +14,9 @@ from brainsynth.errors import UserError
 from brainsynth.manifest import DatasetManifest, ShardManifest
 from brainsynth.plan import Plan
 from brainsynth.records import canonical_json, seal, to_dict
+from brainsynth.storage.arrays import GROUP, metadata_keys
 from brainsynth.storage.commit import commit_key, read_commit, read_samples
-from brainsynth.storage.filesystem import Store
+from brainsynth.storage.filesystem import TEMPORARY_PREFIX, Store
 
 DATASET_KEY = "dataset.json"
 SUBJECTS_KEY = "manifest/subjects.parquet"
@@ -30,6 +31,7 @@ def finalise(store: Store, plan: Plan, progress: Callable[[int, int], None] | No
     """
     samples = read_samples(store, plan)
     subjects, shards = _fold(_commits(store, plan, progress))
+    _sweep(store)
     if list(subjects["sample_id"]) != list(samples["sample_id"]):
         raise UserError(f"{store.uri}: the commit records do not list the planned samples in order; run verify")
     counts = {status: int((subjects["status"] == status).sum()) for status in ("ok", "rejected", "failed")}
@@ -56,6 +58,8 @@ def finalise(store: Store, plan: Plan, progress: Callable[[int, int], None] | No
         files["rejects.tsv"] = rejected[columns].to_csv(sep="\t", index=False, na_rep="n/a").encode()
     for key, data in files.items():
         store.write(key, data)
+    for key in metadata_keys(plan):
+        files[key] = store.read(key)
     manifest = DatasetManifest(
         kind=plan.kind,
         plan_fingerprint=plan.fingerprint,
@@ -77,6 +81,13 @@ def finalise(store: Store, plan: Plan, progress: Callable[[int, int], None] | No
     )
     store.write(DATASET_KEY, seal(manifest))
     return manifest
+
+
+def _sweep(store: Store) -> None:
+    """Remove what writers that were killed left half-written; a live one has lost its race by now and notices."""
+    for folder in (GROUP, "commits"):
+        for key in [key for key, _ in store.list(folder) if key.rsplit("/", 1)[-1].startswith(TEMPORARY_PREFIX)]:
+            store.delete(key)
 
 
 def dataset_digest(shards: pd.DataFrame, subjects: pd.DataFrame) -> str:

@@ -7,6 +7,7 @@ torch DataLoader open the array themselves, so fork, forkserver and spawn all wo
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -42,7 +43,7 @@ class SyntheticDataset:
         self._numeric = {name: kind == "continuous" for name, kind in manifest["kinds"].items()}
         self._participants = [
             line
-            for line in csv.DictReader(_read(uri, "participants.tsv").decode().splitlines(), delimiter="\t")
+            for line in csv.DictReader(_read_participants(uri, manifest).splitlines(), delimiter="\t")
             if line["status"] == "ok" and (split is None or line.get("split") == split)
         ]
         if split is not None and not self._participants:
@@ -73,7 +74,8 @@ class SyntheticDataset:
         """The `index`-th volume, float32. Raises ValueError when its stored data is lost."""
         row = int(self.rows[index])
         stored = np.asarray(self._array()[row])
-        if stored.dtype.kind == "f" and not np.isfinite(stored).all():
+        # No volume is constant (see describe_sample), so where integers are all fill value the shard is gone.
+        if not (np.isfinite(stored).all() if stored.dtype.kind == "f" else stored.any()):
             raise ValueError(
                 f"{self.uri}: the volume of row {row} is lost or damaged; run `brainsynth verify {self.uri}`"
             )
@@ -99,7 +101,9 @@ class SyntheticDataset:
             values = {name: _value(line[name], self._numeric[name]) for name in self.covariates}
             lines.append({"sample_id": line["participant_id"].removeprefix("sub-"), "row": int(line["row"]), **values})
         table = pd.DataFrame(lines, columns=["sample_id", "row", *self.covariates])
-        return table.replace({name: {"": None} for name in self.covariates if not self._numeric[name]})
+        for name in (name for name in self.covariates if not self._numeric[name]):
+            table[name] = table[name].mask(table[name] == "")
+        return table
 
     def torch(self) -> Any:
         """A `torch.utils.data.Dataset` of the same samples; `image` is a float32 tensor (1, X, Y, Z)."""
@@ -141,6 +145,10 @@ def _read_manifest(uri: str) -> dict[str, Any]:
     try:
         sealed = json.loads(_read(uri, "dataset.json"))
         record: dict[str, Any] = sealed["record"]
+        # As records.digest does, which needs pydantic.
+        body = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+        if hashlib.sha256(body).hexdigest() != sealed["sha256"]:
+            raise ValueError("digest")
     except FileNotFoundError:
         raise FileNotFoundError(
             f"there is no finished dataset at {uri}: dataset.json is missing (run the job that makes it again to resume)"
@@ -152,6 +160,13 @@ def _read_manifest(uri: str) -> dict[str, Any]:
     return record
 
 
+def _read_participants(uri: str, manifest: dict[str, Any]) -> str:
+    data = _read(uri, "participants.tsv")
+    if hashlib.sha256(data).hexdigest() != manifest["files"]["participants.tsv"]:
+        raise ValueError(f"{uri}/participants.tsv is not the table that dataset.json names; run the job again")
+    return data.decode()
+
+
 def _read(uri: str, key: str) -> bytes:
     if "://" in uri and not uri.startswith("file://"):
         from obstore.store import from_url
@@ -161,7 +176,7 @@ def _read(uri: str, key: str) -> bytes:
 
 
 def _path(uri: str) -> str:
-    return "/" + uri.removeprefix("file://").lstrip("/") if uri.startswith("file://") else uri
+    return "/" + uri.removeprefix("file://").lstrip("/") if uri.startswith("file://") else os.path.expanduser(uri)
 
 
 def _zarr_store(uri: str) -> Any:

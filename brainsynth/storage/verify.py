@@ -12,7 +12,7 @@ from brainsynth.errors import UserError
 from brainsynth.manifest import DatasetManifest, ShardManifest, describe_sample
 from brainsynth.plan import Plan
 from brainsynth.records import record, unseal
-from brainsynth.storage.arrays import GROUP, decode_shard, shard_key
+from brainsynth.storage.arrays import decode_shard, metadata_keys, shard_key
 from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, read_commit, read_plan, read_samples
 from brainsynth.storage.filesystem import Store
 from brainsynth.storage.finalise import DATASET_KEY
@@ -61,16 +61,16 @@ def verify_dataset(store: Store, progress: Callable[[int, int], None] | None = N
         UserError: when there is no dataset, or its plan is damaged, so that nothing can be compared.
     """
     plan = read_plan(store)
+    present = {key for key, _ in store.list()}
     problems: list[Problem] = []
     try:
         sample_ids = list(read_samples(store, plan)["sample_id"])
     except UserError as error:
-        problems.append(Problem(kind="corrupt", key=SAMPLES_KEY, detail=str(error)))
+        kind: Literal["missing", "corrupt"] = "corrupt" if SAMPLES_KEY in present else "missing"
+        problems.append(Problem(kind=kind, key=SAMPLES_KEY, detail=str(error)))
         sample_ids = []
     counts = {"ok": 0, "rejected": 0, "failed": 0}
-    size_bytes, expected, shards = 0, {PLAN_KEY, SAMPLES_KEY, DATASET_KEY, f"{GROUP}/zarr.json", *_BESIDE}, 0
-    for array in plan.arrays:
-        expected.add(f"{GROUP}/{array.name}/zarr.json")
+    size_bytes, expected, shards = 0, {PLAN_KEY, SAMPLES_KEY, DATASET_KEY, *metadata_keys(plan), *_BESIDE}, 0
     for index in range(plan.num_shards):
         expected.update([commit_key(index), *(shard_key(array, index) for array in plan.arrays)])
         try:
@@ -94,10 +94,11 @@ def verify_dataset(store: Store, progress: Callable[[int, int], None] | None = N
         if progress:
             progress(index + 1, plan.num_shards)
     problems += _verify_manifest(store, plan, expected)
-    present = {key for key, _ in store.list()}
+    named = {problem.key for problem in problems}
     problems += [
         Problem(kind="missing", key=key, detail="array metadata")
-        for key in sorted(k for k in expected if k.endswith("zarr.json") and k not in present)
+        for key in metadata_keys(plan)
+        if key not in present | named
     ]
     problems += [
         Problem(kind="unexpected", key=key, detail="no record refers to it") for key in sorted(present - expected)

@@ -186,6 +186,11 @@ def check(config: DiffusionTrainConfig) -> tuple[CovariateSchema, AutoencoderRun
             f"latents {config.latents} were made by another autoencoder than {config.autoencoder}; encode again"
         )
     check_latent_grid(run_record.volume, run_record.architecture, config.architecture)
+    if config.conditioning_dropout > 0 and plan.covariates.missing == "refuse":
+        raise UserError(
+            "conditioning_dropout must be 0 with covariates.missing = refuse: there the all-zero context is a real subject "
+            "(every covariate at its lowest), not an unknown one"
+        )
     return plan.covariates, run_record
 
 

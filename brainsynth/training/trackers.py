@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.image import imsave
 
 from brainsynth.errors import UserError
 
@@ -41,7 +42,10 @@ class MetricsLog:
             tracker.scalars(step, values)
 
     def figure(self, step: int, name: str, image: npt.NDArray[np.uint8]) -> None:
-        """Log a picture (H, W, 3)."""
+        """Log a picture (H, W, 3); it is also kept as figures/NAME-STEP.png."""
+        folder = self.path.parent / "figures"
+        folder.mkdir(exist_ok=True)
+        imsave(folder / f"{name}-{step:06d}.png", image)
         for tracker in self._trackers:
             tracker.figure(step, name, image)
 

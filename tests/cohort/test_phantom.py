@@ -1,6 +1,8 @@
 """Phantoms: exact volumes, determinism, contrast, the effects of age and sex, and the BIDS folder."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +18,8 @@ from brainsynth.cohort.phantom import (
     phantom_covariates,
     phantom_grid,
     subject_seed,
-    write_phantom_cohort,
 )
+from brainsynth.cohort.phantom_cohort import write_phantom_cohort
 from brainsynth.errors import UserError
 
 SMALL = phantom_grid(5.0, (32, 40, 32))
@@ -183,14 +185,32 @@ def test_cohort_folder_is_bids_and_true_to_the_phantoms(tmp_path):
         image = nib.load(folder / row.participant_id / "anat" / f"{row.participant_id}_T1w.nii.gz")
         np.testing.assert_allclose(image.affine, SMALL.affine)
         assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
-        built = make_phantom(
-            row.age, row.sex, row.ventricular_volume, row.brain_volume, SMALL, seed=subject_seed(7, i)
-        )
+        built = make_phantom(row.age, row.sex, row.ventricular_volume, row.brain_volume, SMALL, seed=subject_seed(7, i))
         assert np.abs(np.asarray(image.dataobj) / 255 - built.image).max() <= 0.5 / 255 + 1e-6
         shares.append(built.fractions["ventricle"])
     prior = nib.load(folder / "ventricle_prior.nii.gz")
     assert prior.get_data_dtype() == np.float32
     np.testing.assert_allclose(np.asarray(prior.dataobj), np.mean(shares, axis=0), atol=1e-6)
+
+
+def test_cohort_does_not_depend_on_the_number_of_workers(tmp_path):
+    seen: list[tuple[int, int]] = []
+    alone = write_phantom_cohort(tmp_path / "alone", 6, 7, SMALL)
+    shared = write_phantom_cohort(tmp_path / "shared", 6, 7, SMALL, lambda done, n: seen.append((done, n)), workers=2)
+    assert _digest(shared) == _digest(alone)
+    assert seen == [(done, 6) for done in range(1, 7)]
+    with pytest.raises(UserError, match="at least one worker"):
+        write_phantom_cohort(tmp_path / "none", 6, 7, SMALL, workers=0)
+
+
+def test_a_mistake_in_a_worker_reads_the_same_as_in_this_process(tmp_path):
+    with pytest.raises(UserError, match="does not hold the brain"):
+        write_phantom_cohort(tmp_path / "cohort", 3, 7, phantom_grid(2.0, (32, 40, 32)), workers=2)
+
+
+def test_workers_need_neither_torch_nor_ray():
+    code = "import sys, brainsynth.cohort.phantom_cohort; sys.exit(any(m in sys.modules for m in ('torch', 'ray')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_cohort_is_repeatable_resumable_and_never_overwritten(tmp_path):

@@ -1,0 +1,56 @@
+"""Fixtures that every suite shares: procedural brains, a cohort prepared from them, and the folder of real scans."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from brainsynth.cohort.phantom import phantom_grid
+from brainsynth.cohort.phantom_cohort import write_phantom_cohort
+from brainsynth.cohort.prepare import plan_cohort
+from brainsynth.config.schema import PrepareConfig, RuntimeConfig, SourceConfig
+from brainsynth.covariates import Covariate, CovariateSchema
+from brainsynth.executors.dataset import make_dataset
+
+GRID = phantom_grid(8.0, (20, 26, 20))
+SCHEMA = CovariateSchema(
+    covariates=(
+        Covariate(name="age", kind="continuous", unit="years", low=18.0, high=95.0),
+        Covariate(name="sex", kind="binary", categories=("F", "M")),
+        Covariate(name="ventricular_volume", kind="continuous", unit="ml", low=3.0, high=150.0, scale="log"),
+    )
+)
+
+
+@pytest.fixture(scope="session")
+def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve phantoms at 8 mm as a BIDS folder; read it, never write to it."""
+    return write_phantom_cohort(tmp_path_factory.mktemp("phantoms") / "bids", 12, 1, GRID)
+
+
+@pytest.fixture
+def prepared_cohort(phantom_folder: Path, tmp_path: Path) -> Path:
+    """The phantoms as a prepared cohort of three shards; a test may damage it."""
+    root = tmp_path / "cohort"
+    config = PrepareConfig(
+        source=SourceConfig(path=str(phantom_folder)),
+        output=str(root),
+        covariates=SCHEMA,
+        volume=GRID,
+        samples_per_shard=5,
+        runtime=RuntimeConfig(workers=0),
+    )
+    make_dataset(plan_cohort(config), config.runtime)
+    return root
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real scans and tables."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = Path(os.environ.get("BRAINSYNTH_DATA", beside))
+    if not root.is_dir():
+        pytest.skip("the real scans are not here: set BRAINSYNTH_DATA to their folder")
+    return root

@@ -1,0 +1,145 @@
+"""Both trainings: exact resume, damaged checkpoints, every prediction, data-parallel workers, perceptual weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.networks.nets import resnet10
+from safetensors.torch import load_file, save_file
+
+from brainsynth.config.schema import ExportConfig, GenerateConfig
+from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
+from brainsynth.errors import UserError
+from brainsynth.executors import stages
+from brainsynth.training.losses import PerceptualLoss, kl_divergence
+from tests.integration.conftest import Line, as_config, write_yaml
+
+REPO = Path(__file__).parents[2]
+STEPS = {"steps": 40, "checkpoint_every": 5, "validate_every": 20}
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def kill_at(job: str, config: Path, folder: Path, step: int) -> int:
+    """Start a training job, SIGKILL it once the checkpoint of `step` is there; returns the newest checkpoint's step."""
+    process = subprocess.Popen(
+        [sys.executable, str(REPO / "jobs" / job), "--config", str(config)], start_new_session=True, cwd=REPO
+    )
+    deadline = time.monotonic() + 180
+    while not (folder / "checkpoints" / f"step-{step:06d}").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "run.json").exists(), "the kill came too late to test anything"
+    return max(int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "diffusion"])
+def test_killed_training_goes_on_with_an_identical_curve(line: Line, tmp_path: Path, kind: str) -> None:
+    cls = AutoencoderTrainConfig if kind == "autoencoder" else DiffusionTrainConfig
+    stage = stages.train_autoencoder if kind == "autoencoder" else stages.train_diffusion
+    make = line.autoencoder if kind == "autoencoder" else line.diffusion
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    threads = {"workers": 0, "threads_per_worker": 1, "trackers": []}
+    stage(as_config(make(str(undisturbed), **STEPS) | {"runtime": threads}, cls, tmp_path))
+    config = write_yaml(make(str(killed), **STEPS) | {"runtime": threads}, tmp_path, "killed.yaml")
+    reached = kill_at(f"train_{kind}.py", config, killed, 10)
+    assert 10 <= reached < 40
+    stage(as_config(make(str(killed), **STEPS) | {"runtime": threads}, cls, tmp_path))
+    assert curve(killed) == curve(undisturbed)
+    weights = load_file(killed / f"{kind}.safetensors")
+    for name, tensor in load_file(undisturbed / f"{kind}.safetensors").items():
+        assert torch.equal(weights[name], tensor), name
+
+
+def test_damaged_newest_checkpoint_falls_back(line: Line, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "run"
+    config = as_config(line.autoencoder(str(folder)), AutoencoderTrainConfig, tmp_path)
+    stages.train_autoencoder(config)
+    before = load_file(folder / "autoencoder.safetensors")
+    (folder / "run.json").unlink()
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1] / "tensors.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    stages.train_autoencoder(config)
+    assert "checkpoint step-000006 is damaged and is passed over" in caplog.text
+    after = load_file(folder / "autoencoder.safetensors")
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_another_config_is_refused(line: Line, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    stages.train_autoencoder(as_config(line.autoencoder(str(folder)), AutoencoderTrainConfig, tmp_path))
+    other = as_config(line.autoencoder(str(folder), seed=9), AutoencoderTrainConfig, tmp_path)
+    with pytest.raises(UserError, match="another config"):
+        stages.train_autoencoder(other)
+    (folder / "run.json").unlink()
+    with pytest.raises(UserError, match="another config"):
+        stages.train_autoencoder(other)
+
+
+@pytest.mark.parametrize(("prediction", "method"), [("epsilon", "ddim"), ("v", "dpmpp_2m"), ("flow", "euler")])
+def test_every_prediction_trains_and_generates(line: Line, tmp_path: Path, prediction: str, method: str) -> None:
+    name = str(tmp_path / "diffusion")
+    stages.train_diffusion(as_config(line.diffusion(name, prediction), DiffusionTrainConfig, tmp_path))
+    bins = [key for key in curve(Path(name))[-1] if key.startswith("validation/loss_t")]
+    assert len(bins) == 5
+    stages.make_bundle(as_config(line.bundle(name, str(tmp_path / "bundle")), ExportConfig, tmp_path))
+    config = line.generate(
+        tmp_path / "generated", bundle=str(tmp_path / "bundle"), sampler={"method": method, "steps": 3}
+    )
+    stages.generate(as_config(config, GenerateConfig, tmp_path))
+
+
+def test_figures_and_scalars_are_written(line: Line) -> None:
+    for kind in ("autoencoder", "diffusion"):
+        events = list((line.root / kind / "tensorboard").glob("events*"))
+        assert events
+        data = b"".join(path.read_bytes() for path in events)
+        assert b"train/loss" in data
+        assert b"PNG" in data
+
+
+def test_data_parallel_workers_train_one_model(line: Line, ray_cluster: None, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    config: dict[str, Any] = line.autoencoder(str(folder), steps=4, validate_every=4, checkpoint_every=4)
+    config["runtime"] = {"workers": 2, "cpus_per_worker": 0.5, "threads_per_worker": 1, "trackers": []}
+    stages.train_autoencoder(as_config(config, AutoencoderTrainConfig, tmp_path))
+    assert (folder / "run.json").exists()
+    assert [row["step"] for row in curve(folder) if "train/loss" in row] == [1, 2, 3, 4]
+
+
+def test_perceptual_loss_needs_fitting_local_weights(line: Line, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = resnet10(spatial_dims=3, n_input_channels=1, num_classes=1, feed_forward=False, bias_downsample=False)
+    path = tmp_path / "resnet.safetensors"
+    save_file({f"module.{name}": tensor for name, tensor in network.state_dict().items()}, path)
+    loss = PerceptualLoss(path, 10)
+    x = torch.rand(1, 1, 24, 24, 24)
+    assert float(loss(x, x)) == pytest.approx(0.0, abs=1e-6)
+    assert float(loss(x, torch.rand_like(x))) > 1e-3
+    with pytest.raises(UserError, match="does not fit a 3D ResNet-18"):
+        PerceptualLoss(path, 18)
+    with pytest.raises(UserError, match="there is no file"):
+        PerceptualLoss(tmp_path / "nowhere.pth", 10)
+
+
+def test_kl_matches_torch() -> None:
+    mu, sigma = torch.randn(3, 2, 4, 4, 4), torch.rand(3, 2, 4, 4, 4) + 0.1
+    normal = torch.distributions.Normal
+    expected = torch.distributions.kl_divergence(normal(mu, sigma), normal(0.0, 1.0)).flatten(1).sum(1).mean()
+    assert torch.allclose(kl_divergence(mu, sigma), expected, rtol=1e-5)

@@ -1,0 +1,95 @@
+"""A dataset of very small volumes, in every kind of store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+
+from brainsynth.config.schema import SamplerConfig
+from brainsynth.covariates import Covariate, CovariateSchema
+from brainsynth.manifest import SampleRecord, ShardManifest, describe_sample
+from brainsynth.plan import Plan, generation_plan, generation_samples
+from brainsynth.storage.commit import commit_shard, write_plan
+from brainsynth.storage.filesystem import ObjectStore, Store, open_store
+from brainsynth.storage.finalise import finalise
+from brainsynth.volume import VolumeSpec
+
+SCHEMA = CovariateSchema(
+    covariates=(
+        Covariate(name="age", kind="continuous", unit="years", low=18.0, high=90.0),
+        Covariate(name="sex", kind="binary", categories=("F", "M")),
+    )
+)
+
+
+def tiny_plan(
+    rows: int = 7, samples_per_shard: int = 3, dtype: Any = "float16", base_seed: int = 0
+) -> tuple[Plan, pd.DataFrame]:
+    """A generation plan of 4×5×6 voxels, and its samples."""
+    volume = VolumeSpec(
+        shape_xyz=(4, 5, 6), spacing_mm=(1.0, 2.0, 3.0), origin_mm=(-1.0, -2.0, -3.0), dtype=dtype, step=2.0**-11
+    )
+    table = pd.DataFrame({"age": [20.0 + row for row in range(rows)], "sex": ["FM"[row % 2] for row in range(rows)]})
+    samples = generation_samples(table, SCHEMA, base_seed, SCHEMA.out_of_range(table))
+    sampler = SamplerConfig(method="ddim", steps=5)
+    return generation_plan("b" * 64, volume, SCHEMA, samples, sampler, "float32", base_seed, samples_per_shard), samples
+
+
+def values(plan: Plan, row: int, noise: int = 0) -> npt.NDArray[Any]:
+    """The stored voxels of a row; another `noise`, another attempt that rounded otherwise."""
+    rng = np.random.default_rng([row, noise])
+    return plan.volume.quantise(rng.random(plan.volume.shape_xyz))
+
+
+def commit(
+    store: Store, plan: Plan, samples: pd.DataFrame, index: int, bad: Sequence[int] = (), noise: int = 0
+) -> ShardManifest:
+    """Commit one shard of which the rows in `bad` are rejects."""
+    shard = plan.shard(index)
+    arrays = np.stack([values(plan, row, noise) for row in range(shard.start, shard.stop)])
+    records = [
+        SampleRecord(sample_id=samples["sample_id"][row], row=row, status="rejected", reason=f"reason {row}")
+        if row in bad
+        else describe_sample(samples["sample_id"][row], row, [arrays[row - shard.start]])
+        for row in range(shard.start, shard.stop)
+    ]
+    return commit_shard(store, plan, shard, [arrays], records, {"noise": noise})
+
+
+def write_dataset(store: Store, plan: Plan, samples: pd.DataFrame, bad: Sequence[int] = ()) -> None:
+    """All of it, finished."""
+    write_plan(store, plan, samples)
+    for index in range(plan.num_shards):
+        commit(store, plan, samples, index, bad)
+    finalise(store, plan)
+
+
+def flip(store: Store, key: str, bit: int) -> None:
+    """Turn over one bit of an object; bits are counted around it."""
+    data = bytearray(store.read(key))
+    data[bit // 8 % len(data)] ^= 1 << bit % 8
+    store.write(key, bytes(data))
+
+
+@pytest.fixture(params=["local", "file", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty folder: local, the same through an object-store client, and one in memory."""
+    root = tmp_path / "dataset"
+    if request.param == "local":
+        return open_store(str(root))
+    root.mkdir()
+    return ObjectStore("memory:///" if request.param == "memory" else root.as_uri())
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A finished dataset of seven rows in three shards; row 4 is a reject."""
+    root = tmp_path / "dataset"
+    write_dataset(open_store(str(root)), *tiny_plan(), bad=[4])
+    return root
