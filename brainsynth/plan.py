@@ -118,6 +118,9 @@ def generation_samples(
     """The samples table of a generation plan: sample_id, seed, extrapolated, covariates. `rows` must be validated."""
     width = max(6, len(str(len(rows) - 1)))
     if "sample_id" in rows.columns:
+        gone = np.flatnonzero(rows["sample_id"].isna())
+        if gone.size:
+            raise UserError(f"sample_id is missing in row {', '.join(map(str, gone[:5]))}")
         ids = rows["sample_id"].astype(str)
     else:
         ids = pd.Series([f"syn{row:0{width}d}" for row in range(len(rows))])

@@ -105,6 +105,9 @@ def cohort_samples(table: pd.DataFrame, config: PrepareConfig, where: str) -> pd
         raise UserError(
             f"{where}: missing column(s) {', '.join(absent)}; the table has {', '.join(map(str, table.columns))}"
         )
+    unnamed = [row for row, gone in enumerate(table[source.subject_column].isna()) if gone]
+    if unnamed:
+        raise UserError(f"{where}: rows without {source.subject_column}: {', '.join(map(str, unnamed[:10]))}")
     subjects = table[source.subject_column].astype(str)
     samples = pd.DataFrame({"sample_id": _sample_ids(subjects, table), "subject": subjects.to_numpy()})
     samples["split"] = [split_of(s, config.split_seed, config.validation_fraction) for s in subjects]

@@ -68,10 +68,12 @@ def load_scan(
 def _read(file: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
     """Voxels (float32, RAS+ order) and affine; the header is judged before any voxel is read."""
     try:
+        _check_gzip(file)
         image: Any = nib.load(file)
         if not isinstance(image, SpatialImage):
             raise ScanRejected(f"not a volume: {type(image).__name__}")
         shape, affine = image.shape, np.asarray(image.affine, dtype=np.float64)
+        spacing = _stored_spacing(image)
     except FileNotFoundError:
         raise ScanRejected("missing mask file") from None
     except _READ_ERRORS as error:
@@ -84,8 +86,7 @@ def _read(file: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]
         raise ScanRejected(f"implausible shape {tuple(shape)}")
     if np.dtype(image.get_data_dtype()).kind not in "iuf":
         raise ScanRejected(f"unsupported voxel type {image.get_data_dtype()}")
-    zooms = np.asarray(image.header.get_zooms()[:3], dtype=float)
-    if not np.isfinite(affine).all() or not np.isfinite(zooms).all() or min(zooms) <= 0:
+    if not np.isfinite(affine).all() or not np.isfinite(spacing).all() or min(spacing) <= 0:
         raise ScanRejected("zero or non-finite spacing")
     if abs(np.linalg.det(affine[:3, :3])) < 1e-6:
         raise ScanRejected("singular affine")
@@ -98,6 +99,26 @@ def _read(file: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]
     if not np.isfinite(data).all():
         raise ScanRejected("NaN or infinite voxels")
     return data, np.asarray(canonical.affine, dtype=np.float64)
+
+
+def _check_gzip(file: Path) -> None:
+    """Read a compressed file to its end, where its checksum is: nibabel stops at the last voxel and never compares it."""
+    with open(file, "rb") as plain:
+        if plain.read(2) != b"\x1f\x8b":
+            return
+    with gzip.open(file) as stream:
+        while stream.read(1 << 20):
+            pass
+
+
+def _stored_spacing(image: Any) -> npt.NDArray[np.float64]:
+    """Voxel size along the stored axes. nibabel quietly turns a NIfTI's 0 into 1, so that is read from the file."""
+    if not isinstance(image, nib.Nifti1Pair):
+        return np.asarray(image.header.get_zooms()[:3], dtype=np.float64)
+    holder = image.file_map.get("header", image.file_map["image"])
+    with holder.get_prepare_fileobj("rb") as stream:
+        header = type(image.header).from_fileobj(stream, check=False)
+    return np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64))
 
 
 def centred(

@@ -101,7 +101,10 @@ def report_dataset(root: str, ruler: RulerConfig | None, bundle: str) -> Path | 
         result["ventricles"] = _ventricles(page, ruler, plan, dataset)
     page.heading("Covariates: asked against drawn")
     reference = spec.distribution.draw(4000, seed=0)
-    page.figure(figures.covariate_histograms(dataset.table, reference, dataset.units), "covariate histograms")
+    page.figure(
+        figures.covariate_histograms(dataset.table, reference, {n: dataset.units[n] for n in dataset.covariates}),
+        "covariate histograms",
+    )
     page.text("Filled: the training cohort's fitted distribution. Line: the rows of this dataset.", "note")
     page.heading("Gallery")
     page.text("Evenly spaced through the dataset, nothing picked: sagittal, coronal and axial slices.", "note")

@@ -51,13 +51,14 @@ def encode_shard(plan: Plan, array: ArraySpec, samples: npt.NDArray[Any]) -> byt
             f"{array.name}: got {samples.dtype}{samples.shape}, want {array.dtype}{('n', *array.sample_shape)}"
         )
     memory, stored = _memory_array(array, len(samples), plan.samples_per_shard)
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        memory[:] = samples
+    memory[:] = samples
     return bytes(stored["/".join(["c", *["0"] * samples.ndim])].to_bytes())
 
 
 def decode_shard(plan: Plan, array: ArraySpec, shard: ShardSpec, data: bytes) -> npt.NDArray[Any]:
     """(n, *sample_shape) samples of a shard object. Raises ValueError when it is damaged."""
+    if not data:
+        raise ValueError("the shard cannot be decoded: it is empty")
     memory, stored = _memory_array(array, shard.stop - shard.start, plan.samples_per_shard)
     prototype = zarr.core.buffer.default_buffer_prototype()
     stored["/".join(["c", *["0"] * (len(array.sample_shape) + 1)])] = prototype.buffer.from_bytes(data)
@@ -80,6 +81,7 @@ def _memory_array(array: ArraySpec, num_samples: int, samples_per_shard: int) ->
         serializer=BytesCodec(endian="little") if dtype.itemsize > 1 else BytesCodec(endian=None),
         compressors=[BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()],
         dimension_names=array.dimension_names,
+        config={"write_empty_chunks": True},  # a shard of nothing but rejects is an object too
     )
     return created, stored
 

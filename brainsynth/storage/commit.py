@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow
 
 from brainsynth.errors import UserError, problems_error
 from brainsynth.manifest import ObjectRecord, SampleRecord, ShardManifest, describe_sample
@@ -81,8 +82,8 @@ def read_samples(store: Store, plan: Plan) -> pd.DataFrame:
         samples = pd.read_parquet(io.BytesIO(store.read(SAMPLES_KEY)))
     except FileNotFoundError:
         raise UserError(f"{where} is missing; run the same command again to write it") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{where} is damaged: {error}") from None
+    except (OSError, ValueError, TypeError, LookupError, pyarrow.ArrowException) as error:
+        raise UserError(f"{where} is damaged: {type(error).__name__}: {error}") from None
     if table_digest(samples) != plan.samples_digest:
         raise UserError(f"{where} is damaged: it is not the table that the plan was made from")
     return samples

@@ -77,6 +77,17 @@ def flip(store: Store, key: str, bit: int) -> None:
     store.write(key, bytes(data))
 
 
+RACE_SHARDS = 20
+
+
+def race(root: str, noise: int, barrier: Any, results: Any) -> None:
+    """One of two workers that were both given every shard, and that round differently."""
+    plan, samples = tiny_plan(rows=2 * RACE_SHARDS, samples_per_shard=2)
+    store = open_store(root)
+    barrier.wait(timeout=120)
+    results.put([commit(store, plan, samples, index, noise=noise) for index in range(RACE_SHARDS)])
+
+
 @pytest.fixture(params=["local", "file", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty folder: local, the same through an object-store client, and one in memory."""

@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +33,7 @@ from brainsynth.storage.filesystem import Store, local_folder, open_store, read_
 from brainsynth.storage.finalise import finalise
 from brainsynth.storage.verify import verify_dataset
 from brainsynth.storage.work import Made, Work
-from tests.storage.conftest import commit, flip, tiny_plan, values, write_dataset
+from tests.storage.conftest import RACE_SHARDS, commit, flip, race, tiny_plan, values, write_dataset
 
 
 def test_the_store_contract(store: Store) -> None:
@@ -222,6 +221,18 @@ def test_a_shard_is_true_once_its_record_is_there(store: Store) -> None:
     assert np.isnan(decoded[1]).all()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "uint8"])
+def test_a_shard_of_nothing_but_rejects_is_committed(store: Store, dtype: str) -> None:
+    plan, samples = tiny_plan(dtype=dtype)
+    write_dataset(store, plan, samples, bad=[3, 4, 5])
+    record = read_commit(store, plan, 1)
+    assert [s.reason for s in record.samples] == ["reason 3", "reason 4", "reason 5"]
+    assert store.read(record.objects[0].key)
+    report = verify_dataset(store)
+    assert report.ok, report.summary()
+    assert (report.samples_ok, report.samples_rejected) == (4, 3)
+
+
 def test_the_second_committer_gets_the_firsts_record(store: Store) -> None:
     plan, samples = tiny_plan()
     write_plan(store, plan, samples)
@@ -386,17 +397,6 @@ def test_resume_runs_exactly_what_is_missing(tmp_path: Path) -> None:
     make_dataset(work, runtime)
     assert asked == []
     assert verify_dataset(store).ok
-
-
-RACE_SHARDS = 20
-
-
-def race(root: str, noise: int, barrier: Any, results: Any) -> None:
-    """One of two workers that were both given every shard, and that round differently."""
-    plan, samples = tiny_plan(rows=2 * RACE_SHARDS, samples_per_shard=2)
-    store = open_store(root)
-    barrier.wait(timeout=120)
-    results.put([commit(store, plan, samples, index, noise=noise) for index in range(RACE_SHARDS)])
 
 
 def test_two_processes_race_for_the_same_shards(tmp_path: Path) -> None:
