@@ -31,6 +31,7 @@ from brainsynth.training.ema import Ema
 from brainsynth.training.loop import Report, Worker, run
 from brainsynth.training.losses import PerceptualLoss, kl_divergence
 from brainsynth.training.runs import AutoencoderRun, finished, training_digest, write_run
+from brainsynth.training.trackers import check_trackers
 
 log = logging.getLogger(__name__)
 
@@ -170,6 +171,10 @@ def check(config: AutoencoderTrainConfig) -> None:
     plan = read_plan(open_store(config.cohort))
     check_latent_grid(plan.volume, config.architecture)
     local_folder(config.output, "output")
+    check_trackers(config.runtime.trackers)
+    weights = config.losses.perceptual_weights
+    if weights is not None and not Path(weights).is_file():
+        raise UserError(f"losses.perceptual_weights: there is no file {weights}")
     try:
         for split in ("train", "validation"):
             open_dataset(config.cohort, split=split)

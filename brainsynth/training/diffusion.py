@@ -43,6 +43,7 @@ from brainsynth.training.runs import (
     training_digest,
     write_run,
 )
+from brainsynth.training.trackers import check_trackers
 
 log = logging.getLogger(__name__)
 NUM_BINS = 5
@@ -177,6 +178,7 @@ def covariate_grid(table: pd.DataFrame, schema: CovariateSchema) -> pd.DataFrame
 
 def check(config: DiffusionTrainConfig) -> tuple[CovariateSchema, AutoencoderRun]:
     """Everything that can be refused before a worker starts. Raises UserError."""
+    check_trackers(config.runtime.trackers)
     folder = local_folder(config.autoencoder, "autoencoder")
     run_record = read_run(folder, AutoencoderRun, "jobs/train_autoencoder.py")
     autoencoder_weights(folder, run_record)

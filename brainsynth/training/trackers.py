@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,11 @@ class MetricsLog:
             tracker.close()
 
 
-def _optional(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UserError(f"runtime.trackers: {module} is not installed; pip install 'brainsynth[{module}]'") from None
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Raises UserError for a tracker whose package is not installed."""
+    for name in names:
+        if name != "tensorboard" and importlib.util.find_spec(name) is None:
+            raise UserError(f"runtime.trackers: {name} is not installed; pip install 'brainsynth[{name}]'")
 
 
 class _TensorBoard:
@@ -81,7 +82,7 @@ class _TensorBoard:
 
 class _Mlflow:
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        self.mlflow = _optional("mlflow")
+        self.mlflow: Any = importlib.import_module("mlflow")
         self.run = self.mlflow.start_run(run_name=folder.name)
         self.mlflow.log_dict(config, "config.json")
 
@@ -97,7 +98,7 @@ class _Mlflow:
 
 class _Wandb:
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        self.wandb = _optional("wandb")
+        self.wandb: Any = importlib.import_module("wandb")
         self.run = self.wandb.init(dir=str(folder), name=folder.name, config=config, resume="allow")
 
     def scalars(self, step: int, values: dict[str, float]) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +24,9 @@ from brainsynth.config.schema import ExportConfig, GenerateConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.errors import UserError
 from brainsynth.executors import stages
+from brainsynth.records import seal
+from brainsynth.storage.commit import read_plan
+from brainsynth.storage.filesystem import open_store
 from brainsynth.training.losses import PerceptualLoss, kl_divergence
 from tests.integration.conftest import Line, as_config, write_yaml
 
@@ -136,6 +143,34 @@ def test_perceptual_loss_needs_fitting_local_weights(line: Line, tmp_path: Path)
         PerceptualLoss(path, 18)
     with pytest.raises(UserError, match="there is no file"):
         PerceptualLoss(tmp_path / "nowhere.pth", 10)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"runtime": {"workers": 0, "trackers": ["mlflow"]}}, "mlflow is not installed"),
+        ({"losses": {"perceptual_weights": "/nowhere/resnet.pth"}}, "there is no file /nowhere/resnet.pth"),
+        ({"architecture": {"channels": [8] * 6, "latent_channels": 2, "norm_groups": 4}}, "must be a multiple of 32"),
+        ({"cohort": "/nowhere"}, "is no brainsynth dataset"),
+    ],
+)
+def test_training_refuses_before_it_starts(line: Line, tmp_path: Path, change: dict[str, Any], expected: str) -> None:
+    if "mlflow" in expected and importlib.util.find_spec("mlflow"):
+        pytest.skip("mlflow is installed here")
+    config = line.autoencoder(str(tmp_path / "run")) | change
+    with pytest.raises(UserError, match=re.escape(expected)):
+        stages.train_autoencoder(as_config(config, AutoencoderTrainConfig, tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+def test_conditioning_dropout_needs_a_null_context(line: Line, tmp_path: Path) -> None:
+    plan = read_plan(open_store(str(line.root / "latents")))
+    refusing = dataclasses.replace(plan, covariates=dataclasses.replace(plan.covariates, missing="refuse"))
+    shutil.copytree(line.root / "latents", tmp_path / "latents")
+    (tmp_path / "latents" / "plan.json").write_bytes(seal(refusing))
+    config = line.diffusion(str(tmp_path / "run")) | {"latents": str(tmp_path / "latents")}
+    with pytest.raises(UserError, match="conditioning_dropout must be 0"):
+        stages.train_diffusion(as_config(config, DiffusionTrainConfig, tmp_path))
 
 
 def test_kl_matches_torch() -> None:

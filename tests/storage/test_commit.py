@@ -1,4 +1,4 @@
-"""The commit protocol: first committer wins, another plan is refused, what is missing is made again and nothing else."""
+"""The commit protocol: first committer wins, another plan is refused, only what is missing is made again."""
 
 from __future__ import annotations
 
