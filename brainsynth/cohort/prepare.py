@@ -38,6 +38,7 @@ def plan_cohort(config: PrepareConfig) -> Work:
             "intensity_percentiles": list(config.intensity_percentiles),
             "center": config.center,
             "missing_covariates": config.missing_covariates,
+            "max_file_mib": config.max_file_mib,
             "validation_fraction": config.validation_fraction,
             "split_seed": config.split_seed,
             "source": to_dict(config.source),

@@ -18,6 +18,8 @@ from scipy import ndimage
 from brainsynth.volume import VolumeSpec
 
 MAX_AXIS = 1024
+HEAD_MM = 160.0
+VERTEX_MM2 = 1000.0
 _READ_ERRORS = (
     OSError,
     EOFError,
@@ -124,8 +126,16 @@ def _stored_spacing(image: Any) -> npt.NDArray[np.float64]:
 def centred(
     data: npt.NDArray[np.float32], affine: npt.NDArray[np.float64], volume: VolumeSpec
 ) -> npt.NDArray[np.float64]:
-    """The affine shifted so that the centroid of the foreground (voxels above the mean) is the centre of the grid."""
-    centroid = np.array(ndimage.center_of_mass(data > data.mean()))
+    """The affine shifted so that the centroid of the head (or stripped brain) is the centre of the grid.
+
+    Only the upper HEAD_MM below the vertex count: a scan holds more or less of the neck, which would pull the centroid down.
+    """
+    foreground = data > data.mean()
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    area_mm2 = foreground.sum((0, 1)) * spacing[0] * spacing[1]
+    vertex = int(np.flatnonzero(area_mm2 > min(VERTEX_MM2, area_mm2.max() / 2)).max())
+    foreground[:, :, : max(0, vertex - round(HEAD_MM / spacing[2]))] = False
+    centroid = np.array(ndimage.center_of_mass(foreground))
     middle = (np.array(volume.shape_xyz) - 1) / 2
     shifted = affine.copy()
     shifted[:3, 3] += (volume.affine[:3, :3] @ middle + volume.affine[:3, 3]) - (

@@ -89,7 +89,7 @@ class PrepareConfig:
     samples_per_shard: int = 16
     center: Literal["world", "foreground"] = "world"
     """`world`: the grid lies where volume.origin_mm says (scans in a common space); `foreground`: each scan is shifted so
-    that the centroid of its foreground is the grid's centre (scans in scanner space)."""
+    that the centroid of its head, or stripped brain, is the grid's centre (scans in scanner space)."""
     max_file_mib: int = 512
     """A larger image file is rejected unread."""
     runtime: RuntimeConfig = RuntimeConfig()

@@ -66,6 +66,10 @@ class ScheduleConfig:
     beta_end: float = 0.0205
     """Betas are linear in their square root between start and end (the paper's bundle); unused by `flow`."""
 
+    def __post_init__(self) -> None:
+        if self.num_train_timesteps < 1 or not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError("need num_train_timesteps >= 1 and 0 < beta_start <= beta_end < 1")
+
 
 @record
 class OptimisationConfig:
@@ -156,3 +160,7 @@ class DiffusionTrainConfig:
     figure_steps: int = 20
     """Network evaluations per sample of the sample figures."""
     runtime: TrainRuntimeConfig = TrainRuntimeConfig()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.conditioning_dropout < 1 or self.figure_steps < 1:
+            raise ValueError("need 0 <= conditioning_dropout < 1 and figure_steps >= 1")
