@@ -14,6 +14,7 @@ _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # machines with private data report nothing
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report returns after the next poll
     "RAY_COLOR_PREFIX": "0",
+    "RAY_DATA_LOG_LEVEL": "WARNING",  # our own progress line says it
     "RAY_raylet_start_wait_time_s": "120",  # a busy machine needs more than the default 30 s
 }
 for _name, _value in _DEFAULTS.items():
@@ -22,8 +23,7 @@ for _name, _value in _DEFAULTS.items():
 import ray  # noqa: E402
 
 log = logging.getLogger(__name__)
-for _logger in ("ray.data", "ray._private.authentication"):
-    logging.getLogger(_logger).setLevel(logging.ERROR)
+logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager

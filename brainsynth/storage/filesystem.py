@@ -91,7 +91,7 @@ class LocalStore:
                 handle.flush()
                 os.fsync(handle.fileno())
             yield temporary
-            _sync_folder(file.parent)
+            sync(file.parent)
         except OSError as error:
             raise UserError(
                 f"cannot write {file}: {error.strerror}; check the permissions and the free space of {self.path}"
@@ -112,8 +112,9 @@ class LocalStore:
         self._file(key).unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -10,7 +10,6 @@ The newest directory that proves whole is resumed; a damaged one is named in a w
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import uuid
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from brainsynth.errors import UserError
 from brainsynth.models.weights import file_sha256
 from brainsynth.records import record, seal, unseal
+from brainsynth.storage.filesystem import sync
 from brainsynth.training.ema import Ema
 
 log = logging.getLogger(__name__)
@@ -98,9 +98,9 @@ def save_checkpoint(folder: Path, state: TrainingState, step: int, config_digest
     )
     (temporary / _RECORD).write_bytes(seal(saved))
     for path in (temporary / _TENSORS, temporary / _RECORD, temporary):
-        _sync(path)
+        sync(path)
     temporary.rename(final)
-    _sync(root)
+    sync(root)
     for old in sorted(root.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
     for stray in root.glob(".tmp-*"):
@@ -130,11 +130,3 @@ def restore_newest(folder: Path, state: TrainingState, config_digest: str) -> in
         state.load(load_file(path / _TENSORS), saved)
         return saved.step
     return 0
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
