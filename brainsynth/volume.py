@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage  # type: ignore[import-untyped]
 
 from brainsynth.records import record
 
@@ -83,3 +84,23 @@ def voxel_sha256(stored: npt.NDArray[Any]) -> str:
     """sha256 (hex) of the stored voxels as little-endian C-order bytes; independent of chunks and codecs."""
     little = np.ascontiguousarray(stored, dtype=stored.dtype.newbyteorder("<"))
     return hashlib.sha256(little.tobytes()).hexdigest()
+
+
+def resample(
+    data: npt.NDArray[np.float32], affine: npt.NDArray[np.float64], volume: VolumeSpec
+) -> npt.NDArray[np.float32]:
+    """Trilinear resampling to the grid of `volume`, by world coordinates; crops and pads with 0 as the grids demand.
+
+    A coarser grid is preceded by a Gaussian whose width is that of the lost resolution, so that nothing aliases.
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if volume.shape_xyz == data.shape and np.allclose(affine, volume.affine, atol=1e-4):
+        return data
+    ratio = np.asarray(volume.spacing_mm) / spacing
+    if (ratio > 1.01).any():
+        data = ndimage.gaussian_filter(data, np.sqrt(np.maximum(ratio**2 - 1, 0)) / 2.355)
+    target_to_source = np.linalg.inv(affine) @ volume.affine
+    out: npt.NDArray[np.float32] = ndimage.affine_transform(
+        data, target_to_source[:3, :3], target_to_source[:3, 3], output_shape=volume.shape_xyz, order=1, cval=0.0
+    )
+    return out

@@ -15,7 +15,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from scipy import ndimage
 
-from brainsynth.volume import VolumeSpec
+from brainsynth.volume import VolumeSpec, resample
 
 MAX_AXIS = 1024
 HEAD_MM = 160.0
@@ -142,26 +142,6 @@ def centred(
         affine[:3, :3] @ centroid + affine[:3, 3]
     )
     return shifted
-
-
-def resample(
-    data: npt.NDArray[np.float32], affine: npt.NDArray[np.float64], volume: VolumeSpec
-) -> npt.NDArray[np.float32]:
-    """Trilinear resampling to the grid of `volume`, by world coordinates; crops and pads with 0 as the grids demand.
-
-    A coarser grid is preceded by a Gaussian whose width is that of the lost resolution, so that nothing aliases.
-    """
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if volume.shape_xyz == data.shape and np.allclose(affine, volume.affine, atol=1e-4):
-        return data
-    ratio = np.asarray(volume.spacing_mm) / spacing
-    if (ratio > 1.01).any():
-        data = ndimage.gaussian_filter(data, np.sqrt(np.maximum(ratio**2 - 1, 0)) / 2.355)
-    target_to_source = np.linalg.inv(affine) @ volume.affine
-    out: npt.NDArray[np.float32] = ndimage.affine_transform(
-        data, target_to_source[:3, :3], target_to_source[:3, 3], output_shape=volume.shape_xyz, order=1, cval=0.0
-    )
-    return out
 
 
 def _short(error: Exception) -> str:

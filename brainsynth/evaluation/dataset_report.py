@@ -12,7 +12,6 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import ndimage
 
 from brainsynth.config.schema import RulerConfig
 from brainsynth.errors import UserError
@@ -26,6 +25,7 @@ from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import LocalStore, local_folder, open_store, resolve_uri
 from brainsynth.storage.finalise import SHARDS_KEY, SUBJECTS_KEY
 from brainsynth.storage.reader import SyntheticDataset, open_dataset
+from brainsynth.volume import resample
 
 log = logging.getLogger(__name__)
 GALLERY = 24
@@ -55,15 +55,7 @@ def _read_prior(config: RulerConfig, plan: Plan) -> npt.NDArray[np.float32]:
         raise UserError(f"ruler.prior: {path} cannot be read: {error}") from None
     if prior.ndim != 3:
         raise UserError(f"ruler.prior: {path} must be one 3D map")
-    # Averaged over the coarser voxel first: a prior is a smooth map, and its mass must survive.
-    ratio = np.asarray(plan.volume.spacing_mm) / np.linalg.norm(image.affine[:3, :3], axis=0)
-    if (ratio > 1.01).any():
-        prior = ndimage.gaussian_filter(prior, np.sqrt(np.maximum(ratio**2 - 1, 0)) / 2.355)
-    matrix = np.linalg.inv(image.affine) @ plan.volume.affine
-    resampled: npt.NDArray[np.float32] = ndimage.affine_transform(
-        prior, matrix[:3, :3], matrix[:3, 3], output_shape=plan.volume.shape_xyz, order=1
-    )
-    return np.clip(resampled, 0, 1)
+    return np.clip(resample(prior, image.affine, plan.volume), 0, 1)
 
 
 def fit_ruler(config: RulerConfig, plan: Plan) -> tuple[VentricleRuler, RulerError]:

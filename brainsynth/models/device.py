@@ -31,11 +31,6 @@ def set_threads(threads: int, workers: int) -> int:
     return chosen
 
 
-def torch_dtype(precision: str) -> torch.dtype:
-    """`float32` or `bfloat16` as torch's type."""
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-
-
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
     """Run a network's forward pass in bfloat16; parameters, losses and solver state stay float32."""
     if precision == "float32":

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from brainsynth import open_dataset
 from brainsynth.cohort.prepare import plan_cohort, scale_intensities, split_of
-from brainsynth.cohort.scan import ScanRejected, load_scan, resample
+from brainsynth.cohort.scan import ScanRejected, load_scan
 from brainsynth.config.schema import PrepareConfig, RuntimeConfig, SourceConfig
 from brainsynth.covariates import Covariate, CovariateSchema
 from brainsynth.errors import UserError
@@ -24,7 +24,7 @@ from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.manifest import DatasetManifest
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset
-from brainsynth.volume import VolumeSpec
+from brainsynth.volume import VolumeSpec, resample
 from tests.conftest import GRID, SCHEMA
 
 IN_PROCESS = RuntimeConfig(workers=0)
