@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-all lint bench lock clean
+.PHONY: help demo test test-all chaos lint bench lock clean
 help:            ## what there is
 	@grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -21,17 +21,23 @@ test: $(VENV)/.ready   ## the tests
 	$(BIN)/python -m pytest -q -m "not slow"
 
 test-all: $(VENV)/.ready   ## the tests and the long suites
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --chaos
 
-lint: $(VENV)/.ready   ## ruff, mypy, import contracts
+chaos: $(VENV)/.ready   ## breaks everything on purpose and writes the table of docs/reliability.md
+	$(BIN)/python -m pytest -q --chaos tests/chaos
+	$(BIN)/python benchmarks/protocol_cost.py
+
+lint: $(VENV)/.ready   ## ruff, mypy, import contracts, known vulnerabilities of the locked packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.security.audit
 
 bench: $(VENV)/.ready   ## figures in docs/, made again
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/covariate_distribution.py
+	$(BIN)/python benchmarks/control_plane.py
 
 lock: pyproject.toml   ## requirements.lock from pyproject.toml
 	uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate --no-emit-index-url --quiet pyproject.toml -o requirements.lock

@@ -59,6 +59,10 @@ class BundleSpec:
     training_data: str
     provenance: dict[str, str | int | float]
 
+    def __post_init__(self) -> None:
+        if set(self.weights) != {AUTOENCODER_FILE, DIFFUSION_FILE}:
+            raise ValueError(f"weights must name {AUTOENCODER_FILE} and {DIFFUSION_FILE} and nothing else")
+
     @property
     def digest(self) -> str:
         """sha256 of the record; covers the weights through their digests."""

@@ -1,13 +1,17 @@
-"""`brainsynth verify URI`: for whoever holds a dataset. Making one is the jobs' work (jobs/)."""
+"""`brainsynth VERB URI`: for whoever holds a dataset. Making one is the jobs' work (jobs/)."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import random
 import sys
 
 from brainsynth.config.cli import configure_logging, guarded
+from brainsynth.errors import UserError
+from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store, resolve_uri
+from brainsynth.storage.repair import garbage, lost_summary, repair
 from brainsynth.storage.verify import verify_dataset
 
 log = logging.getLogger(__name__)
@@ -15,25 +19,92 @@ DAMAGED = 1
 
 
 def main() -> None:
-    """Exit code 0: whole; 1: something is missing, corrupt or unexpected; 2: there is no dataset to verify."""
-    parser = argparse.ArgumentParser(prog="brainsynth", description="Synthetic 3D brain MRI at scale.")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    verify = verbs.add_parser("verify", help="read everything back; name each missing, corrupt or unexpected object")
-    verify.add_argument("uri", help="the dataset's folder: a path or an object-store URI")
-    arguments = parser.parse_args()
+    """Exit code 0: whole; 1: something is damaged, lost or different; 2: a mistake in the command or its input."""
+    arguments = _parser().parse_args()
     configure_logging()
-    damaged = False
+    code = 0
 
     def run() -> None:
-        nonlocal damaged
-        store = open_store(resolve_uri(arguments.uri, "uri"))
-        report = verify_dataset(store, progress=_progress)
-        print(report.summary())
-        damaged = not report.ok
+        nonlocal code
+        code = arguments.run(arguments)
 
-    sys.exit(guarded(run) or (DAMAGED if damaged else 0))
+    sys.exit(guarded(run) or code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="brainsynth", description="Synthetic 3D brain MRI at scale.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+
+    verify = verbs.add_parser("verify", help="read everything back; name what is lost, damaged, misplaced or left over")
+    verify.add_argument("--repair", action="store_true", help="re-plan exactly what is damaged; then run the job again")
+    verify.add_argument("--failed", action="store_true", help="with --repair: re-plan the rows that failed, too")
+    verify.set_defaults(run=_verify)
+
+    gc = verbs.add_parser("gc", help="remove what dead attempts left, judged by the commit records alone")
+    gc.add_argument("--dry-run", action="store_true", help="only list it")
+    gc.set_defaults(run=_gc)
+
+    again = verbs.add_parser("regenerate", help="make rows again, alone, and compare their voxels with what is stored")
+    again.add_argument("--bundle", required=True, help="the bundle that the dataset was made with")
+    again.add_argument("--row", action="append", default=[], metavar="ID", help="sample_id or row number; repeatable")
+    again.add_argument("--random", type=int, default=0, metavar="N", help="that many rows drawn at random, too")
+    again.add_argument("--gpu", action="store_true", help="on a GPU, as they were made")
+    again.set_defaults(run=_regenerate)
+
+    for verb in (verify, gc, again):
+        verb.add_argument("uri", help="the dataset's folder: a path or an object-store URI")
+    return parser
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    if arguments.failed and not arguments.repair:
+        raise UserError("--failed changes what --repair re-plans: give both")
+    store = open_store(resolve_uri(arguments.uri, "uri"))
+    report = verify_dataset(store, progress=_progress)
+    print(report.summary())
+    if arguments.repair:
+        lost = repair(store, report, failed=arguments.failed)
+        print(lost_summary(lost) if lost or not report.ok else "nothing to repair")
+    return 0 if report.ok else DAMAGED
+
+
+def _gc(arguments: argparse.Namespace) -> int:
+    store = open_store(resolve_uri(arguments.uri, "uri"))
+    keys = garbage(store)
+    for key in keys:
+        print(f"{'would remove' if arguments.dry_run else 'removed'} {key}")
+        if not arguments.dry_run:
+            store.delete(key)
+    print(f"{len(keys)} objects that no commit record refers to")
+    return 0
+
+
+def _regenerate(arguments: argparse.Namespace) -> int:
+    from brainsynth.regenerate import regenerate, rows_named
+
+    uri = resolve_uri(arguments.uri, "uri")
+    rows = rows_named(open_store(uri), arguments.row)
+    if arguments.random:
+        total = read_plan(open_store(uri)).num_samples
+        rows += random.Random(0).sample(range(total), min(arguments.random, total))
+    if not rows:
+        raise UserError("name at least one row: --row ID, or --random N")
+    different = 0
+    for found in regenerate(uri, arguments.bundle, rows, arguments.gpu):
+        different += not found.same_voxels
+        verdict = "same voxels" if found.same_voxels else "DIFFERENT"
+        stored = "" if found.as_recorded else "; what is STORED is not what its record says"
+        print(
+            f"{found.sample_id} (row {found.row}): {verdict}, largest difference {found.largest_difference:.2g}{stored}"
+        )
+    print(f"{len(rows) - different} of {len(rows)} rows have the voxels that their records name")
+    return DAMAGED if different else 0
 
 
 def _progress(done: int, total: int) -> None:
     if done % max(1, total // 20) == 0 and total >= 100:
         log.info("%d/%d shards", done, total)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this": jobs print it and leave with exit code 2."""
+"""Exceptions with a meaning to whoever catches them. UserError: jobs print it and leave with exit code 2."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Sequence
 
 class UserError(ValueError):
     """A mistake in a config, an input or a layout. The message says what, where and how to mend."""
+
+
+class WorkerBroken(RuntimeError):
+    """This process can do no more work (its accelerator is gone, for instance): it must end, and a fresh one take over."""
 
 
 def problems_error(headline: str, problems: Sequence[str], limit: int = 20) -> UserError:

@@ -13,16 +13,25 @@ import torch
 
 from brainsynth.bundle import BundleSpec
 from brainsynth.config.schema import CovariateSource, GenerateConfig
-from brainsynth.errors import UserError
+from brainsynth.errors import UserError, WorkerBroken
 from brainsynth.manifest import describe_sample
-from brainsynth.models.device import autocast, choose_device, describe, set_threads
+from brainsynth.models.device import (
+    autocast,
+    choose_device,
+    describe,
+    free_memory,
+    is_broken,
+    is_out_of_memory,
+    set_threads,
+)
 from brainsynth.models.sampling import NoiseSchedule, check_sampler, draw_noise, guided, sample_latents
 from brainsynth.models.weights import check_bundle_files, load_models, read_bundle
 from brainsynth.plan import Plan, ShardSpec, generation_plan, generation_samples
 from brainsynth.records import record
+from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_samples
 from brainsynth.storage.filesystem import local_folder, open_store, read_table, resolve_uri
-from brainsynth.storage.work import Made, Work, empty_arrays
+from brainsynth.storage.work import Made, Work
 from brainsynth.volume import VolumeSpec
 
 log = logging.getLogger(__name__)
@@ -119,6 +128,7 @@ class GeneratedShards:
 
     def __init__(self, plan: Plan, config: GenerateConfig, settings: GeneratorSettings) -> None:
         self.plan, self.config, self.settings = plan, config, settings
+        self.micro_batch = settings.micro_batch
         set_threads(settings.threads, settings.workers)
         self.device = choose_device(settings.use_gpu)
         folder = Path(settings.bundle)
@@ -134,19 +144,38 @@ class GeneratedShards:
         return read_samples(open_store(self.settings.root), self.plan)
 
     def make(self, shard: ShardSpec) -> Made:
-        """Sample, decode and quantise the volumes of one shard, a micro-batch at a time."""
+        """Sample, decode and quantise the volumes of one shard, or of any rows, a micro-batch at a time.
+
+        A micro-batch that does not fit into memory is halved, for the rest of this worker's life; rows and seeds stay.
+        """
         rows = self.samples.iloc[shard.start : shard.stop]
         (voxels,) = empty_arrays(self.plan, shard)
         seconds = {"sample_s": 0.0, "decode_s": 0.0}
-        for start in range(0, len(rows), self.settings.micro_batch):
-            part = slice(start, min(start + self.settings.micro_batch, len(rows)))
-            for offset, volume in enumerate(self.volumes(rows.iloc[part], seconds)):
+        start = 0
+        while start < len(rows):
+            part = rows.iloc[start : start + self.micro_batch]
+            try:
+                volumes = self.volumes(part, seconds)
+            except Exception as error:
+                self._after(error)
+                continue
+            for offset, volume in enumerate(volumes):
                 if np.isfinite(volume).all():
                     voxels[start + offset] = self.plan.volume.quantise(volume)
+            start += len(part)
         ids = rows["sample_id"].tolist()
         records = [describe_sample(ids[i], shard.start + i, [voxels[i]]) for i in range(len(rows))]
-        runtime = {**describe(self.device), "micro_batch": self.settings.micro_batch, **seconds}
-        return Made([voxels], records, runtime)
+        return Made([voxels], records, {**describe(self.device), "micro_batch": self.micro_batch, **seconds})
+
+    def _after(self, error: Exception) -> None:
+        """Make ready for another try with a smaller micro-batch; raises where none can help."""
+        if is_broken(error):
+            raise WorkerBroken(f"the accelerator failed: {error}") from error
+        if not is_out_of_memory(error) or self.micro_batch == 1:
+            raise error
+        self.micro_batch //= 2
+        free_memory()
+        log.warning("out of memory: the micro-batch is now %d", self.micro_batch)
 
     @torch.no_grad()
     def volumes(

@@ -57,6 +57,8 @@ class ShardManifest:
     samples: tuple[SampleRecord, ...]
     runtime: dict[str, str | int | float]
     """Circumstance: host, device, versions, micro-batch, seconds per stage."""
+    write_id: str = ""
+    """Of the attempt that wrote this record; no two attempts share one, so a writer knows its own record again."""
 
     def count(self, status: SampleStatus) -> int:
         """Samples of one fate."""
@@ -92,6 +94,13 @@ class DatasetManifest:
     synthetic: bool
 
 
+def stored_sha256(stored: list[npt.NDArray[Any]]) -> str:
+    """The digest of a sample's stored voxels, over all its arrays in order."""
+    return (
+        voxel_sha256(stored[0]) if len(stored) == 1 else voxel_sha256(np.concatenate([a.reshape(-1) for a in stored]))
+    )
+
+
 def describe_sample(
     sample_id: str, row: int, stored: list[npt.NDArray[Any]], extra: dict[str, str | int | float] | None = None
 ) -> SampleRecord:
@@ -106,12 +115,11 @@ def describe_sample(
         return SampleRecord(sample_id=sample_id, row=row, status="rejected", reason="constant", extra=extra or {})
     # Percentiles of a regular subsample: within 0.1 % of the full ones at a tenth of the cost.
     p01, p99 = np.percentile(first.reshape(-1)[:: max(1, first.size // 200_000)], [1, 99])
-    sha = voxel_sha256(stored[0]) if len(stored) == 1 else voxel_sha256(np.concatenate([a.reshape(-1) for a in stored]))
     return SampleRecord(
         sample_id=sample_id,
         row=row,
         status="ok",
-        voxel_sha256=sha,
+        voxel_sha256=stored_sha256(stored),
         minimum=float(first.min()),
         maximum=float(first.max()),
         mean=float(first.mean()),

@@ -7,6 +7,7 @@ latents and generated datasets all have one, so all share one commit protocol, o
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from brainsynth.errors import UserError
 from brainsynth.records import digest, record, to_dict
 from brainsynth.volume import VolumeSpec
 
+MAX_SAMPLES, MAX_SAMPLE_VALUES = 10_000_000, 1 << 29
 StoredArrayDtype = Literal["float16", "float32", "uint16", "uint8"]
 
 
@@ -31,6 +33,16 @@ class ArraySpec:
     chunk_shape: tuple[int, ...]
     dimension_names: tuple[str, ...]
     dtype: StoredArrayDtype
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier() or not self.name.isascii():
+            raise ValueError(f"{self.name!r} is no name of an array: letters, digits and _ only")
+        if len(self.sample_shape) != len(self.chunk_shape) or len(self.dimension_names) != len(self.sample_shape) + 1:
+            raise ValueError("sample_shape, chunk_shape and dimension_names do not fit each other")
+        if min(self.sample_shape, default=0) < 1 or min(self.chunk_shape) < 1:
+            raise ValueError("sample_shape and chunk_shape must be positive")
+        if math.prod(self.sample_shape) > MAX_SAMPLE_VALUES:
+            raise ValueError(f"a sample of shape {self.sample_shape} is too large")
 
 
 @record
@@ -59,6 +71,10 @@ class Plan:
     """Of the samples table: ids, seeds, covariates, in row order."""
 
     def __post_init__(self) -> None:
+        if not self.arrays or len({array.name for array in self.arrays}) != len(self.arrays):
+            raise ValueError("a plan needs arrays of different names")
+        if self.samples_per_shard < 1 or self.num_samples > MAX_SAMPLES:
+            raise ValueError(f"samples_per_shard must be at least 1, num_samples at most {MAX_SAMPLES}")
         if self.num_samples < 1:
             raise UserError("there are no rows to plan: give a table with at least one row")
 
@@ -153,6 +169,7 @@ def generation_plan(
             "sampler": to_dict(sampler),
             "precision": precision,
             "base_seed": base_seed,
+            "noise": "philox4x64",
         },
         volume=volume,
         covariates=schema,

@@ -16,6 +16,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from brainsynth.errors import UserError, problems_error
 
 T = TypeVar("T")
+MAX_RECORD_BYTES, MAX_RECORD_VALUES = 32 << 20, 200_000
+"""A commit record of a thousand samples is under 1 MB. Parsed JSON takes up to thirty times its text."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -79,18 +81,32 @@ def seal(obj: Any) -> bytes:
     """A record as pretty JSON together with its own digest, so that a flipped bit is noticed when it is read."""
     body = to_dict(obj)
     sealed = {"sha256": digest(body), "record": body}
+    data = _pretty(sealed)
+    if _too_large(data):
+        raise UserError(f"a {type(obj).__name__} of {len(data)} bytes is too large for a record; make smaller shards")
+    return data
+
+
+def _pretty(sealed: Any) -> bytes:
     return (json.dumps(sealed, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _too_large(data: bytes) -> bool:
+    return len(data) > MAX_RECORD_BYTES or sum(data.count(mark) for mark in (b",", b"[", b"{")) > MAX_RECORD_VALUES
 
 
 def unseal(cls: type[T], data: bytes, where: str) -> T:
     """Read what `seal` wrote. Raises UserError when it is damaged, of another type or of another version."""
+    if _too_large(data):
+        raise UserError(f"{where} is damaged: it is too large for a record ({len(data)} bytes)")
     try:
         sealed = json.loads(data)
         body, expected = sealed["record"], sealed["sha256"]
         strays = set(sealed) - {"record", "sha256"}
         found = digest(body)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        exact = _pretty(sealed) == data  # not even white space may change
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{where} is damaged: it is not a sealed JSON record ({type(error).__name__})") from None
-    if strays or found != expected:
+    if strays or found != expected or not exact:
         raise UserError(f"{where} is damaged: its content does not match its own sha256")
     return from_dict(cls, body, where)

@@ -7,9 +7,11 @@ import sys
 
 from brainsynth.config.cli import Stage, job
 from brainsynth.config.schema import EncodeConfig
+from brainsynth.executors.preflight import check_layout
 
 
-def stage() -> Stage[EncodeConfig]:
+def stage(config: EncodeConfig) -> Stage[EncodeConfig]:
+    check_layout(config.runtime)
     from brainsynth.executors import stages
 
     return stages.encode_latents, stages.describe_encode

@@ -9,7 +9,7 @@ from brainsynth.config.cli import Stage, job
 from brainsynth.config.schema import ExportConfig
 
 
-def stage() -> Stage[ExportConfig]:
+def stage(config: ExportConfig) -> Stage[ExportConfig]:
     from brainsynth.executors import stages
 
     return stages.make_bundle, stages.describe_bundle

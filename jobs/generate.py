@@ -7,9 +7,11 @@ import sys
 
 from brainsynth.config.cli import Stage, job
 from brainsynth.config.schema import GenerateConfig
+from brainsynth.executors.preflight import check_layout
 
 
-def stage() -> Stage[GenerateConfig]:
+def stage(config: GenerateConfig) -> Stage[GenerateConfig]:
+    check_layout(config.runtime)
     from brainsynth.executors import stages
 
     return stages.generate, stages.describe_generate

@@ -9,7 +9,7 @@ from brainsynth.config.cli import Stage, job
 from brainsynth.config.schema import PhantomConfig
 
 
-def stage() -> Stage[PhantomConfig]:
+def stage(config: PhantomConfig) -> Stage[PhantomConfig]:
     from brainsynth.executors import stages
 
     return stages.make_phantoms, stages.describe_phantoms

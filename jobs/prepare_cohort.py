@@ -7,9 +7,11 @@ import sys
 
 from brainsynth.config.cli import Stage, job
 from brainsynth.config.schema import PrepareConfig
+from brainsynth.executors.preflight import check_layout
 
 
-def stage() -> Stage[PrepareConfig]:
+def stage(config: PrepareConfig) -> Stage[PrepareConfig]:
+    check_layout(config.runtime)
     from brainsynth.executors import stages
 
     return stages.prepare_cohort, stages.describe_prepare

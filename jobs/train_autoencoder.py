@@ -7,9 +7,11 @@ import sys
 
 from brainsynth.config.cli import Stage, job
 from brainsynth.config.training import AutoencoderTrainConfig
+from brainsynth.executors.preflight import check_layout
 
 
-def stage() -> Stage[AutoencoderTrainConfig]:
+def stage(config: AutoencoderTrainConfig) -> Stage[AutoencoderTrainConfig]:
+    check_layout(config.runtime)
     from brainsynth.executors import stages
 
     return stages.train_autoencoder, stages.describe_autoencoder

@@ -7,9 +7,11 @@ import sys
 
 from brainsynth.config.cli import Stage, job
 from brainsynth.config.training import DiffusionTrainConfig
+from brainsynth.executors.preflight import check_layout
 
 
-def stage() -> Stage[DiffusionTrainConfig]:
+def stage(config: DiffusionTrainConfig) -> Stage[DiffusionTrainConfig]:
+    check_layout(config.runtime)
     from brainsynth.executors import stages
 
     return stages.train_diffusion, stages.describe_diffusion

@@ -13,6 +13,9 @@ from brainsynth.cohort.prepare import plan_cohort
 from brainsynth.config.schema import PrepareConfig, RuntimeConfig, SourceConfig
 from brainsynth.covariates import Covariate, CovariateSchema
 from brainsynth.executors.dataset import make_dataset
+from tests.line import generated, line, ray_cluster
+
+__all__ = ["generated", "line", "ray_cluster"]
 
 GRID = phantom_grid(8.0, (20, 26, 20))
 SCHEMA = CovariateSchema(
@@ -22,6 +25,10 @@ SCHEMA = CovariateSchema(
         Covariate(name="ventricular_volume", kind="continuous", unit="ml", low=3.0, high=150.0, scale="log"),
     )
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--chaos", action="store_true", help="the chaos suite at full size; it writes docs/reliability.md")
 
 
 @pytest.fixture(scope="session")

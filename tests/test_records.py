@@ -61,7 +61,16 @@ def test_what_is_no_record_is_told(data: bytes) -> None:
 
 
 def forged(body: Any) -> bytes:
-    return json.dumps({"record": body, "sha256": digest(body)}).encode()
+    sealed = {"record": body, "sha256": digest(body)}
+    return (json.dumps(sealed, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def test_not_even_white_space_may_change() -> None:
+    data = seal(RECORD)
+    assert unseal(ShardManifest, data, "here") == RECORD
+    for other in (data[:-1], data + b"\n", data.replace(b"\n ", b"\n  ", 1), json.dumps(json.loads(data)).encode()):
+        with pytest.raises(UserError, match="does not match its own sha256"):
+            unseal(ShardManifest, other, "here")
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,10 @@ from brainsynth.errors import UserError
 from brainsynth.manifest import SampleRecord, describe_sample
 from brainsynth.plan import Plan, ShardSpec, table_digest, volume_array
 from brainsynth.records import to_dict
+from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_samples
 from brainsynth.storage.filesystem import open_store, read_table, resolve_uri
-from brainsynth.storage.work import Made, Work, empty_arrays
+from brainsynth.storage.work import Made, Work
 
 
 def plan_cohort(config: PrepareConfig) -> Work:
@@ -87,7 +88,8 @@ def _read_bids(folder: Path, source: SourceConfig) -> pd.DataFrame:
             image
             for pattern in ("anat/*_T1w.nii*", "ses-*/anat/*_T1w.nii*")
             for image in (folder / label).glob(pattern)
-            if image.name.endswith((".nii", ".nii.gz"))
+            # A label that is a path would find scans outside the folder; the table may be anyone's.
+            if image.name.endswith((".nii", ".nii.gz")) and Path(label).name == label
         )
         for image in images or [None]:
             session = next((p.name for p in image.parents if p.name.startswith("ses-")), "") if image else ""

@@ -13,6 +13,7 @@ from brainsynth.errors import UserError
 
 T = TypeVar("T")
 USER_MISTAKE = 2
+INTERRUPTED = 130
 
 
 def configure_logging() -> None:
@@ -25,10 +26,11 @@ Stage = tuple[Callable[[T], object], Callable[[T], str]]
 """What a job does with its config, and what it says for --dry-run."""
 
 
-def job(cls: type[T], load_stage: Callable[[], Stage[T]], doc: str | None) -> int:
+def job(cls: type[T], load_stage: Callable[[T], Stage[T]], doc: str | None) -> int:
     """Read the config of a job from the command line, then run its stage, or describe it for --dry-run.
 
-    The stage is imported only after the config proved right: a misspelt key must not wait for torch. Returns the exit code.
+    `load_stage` is given the config when it proved right, looks at the layout, and only then imports the stage: neither a
+    misspelt key nor a layout that cannot run must wait for torch. Returns the exit code.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML file; every key is documented in brainsynth/config")
@@ -41,7 +43,7 @@ def job(cls: type[T], load_stage: Callable[[], Stage[T]], doc: str | None) -> in
 
     def go() -> None:
         config = load_config(arguments.config, cls, arguments.set)
-        run, describe = load_stage()
+        run, describe = load_stage(config)
         if arguments.dry_run:
             print(describe(config))
         else:
@@ -57,6 +59,9 @@ def guarded(action: Callable[[], object]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_MISTAKE
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from what is finished", file=sys.stderr)
+        return INTERRUPTED
     except Exception as error:
         # A worker's UserError arrives wrapped by Ray: find it, so that it reads the same as in this process.
         cause = next((e for e in _chain(error) if isinstance(e, UserError)), None)

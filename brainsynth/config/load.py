@@ -18,7 +18,15 @@ from brainsynth.records import validate_strict, validation_problems
 
 T = TypeVar("T")
 Location = tuple[str | int, ...]
-_MAX_BYTES = 1 << 20
+# A config is one page. PyYAML takes time that grows with tokens, and with depth squared, before it says anything.
+_MAX_BYTES, _MAX_TOKENS, _MAX_DEPTH, _MAX_NUMBER = 1 << 18, 20_000, 24, 64
+_OPENS = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+_CLOSES = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 
 
 class _Loader(yaml.SafeLoader):
@@ -40,13 +48,15 @@ def load_config(path: str | Path, cls: type[T], overrides: Sequence[str] = ()) -
     """
     source = Path(path)
     try:
-        text = source.read_text(encoding="utf-8")
+        with open(source, "rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise UserError(f"the config {source} is larger than {_MAX_BYTES} bytes; a config is one page of YAML")
+        text = data.decode("utf-8")
     except OSError as error:
         raise UserError(f"cannot read the config {source}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"the config {source} is not UTF-8 text") from None
-    if len(text) > _MAX_BYTES:
-        raise UserError(f"the config {source} is larger than {_MAX_BYTES} bytes; a config is one page of YAML")
     lines: dict[Location, str] = {}
     problems: list[str] = []
     root = _compose(text, str(source))
@@ -68,10 +78,16 @@ def load_config(path: str | Path, cls: type[T], overrides: Sequence[str] = ()) -
 def _compose(text: str, source: str) -> yaml.Node | None:
     """The syntax tree of a plain document. Raises UserError."""
     try:
-        for token in yaml.scan(text, Loader=_Loader):
+        depth = 0
+        for count, token in enumerate(yaml.scan(text, Loader=_Loader)):
+            where = f"{source}:{token.start_mark.line + 1}"
             if isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken):
-                line = token.start_mark.line + 1
-                raise UserError(f"{source}:{line}: anchors, aliases and tags are not allowed in a config")
+                raise UserError(f"{where}: anchors, aliases and tags are not allowed in a config")
+            depth += isinstance(token, _OPENS) - isinstance(token, _CLOSES)
+            if depth > _MAX_DEPTH:
+                raise UserError(f"{source}: not valid YAML: nested too deeply")
+            if count > _MAX_TOKENS:
+                raise UserError(f"{where}: the config holds too many words; long lists belong into a table")
         return yaml.compose(text, Loader=_Loader)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
@@ -110,6 +126,8 @@ def _build(
 
 
 def _scalar(node: yaml.Node) -> Any:
+    if node.tag != "tag:yaml.org,2002:str" and len(str(node.value)) > _MAX_NUMBER:
+        return str(node.value)  # no number is that long, and to make one of a megabyte of digits takes minutes
     loader = _Loader("")
     try:
         value = loader.construct_object(node, deep=True)
@@ -144,7 +162,7 @@ def _apply(override: str, value: dict[str, Any], lines: dict[Location, str]) -> 
         target[place] = None if node is None else _build(node, loc, lambda _: where, found, problems)
     except UserError:
         return [f"{where}: the value is not plain YAML"]
-    except (IndexError, TypeError, AttributeError):
+    except (IndexError, TypeError, AttributeError, ValueError):
         return [f"{where}: there is no such place in the config"]
     lines.update({**found, loc: where})
     return problems

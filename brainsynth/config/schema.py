@@ -29,10 +29,19 @@ class RuntimeConfig:
     threads_per_worker: int = 0
     """CPU threads of each worker; 0 shares the machine's cores evenly."""
     progress_every_s: float = 5.0
+    max_attempts: int = 3
+    """A row that fails, or kills its worker, this often is set aside with its reason; the run goes on."""
+    stall_timeout_s: float = 7200.0
+    """When no shard is committed for so long (and for 10 times the longest wait so far) the run shows stacks and resources
+    and ends with exit code 75; 0 waits for ever. The first shard may take five minutes longer."""
+    wait_for_nodes: bool = False
+    """On a cluster that grows: start although not all workers fit yet. Else such a layout is refused."""
 
     def __post_init__(self) -> None:
         if self.workers < 0 or self.micro_batch < 1 or self.threads_per_worker < 0:
             raise ValueError("workers and threads_per_worker must be at least 0 and micro_batch at least 1")
+        if self.max_attempts < 1 or not 0 <= self.stall_timeout_s < float("inf"):
+            raise ValueError("max_attempts must be at least 1 and stall_timeout_s at least 0")
         if self.cpus_per_worker < 0 or self.gpus_per_worker < 0:
             raise ValueError("cpus_per_worker and gpus_per_worker cannot be negative")
 
@@ -91,7 +100,7 @@ class PrepareConfig:
     """`world`: the grid lies where volume.origin_mm says (scans in a common space); `foreground`: each scan is shifted so
     that the centroid of its head, or stripped brain, is the grid's centre (scans in scanner space)."""
     max_file_mib: int = 512
-    """A larger image file is rejected unread."""
+    """A larger image file is rejected unread, and so is one that unpacks to more, at 4 bytes a voxel."""
     runtime: RuntimeConfig = RuntimeConfig()
 
     def __post_init__(self) -> None:

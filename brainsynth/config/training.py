@@ -9,6 +9,14 @@ from brainsynth.records import record
 Precision = Literal["float32", "bfloat16"]
 
 
+def _check_size(channels: tuple[int, ...], *counts: int) -> None:
+    """A bundle comes from others: what it asks for must be a network, not a way to take all memory."""
+    if not 1 <= len(channels) <= 8 or not all(1 <= c <= 4096 for c in channels):
+        raise ValueError("channels must be 1 to 8 levels of 1 to 4096 channels")
+    if not all(1 <= count <= 64 for count in counts):
+        raise ValueError("num_res_blocks, latent_channels and transformer_layers must be between 1 and 64")
+
+
 @record
 class AutoencoderArchitecture:
     """MONAI `AutoencoderKL`, one channel in and out, no attention (as in the paper)."""
@@ -20,6 +28,7 @@ class AutoencoderArchitecture:
     norm_groups: int = 32
 
     def __post_init__(self) -> None:
+        _check_size(self.channels, self.num_res_blocks, self.latent_channels)
         if any(c % self.norm_groups for c in self.channels):
             raise ValueError(f"channels must be multiples of norm_groups ({self.norm_groups})")
 
@@ -45,6 +54,7 @@ class DiffusionArchitecture:
     upcast_attention: bool = False
 
     def __post_init__(self) -> None:
+        _check_size(self.channels, self.num_res_blocks, self.transformer_layers)
         if self.head_channels < 0:
             raise ValueError("head_channels must be at least 1, or 0 for one head a level")
         if len(self.attention) != len(self.channels) or not any(self.attention):
@@ -106,6 +116,8 @@ class TrainRuntimeConfig:
     use_gpu: bool = False
     threads_per_worker: int = 0
     max_failures: int = 3
+    wait_for_nodes: bool = False
+    """On a cluster that grows: start although not all workers fit yet. Else such a layout is refused."""
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:

@@ -8,7 +8,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -25,11 +24,13 @@ from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import LocalStore, local_folder, open_store, resolve_uri
 from brainsynth.storage.finalise import SHARDS_KEY, SUBJECTS_KEY
 from brainsynth.storage.reader import SyntheticDataset, open_dataset
+from brainsynth.storage.scan_file import FileRejected, read_volume
 from brainsynth.volume import resample
 
 log = logging.getLogger(__name__)
 GALLERY = 24
 MEASURE_AT_MOST = 2000
+MAX_PRIOR_MIB = 512
 
 
 def check_ruler(config: RulerConfig | None, plan: Plan) -> None:
@@ -49,13 +50,10 @@ def _read_prior(config: RulerConfig, plan: Plan) -> npt.NDArray[np.float32]:
     """The prior on the dataset's grid."""
     path = resolve_uri(config.prior, "ruler.prior")
     try:
-        image: Any = nib.as_closest_canonical(nib.load(path))
-        prior = np.asarray(image.dataobj, dtype=np.float32)
-    except (OSError, nib.filebasedimages.ImageFileError) as error:
+        prior, affine = read_volume(Path(path), MAX_PRIOR_MIB)
+    except FileRejected as error:
         raise UserError(f"ruler.prior: {path} cannot be read: {error}") from None
-    if prior.ndim != 3:
-        raise UserError(f"ruler.prior: {path} must be one 3D map")
-    return np.clip(resample(prior, image.affine, plan.volume), 0, 1)
+    return np.clip(resample(prior, affine, plan.volume), 0, 1)
 
 
 def fit_ruler(config: RulerConfig, plan: Plan) -> tuple[VentricleRuler, RulerError]:

@@ -7,13 +7,18 @@ import time
 from collections.abc import Iterable
 
 from brainsynth.config.schema import RuntimeConfig
+from brainsynth.errors import UserError
 from brainsynth.executors import local, ray_data
+from brainsynth.executors.preflight import resource_table
+from brainsynth.executors.watch import Watch
 from brainsynth.manifest import DatasetManifest
 from brainsynth.storage.commit import check_plan, write_plan
 from brainsynth.storage.finalise import finalise
 from brainsynth.storage.work import ShardResult, Work
 
 log = logging.getLogger(__name__)
+HOPELESS_SHARDS = 3
+"""When this many shards hold nothing but failed rows, the cause is not in the rows: the run stops."""
 
 
 def dry_run(work: Work, runtime: RuntimeConfig) -> str:
@@ -38,8 +43,10 @@ def make_dataset(work: Work, runtime: RuntimeConfig) -> DatasetManifest:
     if done:
         log.info("resuming: %d of %d shards are committed", done, work.plan.num_shards)
     if missing:
-        results = local.run(work, missing) if runtime.workers == 0 else ray_data.run(work, missing, runtime)
-        _follow(results, work, sum(s.stop - s.start for s in missing), runtime)
+        run = local.run if runtime.workers == 0 else ray_data.run
+        with Watch(runtime.stall_timeout_s, resource_table) as watch:
+            results = run(work, missing, runtime, watch)
+            _follow(results, work, sum(s.stop - s.start for s in missing), runtime, watch)
     manifest = finalise(work.store, work.plan)
     log.info(
         "finished %s: %d ok + %d rejected + %d failed = %d planned",
@@ -52,13 +59,19 @@ def make_dataset(work: Work, runtime: RuntimeConfig) -> DatasetManifest:
     return manifest
 
 
-def _follow(results: Iterable[ShardResult], work: Work, to_do: int, runtime: RuntimeConfig) -> None:
+def _follow(results: Iterable[ShardResult], work: Work, to_do: int, runtime: RuntimeConfig, watch: Watch) -> None:
     """One progress line every few seconds."""
     began = shown = time.monotonic()
     done = rejected = failed = written = 0
-    for result in results:
+    for shards, result in enumerate(results, start=1):
+        watch.progress()
         done += result.ok + result.rejected + result.failed
         rejected, failed, written = rejected + result.rejected, failed + result.failed, written + result.size_bytes
+        if failed == done and (shards == HOPELESS_SHARDS or done == to_do):
+            raise UserError(
+                f"every row so far failed, the last with: {result.reason}; mend the cause, then re-plan them with "
+                f"`brainsynth verify {work.root} --repair --failed` and run the same command again"
+            )
         now = time.monotonic()
         if now - shown >= runtime.progress_every_s or done == to_do:
             shown = now

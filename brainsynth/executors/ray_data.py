@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,30 +11,42 @@ import numpy as np
 import pyarrow as pa
 
 from brainsynth.config.schema import RuntimeConfig
-from brainsynth.executors.session import check_resources, ray_session
+from brainsynth.errors import WorkerBroken
+from brainsynth.executors.preflight import check_cluster, check_this_machine
+from brainsynth.executors.session import ray_session
+from brainsynth.executors.watch import StackAlarm, Watch
 from brainsynth.plan import ShardSpec
 from brainsynth.records import to_dict
 from brainsynth.storage.work import ShardMaker, ShardResult, ShardRunner, Work
 
-NO_PROGRESS_TIMEOUT_S = 24 * 3600
+log = logging.getLogger(__name__)
+BROKEN = 70
 
 
 class _Actor:
     """What each pool actor holds."""
 
-    def __init__(self, root: str, build_maker: Callable[..., ShardMaker], arguments: dict[str, Any]) -> None:
-        self.runner = ShardRunner(root, build_maker, arguments)
+    def __init__(
+        self, root: str, build_maker: Callable[..., ShardMaker], arguments: dict[str, Any], runtime: RuntimeConfig
+    ) -> None:
+        self.alarm = StackAlarm(0.9 * runtime.stall_timeout_s)
+        self.runner = ShardRunner(root, build_maker, arguments, runtime.max_attempts)
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
         shards = [
             ShardSpec(index=int(i), start=int(a), stop=int(b))
             for i, a, b in zip(batch["index"], batch["start"], batch["stop"], strict=True)
         ]
-        rows = [to_dict(self.runner(shard)) for shard in shards]
+        try:
+            with self.alarm:
+                rows = [to_dict(self.runner(shard)) for shard in shards]
+        except WorkerBroken as error:
+            log.error("%s; this worker ends and a fresh one takes over", error)
+            os._exit(BROKEN)
         return {key: np.array([row[key] for row in rows]) for key in rows[0]}
 
 
-def run(work: Work, shards: list[ShardSpec], runtime: RuntimeConfig) -> Iterator[ShardResult]:
+def run(work: Work, shards: list[ShardSpec], runtime: RuntimeConfig, watch: Watch) -> Iterator[ShardResult]:
     """Make the given shards on a fixed pool of actors, in any order.
 
     Two calls run in each actor, one making a shard while the other writes the one before (a lock keeps making serial), so
@@ -41,17 +55,24 @@ def run(work: Work, shards: list[ShardSpec], runtime: RuntimeConfig) -> Iterator
     """
     import ray.data
 
+    workers = min(runtime.workers, len(shards))
+    check_this_machine(workers, runtime.cpus_per_worker, runtime.gpus_per_worker)
     with ray_session():
-        workers = min(runtime.workers, len(shards))
-        check_resources(workers, runtime.cpus_per_worker, runtime.gpus_per_worker, "runtime")
+        watch.listen()
+        check_cluster(workers, runtime.cpus_per_worker, runtime.gpus_per_worker, runtime.wait_for_nodes)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+        context.execution_no_progress_timeout_s = -1  # our own watch knows how long a shard may take
         rows = pa.Table.from_pylist([to_dict(shard) for shard in shards])
         dataset = ray.data.from_arrow([rows.slice(i, 1) for i in range(len(rows))]).map_batches(
             _Actor,
-            fn_constructor_kwargs={"root": work.root, "build_maker": work.build_maker, "arguments": work.arguments},
+            fn_constructor_kwargs={
+                "root": work.root,
+                "build_maker": work.build_maker,
+                "arguments": work.arguments,
+                "runtime": runtime,
+            },
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(
                 size=workers, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
@@ -60,5 +81,6 @@ def run(work: Work, shards: list[ShardSpec], runtime: RuntimeConfig) -> Iterator
             num_gpus=runtime.gpus_per_worker or None,
         )
         for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
-            for i in range(len(batch["shard"])):
-                yield ShardResult(**{key: column[i].item() for key, column in batch.items()})
+            columns = {key: np.asarray(column).tolist() for key, column in batch.items()}
+            for row in zip(*columns.values(), strict=True):
+                yield ShardResult(**dict(zip(columns, row, strict=True)))

@@ -1,21 +1,37 @@
-"""Ray Train around the plain training loops: data-parallel workers that are restarted when they die."""
+"""Ray Train around the plain training loops: data-parallel workers that are restarted when they die.
+
+SIGTERM (a job that is stopped, a spot machine that goes) reaches the driver alone, so it leaves a file with the name of
+this very run in the output folder, which every worker sees. The workers save, leave, and the job ends with exit code 143.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable
+import os
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from brainsynth.config.cli import configure_logging
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.errors import UserError
-from brainsynth.executors.session import check_resources, ray_session
+from brainsynth.executors.preflight import check_cluster, check_this_machine
+from brainsynth.executors.session import ray_session
+from brainsynth.executors.watch import TERMINATED, leave
 from brainsynth.records import digest, from_dict, to_dict
 from brainsynth.storage.filesystem import local_folder, resolve_uri
 from brainsynth.training import autoencoder, diffusion
+from brainsynth.training.preemption import Left, Request
 
 log = logging.getLogger(__name__)
+_LOOK_S = 0.5
 TrainConfig = AutoencoderTrainConfig | DiffusionTrainConfig
 _FITS: dict[str, tuple[type[Any], Callable[..., None]]] = {
     "autoencoder": (AutoencoderTrainConfig, autoencoder.fit),
@@ -23,13 +39,74 @@ _FITS: dict[str, tuple[type[Any], Callable[..., None]]] = {
 }
 
 
-def _train(arguments: dict[str, Any]) -> None:
-    """Runs in every worker: the plain loop; Ray only hears of the checkpoints."""
+class SigtermNoted:
+    """Within it SIGTERM ends nothing: it is noted, and a file is left where others look for it."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.file, self.asked = file, False
+        self._previous: Any = None
+
+    def __enter__(self) -> SigtermNoted:
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread have a handler
+            self._previous = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        if self.file is not None:
+            with contextlib.suppress(OSError):
+                self.file.touch()
+
+    def __exit__(self, *error: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
+
+    def request(self) -> Request:
+        """What a training in this process should do."""
+        return Request.LEAVE if self.asked else Request.NOTHING
+
+
+class _Asked:
+    """What a Ray Train worker should do: its driver's file says leave, a machine that Ray drains says save."""
+
+    def __init__(self, file: Path) -> None:
+        import ray.train
+
+        self._file, self._info = file, None
+        self._alone = ray.train.get_context().get_world_size() == 1
+        self._looked = 0.0
+
+    def __call__(self) -> Request:
+        import ray.train
+
+        # Several workers look together, and the loop sees to it that they do not look too often.
+        if self._alone and time.monotonic() - self._looked < _LOOK_S:
+            return Request.NOTHING
+        self._looked = time.monotonic()
+        # A listing, not a question for the name: network file systems remember for long that a name was absent.
+        leave = self._file.name in os.listdir(self._file.parent)
+        info = ray.train.get_preemption_info()  # all workers must call it, whatever they know
+        news = info is not None and info != self._info
+        self._info = info
+        if leave:
+            return Request.LEAVE
+        return Request.SAVE if news else Request.NOTHING
+
+
+def _train(arguments: dict[str, Any]) -> int | None:
+    """Runs in every worker: the plain loop; Ray only hears of the checkpoints. Returns the step it was asked to leave at."""
     import ray.train
 
     configure_logging()
     cls, fit = _FITS[arguments["kind"]]
-    fit(from_dict(cls, arguments["config"], "the training config"), report=lambda metrics: ray.train.report(metrics))
+    config = from_dict(cls, arguments["config"], "the training config")
+    try:
+        fit(config, lambda metrics: ray.train.report(metrics), _Asked(Path(arguments["stop_file"])))
+    except Left as left:
+        return left.step
+    return None
 
 
 def _with_absolute_places(config: TrainConfig) -> TrainConfig:
@@ -48,38 +125,92 @@ def _with_absolute_places(config: TrainConfig) -> TrainConfig:
 
 
 def train(kind: str, config: TrainConfig) -> None:
-    """Train to the end, or go on where the last whole checkpoint is. Raises UserError before a worker starts."""
+    """Train to the end, or go on where the last whole checkpoint is.
+
+    After SIGTERM all that was done is saved, and the process ends with code 143.
+
+    Raises:
+        UserError: before a worker starts, whatever can be refused then.
+    """
     config = _with_absolute_places(config)
-    fit = _FITS[kind][1]
     check = autoencoder.check if kind == "autoencoder" else diffusion.check
     check(config)  # type: ignore[arg-type]
     runtime, batch = config.runtime, config.optimisation.batch_size
     if runtime.workers and batch % runtime.workers:
         raise UserError(f"optimisation.batch_size {batch} must be a multiple of runtime.workers {runtime.workers}")
+    check_this_machine(runtime.workers, runtime.cpus_per_worker, float(runtime.use_gpu))
     if runtime.workers == 0:
-        fit(config)
-        return
+        _train_here(kind, config)
+    else:
+        _train_on_ray(kind, config)
+
+
+def _end(step: int, config: TrainConfig) -> None:
+    """Say so and go; taking Python and Ray apart politely takes longer than we may have."""
+    log.info("stopped at step %d of %d; the same command goes on from there", step, config.optimisation.steps)
+    leave(TERMINATED)
+
+
+def _train_here(kind: str, config: TrainConfig) -> None:
+    with SigtermNoted() as noted:
+        try:
+            _FITS[kind][1](config, preempted=noted.request)
+        except Left as left:
+            _end(left.step, config)
+
+
+def _train_on_ray(kind: str, config: TrainConfig) -> None:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    folder = local_folder(config.output, "output")
+    runtime, folder = config.runtime, local_folder(config.output, "output")
     with ray_session():
-        check_resources(runtime.workers, runtime.cpus_per_worker, float(runtime.use_gpu), "runtime")
-        # Ray silently resumes a run of the same name, so the name carries the config. Its own checkpoints are not used:
-        # ours prove themselves by digest, and need no Ray to be read.
-        trainer = TorchTrainer(
-            _train,
-            train_loop_config={"kind": kind, "config": to_dict(config)},
-            scaling_config=ScalingConfig(
-                num_workers=runtime.workers,
-                use_gpu=runtime.use_gpu,
-                resources_per_worker={"CPU": runtime.cpus_per_worker, **({"GPU": 1} if runtime.use_gpu else {})},
-            ),
-            run_config=RunConfig(
-                name=f"{kind}-{digest(config)[:12]}",
-                storage_path=str(folder / "ray"),
-                logging_config=LoggingConfig(log_level="WARNING"),
-                failure_config=FailureConfig(max_failures=runtime.max_failures),
-            ),
-        )
-        trainer.fit()
+        check_cluster(runtime.workers, runtime.cpus_per_worker, float(runtime.use_gpu), runtime.wait_for_nodes)
+        with _stop_file(folder) as stop_file:
+            # Ray silently resumes a run of the same name, so the name carries the config. Its own checkpoints are not used:
+            # ours prove themselves by digest, and need no Ray to be read.
+            trainer = TorchTrainer(
+                _train,
+                train_loop_config={"kind": kind, "config": to_dict(config), "stop_file": str(stop_file)},
+                scaling_config=ScalingConfig(
+                    num_workers=runtime.workers,
+                    use_gpu=runtime.use_gpu,
+                    resources_per_worker={"CPU": runtime.cpus_per_worker, **({"GPU": 1} if runtime.use_gpu else {})},
+                ),
+                run_config=RunConfig(
+                    name=f"{kind}-{digest(config)[:12]}",
+                    storage_path=str(folder / "ray"),
+                    logging_config=LoggingConfig(log_level="WARNING"),
+                    failure_config=FailureConfig(max_failures=runtime.max_failures),
+                ),
+            )
+            with _mistakes_of_workers():
+                left: int | None = trainer.fit().return_value
+        if left is not None:
+            _end(left, config)
+
+
+@contextlib.contextmanager
+def _stop_file(folder: Path) -> Iterator[Path]:
+    """Where the workers of this run are asked to leave; its name is new, so no earlier run's wish can stop this one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(".stop-*"):
+        old.unlink(missing_ok=True)
+    with SigtermNoted(folder / f".stop-{uuid.uuid4().hex}") as noted:
+        assert noted.file is not None
+        yield noted.file
+
+
+@contextlib.contextmanager
+def _mistakes_of_workers() -> Iterator[None]:
+    """Let a UserError of a worker through as what it is; Ray wraps it up in two others."""
+    from ray.train import WorkerGroupError
+
+    try:
+        yield
+    except WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            cause = getattr(failure, "_base_exc", failure)
+            if isinstance(cause, UserError):
+                raise cause from error
+        raise

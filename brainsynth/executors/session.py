@@ -1,11 +1,18 @@
-"""One Ray session per process: a cluster that was asked for, else a private one on this machine."""
+"""One Ray session per process: a cluster that was asked for, else a private one on this machine.
+
+Whoever reaches a Ray port and knows its token can run code as this user. So a private session listens on the loopback
+interface alone, and its token is readable by this user alone.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+import secrets
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from brainsynth.errors import UserError
 
@@ -20,8 +27,19 @@ _DEFAULTS = {
 for _name, _value in _DEFAULTS.items():
     os.environ.setdefault(_name, _value)
 
+# Ray's switch for machines that are no cluster (the default on Windows and macOS): every server listens on 127.0.0.1. It
+# is read when Ray is imported, and taken back, so that a `ray start` below this process is not told the same.
+_ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_alone = not os.environ.get("RAY_ADDRESS") and _ONE_MACHINE not in os.environ
+if _alone:
+    os.environ[_ONE_MACHINE] = "0"
+
 import ray  # noqa: E402
 
+if _alone:
+    del os.environ[_ONE_MACHINE]
+
+LOOPBACK = "127.0.0.1"
 log = logging.getLogger(__name__)
 logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
 
@@ -35,9 +53,13 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    private: dict[str, str] = {}
+    if address == "local":
+        _private_token()
+        private["dashboard_host"] = LOOPBACK
     try:
-        ray.init(address=address or "local", logging_level=logging.WARNING, log_to_driver=True)
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True, **private)
     except ConnectionError as error:
         raise UserError(
             f"cannot join the Ray cluster that RAY_ADDRESS names ({address}): {str(error).splitlines()[0]}; "
@@ -49,15 +71,29 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def check_resources(workers: int, cpus: float, gpus: float, what: str) -> None:
-    """Refuse a layout that this machine can never run; on a joined cluster nodes may still come, so only say so."""
-    have = ray.cluster_resources()
-    wanted = {"CPU": workers * cpus, "GPU": workers * gpus}
-    short = [f"{wanted[k]:g} {k} wanted, {have.get(k, 0):g} there" for k in wanted if wanted[k] > have.get(k, 0) + 1e-9]
-    if not short:
+def _private_token() -> None:
+    """The token of a private session, in a file that only this user may read; Ray itself would write it for all to read.
+
+    A file that is there keeps its token. A user's own RAY_AUTH_TOKEN, or RAY_AUTH_MODE=disabled, is left alone.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return
-    message = f"{what}: {workers} workers do not fit: {'; '.join(short)}"
-    if os.environ.get("RAY_ADDRESS"):
-        log.warning("%s; waiting for nodes to join", message)
-        return
-    raise UserError(f"{message}; lower runtime.workers or what each worker asks for")
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Linked into place when written, so that a session that starts at the same time never reads half a token.
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".auth_token-") as file:
+            file.write(secrets.token_hex(32))
+            file.flush()
+            with contextlib.suppress(FileExistsError):
+                os.link(file.name, path)
+    except OSError as error:
+        if path.is_file():
+            return  # a mounted secret cannot be changed, and is whoever's mounted it
+        raise UserError(
+            f"cannot write Ray's token to {path}: {error.strerror}; set RAY_AUTH_TOKEN_PATH to a file that can be written"
+        ) from None
+    with contextlib.suppress(OSError):
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)

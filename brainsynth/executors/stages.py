@@ -8,7 +8,13 @@ from pathlib import Path
 from brainsynth.cohort.phantom import phantom_grid
 from brainsynth.cohort.phantom_cohort import write_phantom_cohort
 from brainsynth.cohort.prepare import plan_cohort
-from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PhantomConfig, PrepareConfig
+from brainsynth.config.schema import (
+    EncodeConfig,
+    ExportConfig,
+    GenerateConfig,
+    PhantomConfig,
+    PrepareConfig,
+)
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.evaluation.dataset_report import check_ruler, report_dataset
 from brainsynth.executors.dataset import dry_run, make_dataset

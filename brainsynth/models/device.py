@@ -24,6 +24,11 @@ def choose_device(use_gpu: bool) -> torch.device:
     return torch.device("cpu")
 
 
+def count_accelerators() -> int:
+    """GPUs that this process can see."""
+    return torch.cuda.device_count()
+
+
 def set_threads(threads: int, workers: int) -> int:
     """Limit torch to `threads` CPU threads, or to an even share of the cores when 0. Returns the number."""
     chosen = threads or max(1, (os.cpu_count() or 1) // max(1, workers))
@@ -52,3 +57,21 @@ def describe(device: torch.device) -> dict[str, str | int | float]:
 def layout(module: nn.Module) -> nn.Module:
     """Channels-last weights: 3D convolutions with few channels run up to twice as fast on CPUs, and on tensor cores."""
     return module.to(memory_format=torch.channels_last_3d)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True when a smaller batch may succeed where this one did not."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def is_broken(error: BaseException) -> bool:
+    """True when the accelerator of this process is of no more use: after such an error every later call fails too."""
+    return isinstance(error, torch.AcceleratorError)
+
+
+def free_memory() -> None:
+    """Give cached accelerator memory back, so that a smaller batch finds room."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

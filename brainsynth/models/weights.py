@@ -53,17 +53,25 @@ def load_weights(module: nn.Module, path: Path) -> None:
 def read_bundle(folder: Path) -> BundleSpec:
     """The bundle's record. Raises UserError when it is missing or damaged."""
     try:
-        return unseal(BundleSpec, (folder / BUNDLE_FILE).read_bytes(), str(folder / BUNDLE_FILE))
-    except (FileNotFoundError, NotADirectoryError):
+        return unseal(BundleSpec, _inside(folder, BUNDLE_FILE).read_bytes(), str(folder / BUNDLE_FILE))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise UserError(
             f"{folder} is no bundle: it has no {BUNDLE_FILE}; make one with jobs/export_bundle.py"
         ) from None
 
 
+def _inside(folder: Path, name: str) -> Path:
+    """A file of a bundle. Raises UserError when it is a link that leaves the bundle: a bundle may come from anyone."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{path} leads out of the bundle {folder}: copy the file itself into it")
+    return path
+
+
 def check_bundle_files(folder: Path, spec: BundleSpec) -> None:
     """Raises UserError when a weight file is missing or is not the one that the bundle names."""
     for name, sha in spec.weights.items():
-        path = folder / name
+        path = _inside(folder, name)
         if not path.is_file():
             raise UserError(f"the bundle {folder} is incomplete: {name} is missing")
         found = file_sha256(path)

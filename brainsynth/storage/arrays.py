@@ -6,6 +6,7 @@ in a crc32c (else a flipped bit is silent) and float arrays are filled with NaN 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from brainsynth.plan import ArraySpec, Plan, ShardSpec
 from brainsynth.storage.filesystem import Store
 
 GROUP = "dataset.zarr"
+_DECODE_ERRORS = (ValueError, RuntimeError, OSError, IndexError, OverflowError)
 
 
 def shard_key(array: ArraySpec, shard: int) -> str:
@@ -59,13 +61,42 @@ def decode_shard(plan: Plan, array: ArraySpec, shard: ShardSpec, data: bytes) ->
     """(n, *sample_shape) samples of a shard object. Raises ValueError when it is damaged."""
     if not data:
         raise ValueError("the shard cannot be decoded: it is empty")
+    memory = _loaded(plan, array, shard, data)
+    try:
+        return np.asarray(memory[:])
+    except _DECODE_ERRORS as error:
+        raise ValueError(f"the shard cannot be decoded: {error}") from None
+
+
+def decode_rows(plan: Plan, array: ArraySpec, shard: ShardSpec, data: bytes) -> list[npt.NDArray[Any] | None]:
+    """Each sample of a shard object, None for those that a damage has reached."""
+    try:
+        return list(decode_shard(plan, array, shard, data))
+    except ValueError:
+        found: list[npt.NDArray[Any] | None] = [None] * (shard.stop - shard.start)
+    memory = _loaded(plan, array, shard, data)
+    for row in range(len(found) if data else 0):
+        with contextlib.suppress(*_DECODE_ERRORS):
+            found[row] = np.asarray(memory[row])
+    return found
+
+
+def _loaded(plan: Plan, array: ArraySpec, shard: ShardSpec, data: bytes) -> zarr.Array:
+    """An array in memory whose only shard is `data`."""
     memory, stored = _memory_array(array, shard.stop - shard.start, plan.samples_per_shard)
     prototype = zarr.core.buffer.default_buffer_prototype()
     stored["/".join(["c", *["0"] * (len(array.sample_shape) + 1)])] = prototype.buffer.from_bytes(data)
-    try:
-        return np.asarray(memory[:])
-    except (ValueError, RuntimeError, OSError, IndexError, OverflowError) as error:
-        raise ValueError(f"the shard cannot be decoded: {error}") from None
+    return memory
+
+
+def empty_arrays(plan: Plan, shard: ShardSpec) -> list[npt.NDArray[Any]]:
+    """Arrays of a shard before any sample is in: fill values."""
+    return [
+        np.full(
+            (shard.stop - shard.start, *a.sample_shape), np.nan if a.dtype.startswith("float") else 0, dtype=a.dtype
+        )
+        for a in plan.arrays
+    ]
 
 
 def _memory_array(array: ArraySpec, num_samples: int, samples_per_shard: int) -> tuple[zarr.Array, dict[str, Any]]:

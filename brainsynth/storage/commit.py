@@ -7,9 +7,12 @@ Whatever dies in between, the same command goes on where the records end: resume
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import logging
 import re
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,13 +23,18 @@ import pyarrow
 
 from brainsynth.errors import UserError, problems_error
 from brainsynth.manifest import ObjectRecord, SampleRecord, ShardManifest, describe_sample
-from brainsynth.plan import Plan, ShardSpec, plan_differences, table_digest
+from brainsynth.plan import ArraySpec, Plan, ShardSpec, plan_differences, table_digest
 from brainsynth.records import seal, unseal
 from brainsynth.storage.arrays import check_array, create_arrays, decode_shard, encode_shard, shard_key
 from brainsynth.storage.filesystem import TEMPORARY_PREFIX, Store
+from brainsynth.storage.untrusted import check_parquet
 
+log = logging.getLogger(__name__)
 PLAN_KEY = "plan.json"
 SAMPLES_KEY = "samples.parquet"
+AGREEMENT = 0.01
+"""Mean |difference| over standard deviation below which two attempts made the same volume. Measured on 4 mm brains: the same
+seed in bfloat16 and in float32 0.002; the two most similar of 64 generated brains 0.04, of 122 real ones 0.07."""
 
 
 def commit_key(shard: int) -> str:
@@ -39,9 +47,14 @@ def check_plan(store: Store, plan: Plan) -> bool:
     try:
         stored = unseal(Plan, store.read(PLAN_KEY), f"{store.uri}/{PLAN_KEY}")
     except FileNotFoundError:
+        if _belongs_to(store, plan):
+            return False
         # An attempt that died while it wrote the plan leaves a temporary file: that is still an empty folder.
-        stray = next((key for key, _ in store.list() if not key.startswith(TEMPORARY_PREFIX)), None)
-        if stray is not None:
+        there = [key for key, _ in store.list() if not key.startswith(TEMPORARY_PREFIX)]
+        if PLAN_KEY in there:
+            return check_plan(store, plan)  # another run has just written it
+        if there:
+            stray = there[0]
             raise UserError(
                 f"{store.uri} is not empty (it holds {stray}) and has no plan.json: give a new or empty output folder"
             ) from None
@@ -52,6 +65,15 @@ def check_plan(store: Store, plan: Plan) -> bool:
         f"{store.uri} holds another plan; give another output folder, or the same settings to resume",
         plan_differences(stored, plan),
     )
+
+
+def _belongs_to(store: Store, plan: Plan) -> bool:
+    """True for a dataset that lost its plan.json, when a commit record says that it was this plan."""
+    for shard in committed_shards(store):
+        with contextlib.suppress(UserError, FileNotFoundError):
+            read_commit(store, plan, shard)
+            return True
+    return False
 
 
 def write_plan(store: Store, plan: Plan, samples: pd.DataFrame) -> None:
@@ -79,7 +101,9 @@ def read_samples(store: Store, plan: Plan) -> pd.DataFrame:
     """The samples table of the plan. Raises UserError when it is lost or is not the planned one."""
     where = f"{store.uri}/{SAMPLES_KEY}"
     try:
-        samples = pd.read_parquet(io.BytesIO(store.read(SAMPLES_KEY)))
+        stored = io.BytesIO(store.read(SAMPLES_KEY))
+        check_parquet(stored)
+        samples = pd.read_parquet(stored)
     except FileNotFoundError:
         raise UserError(f"{where} is missing; run the same command again to write it") from None
     except (OSError, ValueError, TypeError, LookupError, pyarrow.ArrowException) as error:
@@ -114,6 +138,8 @@ def commit_shard(
 ) -> ShardManifest:
     """Write one whole shard and make it true. The first committer wins; a later one gets the first one's record.
 
+    The record that comes back carries the write id of the attempt that won.
+
     Args:
         arrays: one (n, *sample_shape) array per array of the plan, in stored dtype; rows of samples that are not ok are
             replaced by the fill value.
@@ -127,15 +153,18 @@ def commit_shard(
             raise ValueError(f"shard {shard.index}: got {values.shape} for {spec.name} and {len(samples)} records")
         kept = values.copy()
         kept[bad_rows] = np.nan if kept.dtype.kind == "f" else 0
-        data, key = encode_shard(plan, spec, kept), shard_key(spec, shard.index)
-        if not store.write_new(key, data):
-            # An earlier attempt died between object and record, or another worker runs the same shard. Its bytes stay:
-            # replacing them could break a record that it is about to write. Our record then describes what is stored.
-            stored = store.read(key)
-            adopted |= stored != data
-            data = stored
+        put = _put_object(store, plan, spec, shard, kept)
+        if put is None:
+            return read_commit(store, plan, shard.index)
+        data, other = put
+        adopted |= other
         objects.append(
-            ObjectRecord(array=spec.name, key=key, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+            ObjectRecord(
+                array=spec.name,
+                key=shard_key(spec, shard.index),
+                size_bytes=len(data),
+                sha256=hashlib.sha256(data).hexdigest(),
+            )
         )
     records = _describe_stored(store, plan, shard, samples) if adopted else list(samples)
     manifest = ShardManifest(
@@ -144,10 +173,50 @@ def commit_shard(
         objects=tuple(objects),
         samples=tuple(records),
         runtime=runtime,
+        write_id=uuid.uuid4().hex,
     )
     if not store.write_new(commit_key(shard.index), seal(manifest)):
         return read_commit(store, plan, shard.index)
     return manifest
+
+
+def _put_object(
+    store: Store, plan: Plan, spec: ArraySpec, shard: ShardSpec, values: npt.NDArray[Any]
+) -> tuple[bytes, bool] | None:
+    """Put a shard's object; returns the bytes that are stored now, and whether they are those of another attempt.
+
+    Where an object is there already, an earlier attempt died between object and record, or another worker runs the same
+    shard. Its bytes stay, since replacing them could break a record that it is about to write: ours then describes what
+    is stored. Only an object that cannot be an attempt at this shard (unreadable, or other volumes) is replaced, and only
+    while no record speaks for it: where one does, the shard is committed and None is returned.
+    """
+    data, key = encode_shard(plan, spec, values), shard_key(spec, shard.index)
+    if store.write_new(key, data):
+        return data, False
+    for _ in range(3):
+        stored = store.read(key)
+        if stored == data or _agrees(plan, spec, shard, stored, values):
+            return stored, stored != data
+        if shard.index in committed_shards(store):
+            return None
+        log.warning("%s/%s is no attempt at shard %d: it is replaced", store.uri, key, shard.index)
+        store.delete(key)
+        if store.write_new(key, data):
+            return data, False
+    raise UserError(f"{store.uri}/{key} is being changed by someone else; end other writers and run the command again")
+
+
+def _agrees(plan: Plan, spec: ArraySpec, shard: ShardSpec, stored: bytes, values: npt.NDArray[Any]) -> bool:
+    """True when the stored object holds these volumes, but for rounding and for rows that either attempt gave up."""
+    try:
+        found = decode_shard(plan, spec, shard, stored)
+    except ValueError:
+        return False
+    for a, b in zip(found.astype(np.float32), values.astype(np.float32), strict=True):
+        both = np.isfinite(a) & np.isfinite(b)
+        if both.any() and np.abs(a - b)[both].mean() > AGREEMENT * b[both].std():
+            return False
+    return True
 
 
 def _describe_stored(store: Store, plan: Plan, shard: ShardSpec, samples: Sequence[SampleRecord]) -> list[SampleRecord]:

@@ -7,17 +7,23 @@ their directories are synced before a write returns, so that what was committed 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pandas as pd
 
 from brainsynth.errors import UserError
+from brainsynth.storage.keys import check_address, check_key
+from brainsynth.storage.object_store import ObjectStore
+from brainsynth.storage.untrusted import check_table_file
 
 TEMPORARY_PREFIX = ".tmp-"
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
 class Store(Protocol):
@@ -48,41 +54,60 @@ class LocalStore:
         self.path = path
         self.uri = str(path)
 
-    def _file(self, key: str) -> Path:
-        file = self.path / key
-        if ".." in file.parts or not file.is_relative_to(self.path):
-            raise ValueError(f"key {key!r} leaves the folder {self.path}")
+    def _file(self, key: str, empty: bool = False) -> Path:
+        file = self.path / check_key(key, self.uri, empty)
+        try:
+            # The folder itself may be a link to another disk; nothing in it may be one that leads out.
+            inside = file.resolve().is_relative_to(self.path.resolve())
+        except (OSError, RuntimeError):  # links in a circle
+            inside = False
+        if not inside:
+            raise UserError(f"{file} is reached by a symbolic link that leaves the folder {self.path}: remove the link")
         return file
 
     def read(self, key: str) -> bytes:
+        file = self._file(key)
         try:
-            return self._file(key).read_bytes()
-        except NotADirectoryError as error:
+            return file.read_bytes()
+        except (NotADirectoryError, IsADirectoryError) as error:
             raise FileNotFoundError(str(error)) from None
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {error.strerror}; check the permissions and the disk") from error
 
     def write(self, key: str, data: bytes) -> None:
-        with self._temporary(key, data) as temporary:
-            os.replace(temporary, self._file(key))
+        file = self._file(key)
+        with self._temporary(file, data) as temporary:
+            os.replace(temporary, file)
 
     def write_new(self, key: str, data: bytes) -> bool:
-        if self._file(key).exists():
+        file = self._file(key)
+        if file.exists():
             return False
-        with self._temporary(key, data) as temporary:
+        with self._temporary(file, data) as temporary:
             try:
                 # A hard link fails where the name exists: the only put-if-absent that POSIX has for a finished file.
-                os.link(temporary, self._file(key))
+                os.link(temporary, file)
             except FileExistsError:
                 return False
             except FileNotFoundError:
                 # The dataset was finished, and swept, by someone else while this object was on its way.
-                if not self._file(key).exists():
+                if not file.exists():
                     raise
                 return False
+            except OSError as error:
+                if error.errno in _NO_LINKS:
+                    raise UserError(
+                        f"cannot write {file}: this filesystem has no hard links, by which brainsynth makes sure that "
+                        "no file is written twice; write to a local disk, NFS, Lustre or an object store (s3://…), and "
+                        "copy the finished dataset"
+                    ) from error
+                raise
         return True
 
     @contextlib.contextmanager
-    def _temporary(self, key: str, data: bytes) -> Iterator[Path]:
-        file = self._file(key)
+    def _temporary(self, file: Path, data: bytes) -> Iterator[Path]:
         temporary = file.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +118,11 @@ class LocalStore:
             yield temporary
             sync(file.parent)
         except OSError as error:
+            if error.errno in _NO_SPACE:
+                full = (
+                    "the disk is full" if error.errno == errno.ENOSPC else "the quota of this user or folder is used up"
+                )
+                raise UserError(f"cannot write {file}: {full}; make space, and the same command resumes") from error
             raise UserError(
                 f"cannot write {file}: {error.strerror}; check the permissions and the free space of {self.path}"
             ) from error
@@ -101,15 +131,17 @@ class LocalStore:
                 temporary.unlink(missing_ok=True)
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        for folder, folders, files in os.walk(self.path / prefix):
+        for folder, folders, files in os.walk(self._file(prefix, empty=True)):
             folders.sort()
             for name in sorted(files):
                 file = Path(folder, name)
                 with contextlib.suppress(FileNotFoundError):
-                    yield file.relative_to(self.path).as_posix(), file.stat().st_size
+                    yield file.relative_to(self.path).as_posix(), file.lstat().st_size
 
     def delete(self, key: str) -> None:
-        self._file(key).unlink(missing_ok=True)
+        file = self._file(key)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            file.unlink()
 
 
 def sync(path: Path) -> None:
@@ -119,57 +151,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class ObjectStore:
-    """A bucket or a folder in one (s3://, gs://, az://), by obstore. Credentials come from the environment."""
-
-    def __init__(self, uri: str) -> None:
-        import obstore.store
-
-        self.uri = uri
-        try:
-            self.store: Any = obstore.store.from_url(uri)
-        except Exception as error:
-            raise UserError(f"cannot open {uri}: {error}") from error
-
-    def read(self, key: str) -> bytes:
-        return bytes(self.store.get(key).bytes())
-
-    def write(self, key: str, data: bytes) -> None:
-        with self._explained(key):
-            self.store.put(key, data)
-
-    def write_new(self, key: str, data: bytes) -> bool:
-        import obstore.exceptions
-
-        try:
-            with self._explained(key):
-                self.store.put(key, data, mode="create")
-        except obstore.exceptions.AlreadyExistsError:
-            return False
-        return True
-
-    @contextlib.contextmanager
-    def _explained(self, key: str) -> Iterator[None]:
-        from obstore.exceptions import AlreadyExistsError, BaseError
-
-        try:
-            yield
-        except AlreadyExistsError:
-            raise
-        except BaseError as error:
-            text = str(error).splitlines()[0]
-            raise UserError(f"cannot write {self.uri}/{key}: {text}; check the address and the permissions") from error
-
-    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        for batch in self.store.list(prefix or None):
-            for item in batch:
-                yield item["path"], item["size"]
-
-    def delete(self, key: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self.store.delete(key)
 
 
 def open_store(uri: str) -> Store:
@@ -183,9 +164,12 @@ def open_store(uri: str) -> Store:
 
 
 def resolve_uri(uri: str, what: str) -> str:
-    """A URI that means the same to every process. Raises UserError for a relative path inside a submitted Ray job."""
+    """A URI that means the same to every process, and that may be written into logs.
+
+    Raises UserError for a relative path inside a submitted Ray job and for an address that carries credentials.
+    """
     if "://" in uri:
-        return uri
+        return check_address(uri)
     path = Path(uri).expanduser()
     if not path.is_absolute() and "runtime_resources/working_dir_files" in os.getcwd():
         raise UserError(
@@ -210,6 +194,8 @@ def read_table(path: str, what: str, ids: Sequence[str] = ("sample_id",)) -> pd.
     """
     suffix = Path(path).suffix.lower()
     try:
+        if suffix in (".parquet", ".csv", ".tsv"):
+            check_table_file(Path(path))
         if suffix == ".parquet":
             return pd.read_parquet(path)
         if suffix in (".csv", ".tsv"):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from brainsynth.errors import UserError
 from brainsynth.manifest import DatasetManifest, ShardManifest
 from brainsynth.plan import Plan
-from brainsynth.records import canonical_json, seal, to_dict
+from brainsynth.records import seal, to_dict
+from brainsynth.storage import attempts
 from brainsynth.storage.arrays import GROUP, metadata_keys
 from brainsynth.storage.commit import commit_key, read_commit, read_samples
 from brainsynth.storage.filesystem import TEMPORARY_PREFIX, Store
@@ -21,41 +26,64 @@ from brainsynth.storage.filesystem import TEMPORARY_PREFIX, Store
 DATASET_KEY = "dataset.json"
 SUBJECTS_KEY = "manifest/subjects.parquet"
 SHARDS_KEY = "manifest/shards.parquet"
+REJECTS_KEY = "rejects.tsv"
+_TABLES = (
+    SUBJECTS_KEY,
+    SHARDS_KEY,
+    REJECTS_KEY,
+    "participants.tsv",
+    "participants.json",
+    "dataset_description.json",
+    "README.md",
+)
+BLOCK_ROWS = 8192
+READ_AHEAD = 16
+_FIGURES = ("minimum", "maximum", "mean", "std", "p01", "p99", "zero_fraction")
+_SUBJECT_FIELDS = [
+    pa.field("row", pa.int64()),
+    *(pa.field(name, pa.string()) for name in ("status", "reason", "voxel_sha256")),
+    *(pa.field(name, pa.float64()) for name in _FIGURES),
+    pa.field("extra", pa.string()),
+    pa.field("shard", pa.int64()),
+]
+_SHARD_FIELDS = [
+    pa.field("shard", pa.int64()),
+    pa.field("array", pa.string()),
+    pa.field("key", pa.string()),
+    pa.field("size_bytes", pa.int64()),
+    pa.field("sha256", pa.string()),
+    pa.field("runtime", pa.string()),
+]
 
 
 def finalise(store: Store, plan: Plan, progress: Callable[[int, int], None] | None = None) -> DatasetManifest:
     """Write the manifest tables, BIDS tables, card and last dataset.json.
 
+    The records are folded one by one: beside the tables themselves, memory does not grow with the dataset.
+
     Raises:
         UserError: when shards are still missing, or planned ≠ ok + rejected + failed.
     """
-    samples = read_samples(store, plan)
-    subjects, shards = _fold(_commits(store, plan, progress))
-    _sweep(store)
-    if list(subjects["sample_id"]) != list(samples["sample_id"]):
-        raise UserError(f"{store.uri}: the commit records do not list the planned samples in order; run verify")
-    counts = {status: int((subjects["status"] == status).sum()) for status in ("ok", "rejected", "failed")}
+    fold = _Fold(store, plan, read_samples(store, plan))
+    for commit in _commits(store, plan, progress):
+        fold.add(commit)
+    fold.flush()
+    counts = fold.counts
     if sum(counts.values()) != plan.num_samples:
         raise UserError(f"{store.uri}: {plan.num_samples} planned, but {counts} accounted for; run verify")
-    table = pd.concat([samples, subjects.drop(columns="sample_id")], axis=1)
-    names = list(plan.covariates.names)
-    participants = pd.DataFrame({"participant_id": "sub-" + table["sample_id"], "row": table["row"]})
-    participants["status"] = table["status"]
-    if "split" in table:
-        participants["split"] = table["split"]
-    participants = pd.concat([participants, table[names]], axis=1)
+    _sweep(store)
     files = {
-        SUBJECTS_KEY: _parquet(table),
-        SHARDS_KEY: _parquet(shards),
-        "participants.tsv": participants.to_csv(sep="\t", index=False, na_rep="n/a").encode(),
+        SUBJECTS_KEY: fold.subjects.close(),
+        SHARDS_KEY: fold.shards.close(),
+        "participants.tsv": fold.participants.getvalue().encode(),
         "participants.json": _pretty(_participants_sidecar(plan)),
         "dataset_description.json": _pretty(_bids_description(plan)),
         "README.md": _card(plan, counts).encode(),
     }
-    rejected = table[table["status"] != "ok"]
-    if len(rejected):
-        columns = [c for c in ("sample_id", "row", "status", "reason", "image", *names) if c in rejected]
-        files["rejects.tsv"] = rejected[columns].to_csv(sep="\t", index=False, na_rep="n/a").encode()
+    if fold.rejects.tell():
+        files[REJECTS_KEY] = fold.rejects.getvalue().encode()
+    else:
+        store.delete(REJECTS_KEY)  # of a time when there were some
     for key, data in files.items():
         store.write(key, data)
     for key in metadata_keys(plan):
@@ -74,7 +102,7 @@ def finalise(store: Store, plan: Plan, progress: Callable[[int, int], None] | No
         affine=tuple(tuple(float(v) for v in row) for row in plan.volume.affine),
         spacing_mm=plan.volume.spacing_mm,
         dtype=plan.volume.dtype,
-        shards_digest=dataset_digest(shards, subjects),
+        shards_digest=fold.digest.hexdigest(),
         files={key: hashlib.sha256(data).hexdigest() for key, data in files.items()},
         facts=plan.identity,
         synthetic=plan.kind == "generated",
@@ -83,54 +111,116 @@ def finalise(store: Store, plan: Plan, progress: Callable[[int, int], None] | No
     return manifest
 
 
+def is_table(key: str, plan: Plan) -> bool:
+    """True for the keys that dataset.json may name: a foreign one must not make a reader open other files."""
+    return key in (*_TABLES, *metadata_keys(plan))
+
+
 def _sweep(store: Store) -> None:
     """Remove what writers that were killed left half-written; a live one has lost its race by now and notices."""
-    for folder in (GROUP, "commits"):
-        for key in [key for key, _ in store.list(folder) if key.rsplit("/", 1)[-1].startswith(TEMPORARY_PREFIX)]:
-            store.delete(key)
+    for folder in (GROUP, "commits", attempts.FOLDER):
+        for key in [key for key, _ in store.list(folder)]:
+            if folder == attempts.FOLDER or key.rsplit("/", 1)[-1].startswith(TEMPORARY_PREFIX):
+                store.delete(key)
 
 
-def dataset_digest(shards: pd.DataFrame, subjects: pd.DataFrame) -> str:
-    """sha256 over every object's and every sample's digest, in order: equal for equal data, however it was made."""
-    body = {
-        "objects": shards[["key", "sha256"]].to_numpy().tolist(),
-        "samples": subjects[["sample_id", "status", "voxel_sha256"]].to_numpy().tolist(),
-    }
-    return hashlib.sha256(canonical_json(body)).hexdigest()
+class _Fold:
+    """The tables of a dataset, grown from its commit records in order."""
+
+    def __init__(self, store: Store, plan: Plan, samples: pd.DataFrame) -> None:
+        self.store, self.plan, self.samples = store, plan, samples
+        self.counts = {"ok": 0, "rejected": 0, "failed": 0}
+        self.digest = hashlib.sha256()
+        """Over every object's and every sample's digest, in order: equal for equal data, however it was made."""
+        planned = pa.Schema.from_pandas(samples, preserve_index=False)
+        self.subjects = _Parquet(pa.schema([*planned, *_SUBJECT_FIELDS]))
+        self.shards = _Parquet(pa.schema(_SHARD_FIELDS))
+        self.participants, self.rejects = io.StringIO(), io.StringIO()
+        self._rows: list[dict[str, Any]] = []
+        self._objects: list[dict[str, Any]] = []
+        self._done = 0
+
+    def add(self, commit: ShardManifest) -> None:
+        """One more shard. Raises UserError when it does not hold the planned samples."""
+        shard = self.plan.shard(commit.shard)
+        planned = self.samples["sample_id"].iloc[shard.start : shard.stop]
+        if [sample.sample_id for sample in commit.samples] != list(planned):
+            raise UserError(
+                f"{self.store.uri}: the commit records do not list the planned samples in order; run verify"
+            )
+        for stored in commit.objects:
+            self.digest.update(f"object {stored.key} {stored.sha256}\n".encode())
+            runtime = json.dumps(commit.runtime, sort_keys=True)
+            self._objects.append({"shard": commit.shard, **to_dict(stored), "runtime": runtime})
+        for sample in commit.samples:
+            self.counts[sample.status] += 1
+            self.digest.update(f"sample {sample.sample_id} {sample.status} {sample.voxel_sha256}\n".encode())
+            row = to_dict(sample)
+            row["extra"] = json.dumps(row["extra"], sort_keys=True)
+            self._rows.append({**row, "shard": commit.shard})
+        if len(self._rows) >= BLOCK_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Turn what has gathered into rows of the tables."""
+        if not self._rows:
+            return
+        planned = self.samples.iloc[self._done : self._done + len(self._rows)].reset_index(drop=True)
+        table = pd.concat([planned, pd.DataFrame(self._rows).drop(columns="sample_id")], axis=1)
+        first, self._done = self._done == 0, self._done + len(table)
+        self.subjects.write(table)
+        self.shards.write(pd.DataFrame(self._objects))
+        self._rows, self._objects = [], []
+        names = list(self.plan.covariates.names)
+        participants = pd.DataFrame({"participant_id": "sub-" + table["sample_id"], "row": table["row"]})
+        beside = ["status", *(["split"] if "split" in table else []), *names]
+        participants = pd.concat([participants, table[beside]], axis=1)
+        participants.to_csv(self.participants, sep="\t", index=False, na_rep="n/a", header=first, lineterminator="\n")
+        rejected = table[table["status"] != "ok"]
+        if len(rejected):
+            columns = [c for c in ("sample_id", "row", "status", "reason", "image", *names) if c in rejected]
+            header = not self.rejects.tell()
+            rejected[columns].to_csv(
+                self.rejects, sep="\t", index=False, na_rep="n/a", header=header, lineterminator="\n"
+            )
+
+
+class _Parquet:
+    """A Parquet file in memory that grows block by block."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.schema, self.buffer = schema, io.BytesIO()
+        self.writer = pq.ParquetWriter(self.buffer, schema, compression="zstd")
+
+    def write(self, table: pd.DataFrame) -> None:
+        """Append rows."""
+        self.writer.write_table(pa.Table.from_pandas(table, schema=self.schema, preserve_index=False))
+
+    def close(self) -> bytes:
+        """The finished file."""
+        self.writer.close()
+        return self.buffer.getvalue()
 
 
 def _commits(store: Store, plan: Plan, progress: Callable[[int, int], None] | None) -> Iterator[ShardManifest]:
-    for shard in range(plan.num_shards):
-        try:
-            yield read_commit(store, plan, shard)
-        except FileNotFoundError:
-            raise UserError(
-                f"{store.uri} is not finished: {commit_key(shard)} is missing; run the same command again to resume"
-            ) from None
-        if progress:
-            progress(shard + 1, plan.num_shards)
-
-
-def _fold(commits: Iterator[ShardManifest]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One row a sample, and one row an object."""
-    samples: list[dict[str, Any]] = []
-    objects: list[dict[str, Any]] = []
-    for commit in commits:
-        for sample in commit.samples:
-            row = to_dict(sample)
-            row["extra"] = json.dumps(row["extra"], sort_keys=True)
-            samples.append({**row, "shard": commit.shard})
-        for stored in commit.objects:
-            objects.append(
-                {"shard": commit.shard, **to_dict(stored), "runtime": json.dumps(commit.runtime, sort_keys=True)}
-            )
-    return pd.DataFrame(samples), pd.DataFrame(objects)
-
-
-def _parquet(table: pd.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
-    return buffer.getvalue()
+    """Every commit record in order, some read ahead: an object store answers slowly, but many at once."""
+    with ThreadPoolExecutor(READ_AHEAD) as pool:
+        waiting: collections.deque[Future[ShardManifest]] = collections.deque()
+        for shard in range(plan.num_shards + READ_AHEAD):
+            if shard < plan.num_shards:
+                waiting.append(pool.submit(read_commit, store, plan, shard))
+            if shard < READ_AHEAD or not waiting:
+                continue
+            done = shard - READ_AHEAD
+            try:
+                yield waiting.popleft().result()
+            except FileNotFoundError:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise UserError(
+                    f"{store.uri} is not finished: {commit_key(done)} is missing; run the same command again to resume"
+                ) from None
+            if progress:
+                progress(done + 1, plan.num_shards)
 
 
 def _pretty(document: Any) -> bytes:

@@ -1,7 +1,8 @@
 """Read a dataset: index access, a torch `Dataset`, covariates as a DataFrame. Needs only zarr and NumPy.
 
 pandas is imported by `.table`, torch by `.torch()`, obstore for remote URIs: each only when asked for. Workers of a
-torch DataLoader open the array themselves, so fork, forkserver and spawn all work.
+torch DataLoader open the array themselves, so fork, forkserver and spawn all work; on an object store, whose client does
+not survive a fork, forkserver and spawn. Credentials of one come from the environment, as for writing.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from brainsynth.storage.untrusted import check_zarr_array, plain_json
+
 if TYPE_CHECKING:
     import pandas as pd
     import zarr
 
+_FIELDS = {"schema_version", "arrays", "affine", "covariates", "kinds", "units", "files"}
 _INTEGER_MAX = {"uint16": 65535.0, "uint8": 255.0}
 
 
@@ -37,6 +41,8 @@ class SyntheticDataset:
         manifest = _read_manifest(uri)
         self.manifest = manifest
         self.array_name = array or manifest["arrays"][0]
+        if not self.array_name.isidentifier():
+            raise ValueError(f"{uri}: {ascii(self.array_name)[:80]} is no name of an array")
         self.affine: npt.NDArray[np.float64] = np.array(manifest["affine"])
         self.covariates: tuple[str, ...] = tuple(manifest["covariates"])
         self.units: dict[str, str] = manifest["units"]
@@ -73,7 +79,7 @@ class SyntheticDataset:
     def volume(self, index: int) -> npt.NDArray[np.float32]:
         """The `index`-th volume, float32. Raises ValueError when its stored data is lost."""
         row = int(self.rows[index])
-        stored = np.asarray(self._array()[row])
+        stored = self._stored(row)
         # No volume is constant (see describe_sample), so where integers are all fill value the shard is gone.
         if not (np.isfinite(stored).all() if stored.dtype.kind == "f" else stored.any()):
             raise ValueError(
@@ -111,15 +117,24 @@ class SyntheticDataset:
 
         return TorchDataset(self)
 
+    def _stored(self, row: int) -> npt.NDArray[Any]:
+        if not _is_remote(self.uri):
+            array = self._array()
+            shard = "/".join(["c", str(row // (array.shards or array.chunks)[0]), *["0"] * (array.ndim - 1)])
+            _file(self.uri, f"dataset.zarr/{self.array_name}/{shard}")
+            return np.asarray(array[row])
+        from brainsynth.storage.object_store import read_through
+
+        return read_through(self.uri, lambda: np.asarray(self._array()[row]))
+
     def _array(self) -> zarr.Array[Any]:
         # One handle per process: a handle made before a fork must not be used after it.
         if self._opened is None or self._opened[0] != os.getpid():
             import zarr
 
-            self._opened = (
-                os.getpid(),
-                zarr.open_array(_zarr_store(self.uri), path=f"dataset.zarr/{self.array_name}", mode="r"),
-            )
+            path = f"dataset.zarr/{self.array_name}"
+            check_zarr_array(_read(self.uri, f"{path}/zarr.json"), f"{self.uri}/{path}/zarr.json")
+            self._opened = (os.getpid(), zarr.open_array(_zarr_store(self.uri), path=path, mode="r", zarr_format=3))
         return self._opened[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -137,23 +152,28 @@ def open_dataset(uri: str, split: str | None = None, array: str | None = None) -
     Raises:
         FileNotFoundError: there is no finished dataset at `uri`.
         ValueError: its manifest is damaged.
+        UserError: an object store refuses access, has no such bucket or does not answer; a ValueError, too.
     """
     return SyntheticDataset(str(uri), split=split, array=array)
 
 
 def _read_manifest(uri: str) -> dict[str, Any]:
     try:
-        sealed = json.loads(_read(uri, "dataset.json"))
+        data = _read(uri, "dataset.json")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"there is no finished dataset at {uri}: dataset.json is missing (run the job that makes it again to resume)"
+        ) from None
+    try:
+        sealed = plain_json(data, "dataset.json")
         record: dict[str, Any] = sealed["record"]
         # As records.digest does, which needs pydantic.
         body = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
         if hashlib.sha256(body).hexdigest() != sealed["sha256"]:
             raise ValueError("digest")
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"there is no finished dataset at {uri}: dataset.json is missing (run the job that makes it again to resume)"
-        ) from None
-    except (ValueError, KeyError, TypeError):
+        if not isinstance(record, dict) or _FIELDS - set(record):
+            raise ValueError("fields")
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{uri}/dataset.json is damaged; run the job that made it again") from None
     if record.get("schema_version") != 1:
         raise ValueError(f"{uri} has schema version {record.get('schema_version')}; this brainsynth reads version 1")
@@ -167,12 +187,25 @@ def _read_participants(uri: str, manifest: dict[str, Any]) -> str:
     return data.decode()
 
 
-def _read(uri: str, key: str) -> bytes:
-    if "://" in uri and not uri.startswith("file://"):
-        from obstore.store import from_url
+def _is_remote(uri: str) -> bool:
+    return "://" in uri and not uri.startswith("file://")
 
-        return bytes(from_url(uri).get(key).bytes())
-    return Path(_path(uri), key).read_bytes()
+
+def _read(uri: str, key: str) -> bytes:
+    if _is_remote(uri):
+        from brainsynth.storage.object_store import ObjectStore
+
+        return ObjectStore(uri).read(key)
+    return _file(uri, key).read_bytes()
+
+
+def _file(uri: str, key: str) -> Path:
+    """A file of a local dataset; nothing in it may be a link that leads out of it."""
+    root = Path(_path(uri))
+    file = root / key
+    if not file.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"{file} is reached by a symbolic link that leaves the dataset: remove the link")
+    return file
 
 
 def _path(uri: str) -> str:
@@ -180,11 +213,13 @@ def _path(uri: str) -> str:
 
 
 def _zarr_store(uri: str) -> Any:
-    if "://" in uri and not uri.startswith("file://"):
-        from obstore.store import from_url
+    if _is_remote(uri):
         from zarr.storage import ObjectStore
 
-        return ObjectStore(from_url(uri), read_only=True)
+        from brainsynth.storage.object_store import ATTEMPTS, open_client
+
+        # Zarr asks the client directly: here the client repeats by itself, and reading twice does no harm.
+        return ObjectStore(open_client(uri, retries=ATTEMPTS - 1), read_only=True)
     return _path(uri)
 
 

@@ -1,32 +1,44 @@
-"""Read everything back and compare: names each missing, corrupt or unexpected object."""
+"""Read everything back and compare: names each object that is lost, damaged, in the wrong place, or left over."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from brainsynth.errors import UserError
-from brainsynth.manifest import DatasetManifest, ShardManifest, describe_sample
+from brainsynth.manifest import DatasetManifest, SampleRecord, ShardManifest, stored_sha256
 from brainsynth.plan import Plan
 from brainsynth.records import record, unseal
-from brainsynth.storage.arrays import decode_shard, metadata_keys, shard_key
+from brainsynth.storage import attempts
+from brainsynth.storage.arrays import GROUP, decode_rows, metadata_keys, shard_key
 from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, read_commit, read_plan, read_samples
-from brainsynth.storage.filesystem import Store
-from brainsynth.storage.finalise import DATASET_KEY
+from brainsynth.storage.filesystem import TEMPORARY_PREFIX, Store
+from brainsynth.storage.finalise import DATASET_KEY, is_table
 
 _BESIDE = ("latents.json", "report.html", "report.json", "config.json", "bundle.json")
+_REPAIRS = "repairs"
+Kind = Literal["missing", "corrupt", "swapped", "duplicated", "orphaned", "unexpected"]
 
 
 @record
 class Problem:
-    """One object that is not as it should be."""
+    """One object that is not as it should be.
 
-    kind: Literal["missing", "corrupt", "unexpected"]
+    `missing`, `corrupt`: data is lost. `swapped`: it holds what belongs elsewhere. `duplicated`: a second copy of an object,
+    or two rows with the same voxels. `orphaned`: left by an attempt that died. `unexpected`: none of ours.
+    """
+
+    kind: Kind
     key: str
     detail: str
+    shard: int | None = None
+    """The shard that must be made again to mend it; None where none needs to be."""
+    rows: tuple[int, ...] = ()
+    """The rows whose voxels are lost, where that is known."""
 
 
 @record
@@ -42,7 +54,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """True when nothing is missing, corrupt or unexpected."""
+        """True when there is no problem."""
         return not self.problems
 
     def summary(self) -> str:
@@ -54,6 +66,118 @@ class VerifyReport:
         return "\n".join([head, *(f"  {p.kind}: {p.key}: {p.detail}" for p in self.problems)])
 
 
+class _Verification:
+    """What is gathered while the shards are read one by one."""
+
+    def __init__(self, store: Store, plan: Plan) -> None:
+        self.store, self.plan = store, plan
+        self.present = dict(store.list())
+        self.problems: list[Problem] = []
+        self.counts = {"ok": 0, "rejected": 0, "failed": 0}
+        self.shards = self.size_bytes = 0
+        self.expected = {PLAN_KEY, SAMPLES_KEY, DATASET_KEY, *metadata_keys(plan), *_BESIDE}
+        self.owners: dict[str, str] = {}
+        """sha256 → the key that should hold it."""
+        self.strays: dict[str, tuple[int, str]] = {}
+        """key of a corrupt object → (its place in `problems`, the sha256 that was found)."""
+        self.voxels: dict[bytes, int] = {}
+        """Start of a volume's sha256 → the first row that has it."""
+
+    def shard(self, index: int, sample_ids: list[str]) -> None:
+        """One commit record and what it says is stored."""
+        key, plan = commit_key(index), self.plan
+        self.expected.update([key, *(shard_key(array, index) for array in plan.arrays)])
+        try:
+            commit = read_commit(self.store, plan, index)
+        except FileNotFoundError:
+            self.problems.append(Problem(kind="missing", key=key, detail="the shard is not committed", shard=index))
+            for orphan in (shard_key(array, index) for array in plan.arrays):
+                if orphan in self.present:
+                    detail = "its shard has no commit record; the next run judges it"
+                    self.problems.append(Problem(kind="orphaned", key=orphan, detail=detail, shard=index))
+            return
+        except UserError as error:
+            self.problems.append(Problem(kind="corrupt", key=key, detail=str(error), shard=index))
+            return
+        self.shards += 1
+        self.size_bytes += sum(o.size_bytes for o in commit.objects)
+        for sample in commit.samples:
+            self.counts[sample.status] += 1
+        shard = plan.shard(index)
+        if sample_ids and [s.sample_id for s in commit.samples] != sample_ids[shard.start : shard.stop]:
+            detail = "its samples are not the planned ones"
+            self.problems.append(Problem(kind="corrupt", key=key, detail=detail, shard=index))
+        self._objects(commit)
+        if plan.kind == "generated":
+            self._twins(commit)
+
+    def _objects(self, commit: ShardManifest) -> None:
+        """Objects by digest, then every volume by its own."""
+        decoded, index = [], commit.shard
+        for spec, stored in zip(self.plan.arrays, commit.objects, strict=True):
+            self.owners[stored.sha256] = stored.key
+            named = f"shard {index}: {commit.samples[0].sample_id} … {commit.samples[-1].sample_id}"
+            if stored.key != shard_key(spec, index):
+                detail = f"it names the object {stored.key!r}, which is not this shard's"
+                self.problems.append(Problem(kind="corrupt", key=commit_key(index), detail=detail, shard=index))
+                return
+            try:
+                data = self.store.read(stored.key)
+            except FileNotFoundError:
+                self.problems.append(Problem(kind="missing", key=stored.key, detail=named, shard=index))
+                return
+            found = hashlib.sha256(data).hexdigest()
+            decoded.append(decode_rows(self.plan, spec, self.plan.shard(index), data))
+            if found != stored.sha256:
+                rows = tuple(s.row for s, v in zip(commit.samples, decoded[-1], strict=True) if v is None)
+                lost = f"; rows {', '.join(map(str, rows))} cannot be decoded" if rows else ""
+                self.strays[stored.key] = (len(self.problems), found)
+                detail = f"sha256 differs; {named}{lost}"
+                self.problems.append(Problem(kind="corrupt", key=stored.key, detail=detail, shard=index, rows=rows))
+                return
+        for offset, sample in enumerate(commit.samples):
+            wrong = _wrong_volume(sample, [rows[offset] for rows in decoded])
+            if wrong:
+                key = commit.objects[0].key
+                self.problems.append(Problem(kind="corrupt", key=key, detail=wrong, shard=index, rows=(sample.row,)))
+
+    def _twins(self, commit: ShardManifest) -> None:
+        """Two generated subjects never have the same voxels: seeds differ."""
+        key = commit_key(commit.shard)
+        for sample in (sample for sample in commit.samples if sample.status == "ok"):
+            first = self.voxels.setdefault(bytes.fromhex(sample.voxel_sha256)[:16], sample.row)
+            if first != sample.row:
+                detail = f"{sample.sample_id} (row {sample.row}) has the voxels of row {first}"
+                self.problems.append(
+                    Problem(kind="duplicated", key=key, detail=detail, shard=commit.shard, rows=(sample.row,))
+                )
+
+    def name_swaps(self) -> None:
+        """A corrupt object that holds what belongs under another key was swapped, not damaged."""
+        for key, (place, sha) in self.strays.items():
+            if sha in self.owners:
+                old = self.problems[place]
+                detail = f"it holds what belongs in {self.owners[sha]}; {old.detail.split('; ', 1)[1]}"
+                self.problems[place] = Problem(kind="swapped", key=key, detail=detail, shard=old.shard)
+
+    def left_over(self) -> Iterator[Problem]:
+        """Keys that nothing refers to."""
+        for key in sorted(set(self.present) - self.expected):
+            folder, name = key.split("/")[0], key.rsplit("/", 1)[-1]
+            if name.startswith(TEMPORARY_PREFIX) or folder in (attempts.FOLDER, _REPAIRS):
+                yield Problem(
+                    kind="orphaned", key=key, detail="left by an attempt that died; `brainsynth gc` removes it"
+                )
+                continue
+            owner = ""
+            if folder in (GROUP, "commits"):
+                owner = self.owners.get(hashlib.sha256(self.store.read(key)).hexdigest(), "")
+            if owner:
+                yield Problem(kind="duplicated", key=key, detail=f"a copy of {owner}; `brainsynth gc` removes it")
+            else:
+                yield Problem(kind="unexpected", key=key, detail="no record refers to it")
+
+
 def verify_dataset(store: Store, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
     """Re-digest every object, record, table and volume of a dataset.
 
@@ -61,92 +185,45 @@ def verify_dataset(store: Store, progress: Callable[[int, int], None] | None = N
         UserError: when there is no dataset, or its plan is damaged, so that nothing can be compared.
     """
     plan = read_plan(store)
-    present = {key for key, _ in store.list()}
-    problems: list[Problem] = []
+    found = _Verification(store, plan)
     try:
         sample_ids = list(read_samples(store, plan)["sample_id"])
     except UserError as error:
-        kind: Literal["missing", "corrupt"] = "corrupt" if SAMPLES_KEY in present else "missing"
-        problems.append(Problem(kind=kind, key=SAMPLES_KEY, detail=str(error)))
+        kind: Kind = "corrupt" if SAMPLES_KEY in found.present else "missing"
+        found.problems.append(Problem(kind=kind, key=SAMPLES_KEY, detail=str(error)))
         sample_ids = []
-    counts = {"ok": 0, "rejected": 0, "failed": 0}
-    size_bytes, expected, shards = 0, {PLAN_KEY, SAMPLES_KEY, DATASET_KEY, *metadata_keys(plan), *_BESIDE}, 0
     for index in range(plan.num_shards):
-        expected.update([commit_key(index), *(shard_key(array, index) for array in plan.arrays)])
-        try:
-            commit = read_commit(store, plan, index)
-        except FileNotFoundError:
-            problems.append(Problem(kind="missing", key=commit_key(index), detail="the shard is not committed"))
-            continue
-        except UserError as error:
-            problems.append(Problem(kind="corrupt", key=commit_key(index), detail=str(error)))
-            continue
-        shards += 1
-        size_bytes += sum(o.size_bytes for o in commit.objects)
-        for sample in commit.samples:
-            counts[sample.status] += 1
-        shard = plan.shard(index)
-        if sample_ids and [s.sample_id for s in commit.samples] != sample_ids[shard.start : shard.stop]:
-            problems.append(
-                Problem(kind="corrupt", key=commit_key(index), detail="its samples are not the planned ones")
-            )
-        problems += _verify_shard(store, plan, commit)
+        found.shard(index, sample_ids)
         if progress:
             progress(index + 1, plan.num_shards)
-    problems += _verify_manifest(store, plan, expected)
-    named = {problem.key for problem in problems}
-    problems += [
+    found.name_swaps()
+    found.problems += _verify_manifest(store, plan, found.expected)
+    named = {problem.key for problem in found.problems}
+    found.problems += [
         Problem(kind="missing", key=key, detail="array metadata")
         for key in metadata_keys(plan)
-        if key not in present | named
+        if key not in found.present and key not in named
     ]
-    problems += [
-        Problem(kind="unexpected", key=key, detail="no record refers to it") for key in sorted(present - expected)
-    ]
+    found.problems += found.left_over()
     return VerifyReport(
-        shards=shards,
-        samples_ok=counts["ok"],
-        samples_rejected=counts["rejected"],
-        samples_failed=counts["failed"],
-        size_bytes=size_bytes,
-        problems=tuple(problems),
+        shards=found.shards,
+        samples_ok=found.counts["ok"],
+        samples_rejected=found.counts["rejected"],
+        samples_failed=found.counts["failed"],
+        size_bytes=found.size_bytes,
+        problems=tuple(found.problems),
     )
 
 
-def _verify_shard(store: Store, plan: Plan, commit: ShardManifest) -> Iterator[Problem]:
-    """Objects by digest, then every volume by its own."""
-    decoded = []
-    for spec, stored in zip(plan.arrays, commit.objects, strict=True):
-        try:
-            data = store.read(stored.key)
-        except FileNotFoundError:
-            yield Problem(kind="missing", key=stored.key, detail=f"shard {commit.shard}: {_named(commit)}")
-            return
-        if hashlib.sha256(data).hexdigest() != stored.sha256:
-            yield Problem(
-                kind="corrupt", key=stored.key, detail=f"sha256 differs; shard {commit.shard}: {_named(commit)}"
-            )
-            return
-        try:
-            decoded.append(decode_shard(plan, spec, plan.shard(commit.shard), data))
-        except ValueError as error:
-            yield Problem(kind="corrupt", key=stored.key, detail=str(error))
-            return
-    for index, sample in enumerate(commit.samples):
-        volumes = [array[index] for array in decoded]
-        if sample.status == "ok":
-            if describe_sample(sample.sample_id, sample.row, volumes).voxel_sha256 != sample.voxel_sha256:
-                yield Problem(kind="corrupt", key=commit.objects[0].key, detail=f"voxels of {sample.sample_id} differ")
-        elif any(v.dtype.kind == "f" and not np.isnan(v).all() for v in volumes):
-            yield Problem(
-                kind="corrupt",
-                key=commit.objects[0].key,
-                detail=f"{sample.sample_id} is {sample.status} but holds data",
-            )
-
-
-def _named(commit: ShardManifest) -> str:
-    return f"{commit.samples[0].sample_id} … {commit.samples[-1].sample_id}"
+def _wrong_volume(sample: SampleRecord, volumes: list[npt.NDArray[Any] | None]) -> str:
+    """What is wrong with one row's stored voxels; empty when nothing is."""
+    whole = [volume for volume in volumes if volume is not None]
+    if len(whole) < len(volumes):
+        return f"{sample.sample_id} cannot be decoded"
+    if sample.status == "ok":
+        return "" if stored_sha256(whole) == sample.voxel_sha256 else f"voxels of {sample.sample_id} differ"
+    holds = any(v.dtype.kind == "f" and not np.isnan(v).all() for v in whole)
+    return f"{sample.sample_id} is {sample.status} but holds data" if holds else ""
 
 
 def _verify_manifest(store: Store, plan: Plan, expected: set[str]) -> Iterator[Problem]:
@@ -162,6 +239,9 @@ def _verify_manifest(store: Store, plan: Plan, expected: set[str]) -> Iterator[P
     if manifest.plan_fingerprint != plan.fingerprint:
         yield Problem(kind="corrupt", key=DATASET_KEY, detail="it belongs to another plan")
     for key, sha in manifest.files.items():
+        if not is_table(key, plan):
+            yield Problem(kind="corrupt", key=DATASET_KEY, detail=f"it names the file {key!r}, which no dataset has")
+            continue
         expected.add(key)
         try:
             data = store.read(key)

@@ -1,26 +1,38 @@
-"""One shard of work: make it, commit it, say so in one small row. What every executor runs."""
+"""One shard of work: make it, commit it, say so in one small row. What every executor runs.
+
+Errors become data: a shard that cannot be made whole is made row by row, and a row that fails again and again, or kills
+its worker again and again, is set aside with its reason.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from brainsynth.manifest import SampleRecord
+from brainsynth.errors import UserError, WorkerBroken
+from brainsynth.manifest import SampleRecord, ShardManifest
 from brainsynth.plan import Plan, ShardSpec
 from brainsynth.records import record
-from brainsynth.storage.commit import commit_shard, committed_shards
+from brainsynth.storage.arrays import empty_arrays
+from brainsynth.storage.attempts import Attempts
+from brainsynth.storage.commit import commit_shard, committed_shards, read_commit, read_samples
 from brainsynth.storage.filesystem import Store, open_store
+from brainsynth.storage.repair import Salvage, close_ticket, read_salvage
+
+log = logging.getLogger(__name__)
+MAX_ROW_DEATHS = 5
+"""A row on which so many workers died, when it was made alone, is at fault; kills from outside spread over rows."""
 
 
 class Made:
-    """A shard before it is stored: arrays in stored dtype, one record a sample, circumstance."""
+    """A shard, or some rows, before they are stored: arrays in stored dtype, one record a sample, circumstance."""
 
     def __init__(
         self,
@@ -32,12 +44,12 @@ class Made:
 
 
 class ShardMaker(Protocol):
-    """Built once per worker; makes any shard of its plan. The same shard always holds the same values."""
+    """Built once per worker; makes any rows of its plan. The same rows always hold the same values."""
 
     plan: Plan
 
     def make(self, shard: ShardSpec) -> Made:
-        """Compute one shard."""
+        """Compute rows [start, stop) of a shard."""
 
 
 @record
@@ -51,6 +63,8 @@ class ShardResult:
     size_bytes: int
     make_s: float
     commit_s: float
+    reason: str
+    """Why the first of the failed rows failed."""
 
 
 class Work:
@@ -84,36 +98,96 @@ class Work:
 class ShardRunner:
     """Makes shards one at a time and commits them; another thread may make the next while one is being written."""
 
-    def __init__(self, root: str, build_maker: Callable[..., ShardMaker], arguments: dict[str, Any]) -> None:
+    def __init__(
+        self, root: str, build_maker: Callable[..., ShardMaker], arguments: dict[str, Any], max_attempts: int = 3
+    ) -> None:
         self.store = open_store(root)
         self.maker = build_maker(**arguments)
+        self.max_attempts = max_attempts
         self._making = threading.Lock()
 
     def __call__(self, shard: ShardSpec) -> ShardResult:
-        """Make and commit one shard."""
-        with self._making:
+        """Make and commit one shard; one that is committed already (its worker died before it could say so) is not made."""
+        try:
+            return _result(read_commit(self.store, self.maker.plan, shard.index), 0.0, 0.0)
+        except FileNotFoundError:
+            attempts = Attempts(self.store, shard.index)
+        try:
+            with self._making:
+                began = time.monotonic()
+                made = self._make(shard, attempts)
+                make_s = time.monotonic() - began
             began = time.monotonic()
-            made = self.maker.make(shard)
-            make_s = time.monotonic() - began
-        began = time.monotonic()
-        runtime = {**made.runtime, "pid": os.getpid(), "make_s": round(make_s, 4)}
-        committed = commit_shard(self.store, self.maker.plan, shard, made.arrays, made.samples, runtime)
-        return ShardResult(
-            shard=shard.index,
-            ok=committed.count("ok"),
-            rejected=committed.count("rejected"),
-            failed=committed.count("failed"),
-            size_bytes=sum(stored.size_bytes for stored in committed.objects),
-            make_s=make_s,
-            commit_s=time.monotonic() - began,
-        )
+            runtime = {**made.runtime, "pid": os.getpid(), "make_s": round(make_s, 4)}
+            committed = commit_shard(self.store, self.maker.plan, shard, made.arrays, made.samples, runtime)
+        except WorkerBroken:
+            raise
+        except Exception:
+            attempts.survived()
+            raise
+        close_ticket(self.store, self.maker.plan, shard.index)
+        attempts.clear()
+        return _result(committed, make_s, time.monotonic() - began)
+
+    def _make(self, shard: ShardSpec, attempts: Attempts) -> Made:
+        """The whole shard in one go where that works, else what can be had of it."""
+        deaths = attempts.begin()
+        salvage = read_salvage(self.store, self.maker.plan, shard)
+        if salvage is not None:
+            log.info("shard %d: %d rows are made again", shard.index, len(salvage.lost))
+        elif deaths < self.max_attempts:
+            try:
+                return self.maker.make(shard)
+            except (UserError, WorkerBroken):
+                raise
+            except Exception as error:
+                log.warning("shard %d: %s: %s; making it row by row", shard.index, type(error).__name__, error)
+        else:
+            log.warning("shard %d: %d workers died on it; making it row by row", shard.index, deaths)
+        return self._row_by_row(shard, salvage or Salvage.nothing(self.maker.plan, shard), attempts)
+
+    def _row_by_row(self, shard: ShardSpec, salvage: Salvage, attempts: Attempts) -> Made:
+        runtime: dict[str, str | int | float] = {}
+        for row in salvage.lost:
+            arrays, sample, facts = self._row(shard, row, attempts.begin(row))
+            attempts.survived(row)
+            for whole, part in zip(salvage.arrays, arrays, strict=True):
+                whole[row - shard.start] = part
+            salvage.samples[row - shard.start] = sample
+            runtime |= facts
+        samples = [sample for sample in salvage.samples if sample is not None]
+        return Made(salvage.arrays, samples, {**runtime, "rows_remade": len(salvage.lost)})
+
+    def _row(
+        self, shard: ShardSpec, row: int, deaths: int
+    ) -> tuple[Sequence[npt.NDArray[Any]], SampleRecord, dict[str, str | int | float]]:
+        """One row, tried as often as allowed, unless it killed that many workers before; then it is a failed record."""
+        reason = f"the worker died {deaths} times while it made this row"
+        if deaths < MAX_ROW_DEATHS:
+            for _ in range(self.max_attempts):
+                try:
+                    made = self.maker.make(ShardSpec(index=shard.index, start=row, stop=row + 1))
+                    return [array[0] for array in made.arrays], made.samples[0], made.runtime
+                except (UserError, WorkerBroken):
+                    raise
+                except Exception as error:
+                    reason = f"{type(error).__name__}: {str(error)[:200] or 'no message'}"
+        log.warning("row %d is set aside: %s", row, reason)
+        empty = empty_arrays(self.maker.plan, ShardSpec(index=shard.index, start=row, stop=row + 1))
+        sample_id = str(read_samples(self.store, self.maker.plan)["sample_id"].iloc[row])
+        failed = SampleRecord(sample_id=sample_id, row=row, status="failed", reason=reason)
+        return [array[0] for array in empty], failed, {}
 
 
-def empty_arrays(plan: Plan, shard: ShardSpec) -> list[npt.NDArray[Any]]:
-    """Arrays of a shard before any sample is in: fill values."""
-    return [
-        np.full(
-            (shard.stop - shard.start, *a.sample_shape), np.nan if a.dtype.startswith("float") else 0, dtype=a.dtype
-        )
-        for a in plan.arrays
-    ]
+def _result(committed: ShardManifest, make_s: float, commit_s: float) -> ShardResult:
+    reasons: Iterator[str] = (s.reason for s in committed.samples if s.status == "failed")
+    return ShardResult(
+        shard=committed.shard,
+        ok=committed.count("ok"),
+        rejected=committed.count("rejected"),
+        failed=committed.count("failed"),
+        size_bytes=sum(stored.size_bytes for stored in committed.objects),
+        make_s=make_s,
+        commit_s=commit_s,
+        reason=next(reasons, ""),
+    )

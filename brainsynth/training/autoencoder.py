@@ -19,18 +19,19 @@ from brainsynth.config.training import AutoencoderTrainConfig
 from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.device import autocast, layout
-from brainsynth.models.weights import save_weights
 from brainsynth.records import to_dict
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import local_folder, open_store
 from brainsynth.storage.reader import SyntheticDataset, open_dataset
-from brainsynth.training.checkpoint import TrainingState
 from brainsynth.training.data import Batches, flip_half
+from brainsynth.training.disk import full_disk_told
 from brainsynth.training.ema import Ema
 from brainsynth.training.loop import Report, Worker, run
 from brainsynth.training.losses import PerceptualLoss, kl_divergence
-from brainsynth.training.runs import AutoencoderRun, finished, training_digest, write_run
+from brainsynth.training.preemption import Preempted, never
+from brainsynth.training.runs import AutoencoderRun, finished, training_digest, write_run, write_weights
+from brainsynth.training.state import TrainingState
 from brainsynth.training.trackers import check_trackers
 
 log = logging.getLogger(__name__)
@@ -182,11 +183,20 @@ def check(config: AutoencoderTrainConfig) -> None:
         raise UserError(f"cohort: {error}") from None
 
 
-def fit(config: AutoencoderTrainConfig, report: Report = lambda metrics: None) -> None:
-    """Train, or go on training, and leave averaged weights and run.json in `config.output`."""
+def fit(config: AutoencoderTrainConfig, report: Report = lambda metrics: None, preempted: Preempted = never) -> None:
+    """Train, or go on training, and leave averaged weights and run.json in `config.output`.
+
+    Raises:
+        Left: `preempted` asked for it; what was done is saved.
+    """
     check(config)
     folder = local_folder(config.output, "output")
-    folder.mkdir(parents=True, exist_ok=True)
+    with full_disk_told(folder, "the training's output"):
+        folder.mkdir(parents=True, exist_ok=True)
+        _fit(config, folder, report, preempted)
+
+
+def _fit(config: AutoencoderTrainConfig, folder: Path, report: Report, preempted: Preempted) -> None:
     plan = read_plan(open_store(config.cohort))
     config_digest = training_digest(config, plan.fingerprint)
     if finished(folder, AutoencoderRun, config_digest):
@@ -195,12 +205,11 @@ def fit(config: AutoencoderTrainConfig, report: Report = lambda metrics: None) -
     began = time.monotonic()
     worker = Worker(config.runtime)
     task = AutoencoderTask(config, worker)
-    metrics = run(
-        task, worker, config.optimisation, folder, config_digest, config.runtime.trackers, to_dict(config), report
-    )
+    options, trackers = config.optimisation, config.runtime.trackers
+    metrics = run(task, worker, options, folder, config_digest, trackers, to_dict(config), report, preempted)
     if worker.rank == 0:
         task.network.load_state_dict(task.average.state())
-        sha = save_weights(task.network, folder / AUTOENCODER_FILE)
+        sha = write_weights(task.network, folder / AUTOENCODER_FILE)
         record = AutoencoderRun(
             config_digest=config_digest,
             architecture=config.architecture,

@@ -10,23 +10,28 @@ The newest directory that proves whole is resumed; a damaged one is named in a w
 from __future__ import annotations
 
 import logging
+import os
+import re
 import shutil
 import uuid
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from brainsynth.errors import UserError
 from brainsynth.models.weights import file_sha256
 from brainsynth.records import record, seal, unseal
-from brainsynth.storage.filesystem import sync
-from brainsynth.training.ema import Ema
+from brainsynth.storage.filesystem import TEMPORARY_PREFIX, sync
+from brainsynth.training.disk import full_disk_told
+from brainsynth.training.state import TrainingState
 
 log = logging.getLogger(__name__)
 _RECORD, _TENSORS = "checkpoint.json", "tensors.safetensors"
+_RECORD_BYTES = 64 << 20
+"""No real record comes near; a larger one is not even read."""
+_NAME = re.compile(r"step-(\d{6,18})")
 
 
 @record
@@ -41,84 +46,74 @@ class CheckpointRecord:
     optimizer_groups: dict[str, list[dict[str, Any]]]
 
 
-class TrainingState:
-    """Everything that a step changes: networks, their averages, optimizers."""
-
-    def __init__(
-        self, modules: dict[str, nn.Module], averages: dict[str, Ema], optimizers: dict[str, torch.optim.Optimizer]
-    ) -> None:
-        self.modules, self.averages, self.optimizers = modules, averages, optimizers
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors under dotted names."""
-        found: dict[str, Tensor] = {}
-        for name, module in self.modules.items():
-            found |= {f"module.{name}.{key}": value for key, value in module.state_dict().items()}
-        for name, average in self.averages.items():
-            found |= {f"ema.{name}.{key}": value for key, value in average.state().items()}
-        for name, optimizer in self.optimizers.items():
-            for index, slots in optimizer.state_dict()["state"].items():
-                found |= {f"optimizer.{name}.{index}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
-        return {key: value.detach().cpu().contiguous().clone() for key, value in found.items()}
-
-    def load(self, tensors: dict[str, Tensor], saved: CheckpointRecord) -> None:
-        """Put everything back."""
-        for name, module in self.modules.items():
-            module.load_state_dict(_below(tensors, f"module.{name}."))
-        for name, average in self.averages.items():
-            average.load(_below(tensors, f"ema.{name}."), saved.ema_updates[name])
-        for name, optimizer in self.optimizers.items():
-            slots: dict[int, dict[str, Tensor]] = {}
-            for key, value in _below(tensors, f"optimizer.{name}.").items():
-                index, slot = key.split(".", 1)
-                slots.setdefault(int(index), {})[slot] = value
-            optimizer.load_state_dict({"state": slots, "param_groups": saved.optimizer_groups[name]})
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+def checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, directory) of every checkpoint of a training, whole or not, oldest first; other names are left alone."""
+    root = folder / "checkpoints"
+    entries = root.iterdir() if root.is_dir() else iter(())
+    named = [(_NAME.fullmatch(path.name), path) for path in entries]
+    return sorted((int(match[1]), path) for match, path in named if match and path.is_dir() and not path.is_symlink())
 
 
 def save_checkpoint(folder: Path, state: TrainingState, step: int, config_digest: str, keep: int) -> Path:
-    """Write `checkpoints/step-NNNNNN` whole or not at all, then drop all but the newest `keep`."""
+    """Write `checkpoints/step-NNNNNN` whole or not at all, then drop all but the newest `keep`.
+
+    Raises:
+        UserError: the disk is full; older checkpoints are as they were.
+    """
     root = folder / "checkpoints"
     final = root / f"step-{step:06d}"
-    if final.exists():
-        shutil.rmtree(final)
-    temporary = root / f".tmp-{uuid.uuid4().hex}"
-    temporary.mkdir(parents=True)
-    save_file(state.tensors(), temporary / _TENSORS)
-    groups = {name: optimizer.state_dict()["param_groups"] for name, optimizer in state.optimizers.items()}
-    saved = CheckpointRecord(
-        step=step,
-        config_digest=config_digest,
-        tensors_sha256=file_sha256(temporary / _TENSORS),
-        ema_updates={name: average.updates for name, average in state.averages.items()},
-        optimizer_groups=groups,
-    )
-    (temporary / _RECORD).write_bytes(seal(saved))
-    for path in (temporary / _TENSORS, temporary / _RECORD, temporary):
-        sync(path)
-    temporary.rename(final)
-    sync(root)
-    for old in sorted(root.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
-    for stray in root.glob(".tmp-*"):
-        shutil.rmtree(stray, ignore_errors=True)
+    temporary = root / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    try:
+        with full_disk_told(root, final.name):
+            temporary.mkdir(parents=True)
+            save_file(state.tensors(), temporary / _TENSORS)
+            saved = CheckpointRecord(
+                step=step,
+                config_digest=config_digest,
+                tensors_sha256=file_sha256(temporary / _TENSORS),
+                ema_updates=state.ema_updates(),
+                optimizer_groups=state.optimizer_groups(),
+            )
+            (temporary / _RECORD).write_bytes(seal(saved))
+            for path in (temporary / _TENSORS, temporary / _RECORD, temporary):
+                sync(path)
+            if os.path.lexists(final):  # damaged: it was passed over, else this step would not have been done again
+                _discard(final)
+            temporary.rename(final)
+            sync(root)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    # Later steps can only be damaged ones that were passed over: they must not crowd out what was just saved.
+    done = [path for at, path in checkpoints(folder) if at <= step]
+    for old in done[:-keep]:
+        _discard(old)
     return final
+
+
+def _discard(path: Path) -> None:
+    """Remove a checkpoint so that a kill on the way leaves no half of it under its name."""
+    aside = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    try:
+        path.rename(aside)
+    except OSError as error:
+        log.warning("cannot remove %s: %s", path, error)
+        return
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def restore_newest(folder: Path, state: TrainingState, config_digest: str) -> int:
     """Load the newest whole checkpoint into `state`; returns the steps done, 0 when there is none.
 
+    The state is touched only once a checkpoint has proved whole and fitting in every part.
+
     Raises:
-        UserError: when the newest whole checkpoint was made with another config.
+        UserError: when the newest whole checkpoint was made with another config, or when there are whole ones but none
+            fits the network: starting over would in the end delete them.
     """
-    for path in sorted((folder / "checkpoints").glob("step-*"), reverse=True):
+    misfit: str | None = None
+    for step, path in reversed(checkpoints(folder)):
         try:
-            saved = unseal(CheckpointRecord, (path / _RECORD).read_bytes(), str(path / _RECORD))
-            if file_sha256(path / _TENSORS) != saved.tensors_sha256:
-                raise UserError(f"{path / _TENSORS} does not match its sha256")
+            saved = _read(path, step)
         except (OSError, UserError) as error:
             log.warning("checkpoint %s is damaged and is passed over: %s", path.name, error)
             continue
@@ -127,6 +122,36 @@ def restore_newest(folder: Path, state: TrainingState, config_digest: str) -> in
                 f"{folder} holds a training with another config (checkpoint {path.name}); "
                 "give another output folder, or the same config to resume"
             )
-        state.load(load_file(path / _TENSORS), saved)
+        try:
+            tensors = load_file(path / _TENSORS)
+            problems = state.problems(tensors, saved.ema_updates, saved.optimizer_groups)
+        except SafetensorError as error:
+            problems = [str(error)]
+        if problems:
+            misfit = misfit or f"{path.name}: {'; '.join(problems[:3])}"
+            log.warning("checkpoint %s does not fit the network and is passed over: %s", path.name, problems[0])
+            continue
+        state.load(tensors, saved.ema_updates)
         return saved.step
+    if misfit:
+        raise UserError(
+            f"{folder} holds checkpoints, but none fits the network ({misfit}); resume with the version of the code that "
+            "made them, or give another output folder"
+        )
     return 0
+
+
+def _read(path: Path, step: int) -> CheckpointRecord:
+    """The record of a checkpoint whose files all match it. Raises OSError or UserError for any other."""
+    file = path / _RECORD
+    if file.exists() and (not file.is_file() or file.stat().st_size > _RECORD_BYTES):
+        raise UserError(f"{file} is not a file, or larger than any record ({_RECORD_BYTES >> 20} MiB)")
+    saved = unseal(CheckpointRecord, file.read_bytes(), str(file))
+    if saved.step != step:
+        raise UserError(f"{file} is the record of step {saved.step}")
+    tensors = path / _TENSORS
+    if tensors.exists() and not tensors.is_file():
+        raise UserError(f"{tensors} is not a file")
+    if file_sha256(tensors) != saved.tensors_sha256:
+        raise UserError(f"{tensors} does not match its sha256")
+    return saved

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,26 +23,30 @@ from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import autocast
 from brainsynth.models.diffusion import Denoiser, drop_context
 from brainsynth.models.sampling import NoiseSchedule, draw_noise, guided, sample_latents
-from brainsynth.models.weights import load_weights, save_weights
+from brainsynth.models.weights import load_weights
 from brainsynth.records import to_dict
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import local_folder, open_store
 from brainsynth.storage.reader import open_dataset
-from brainsynth.training.checkpoint import TrainingState
 from brainsynth.training.data import batch_indices
+from brainsynth.training.disk import full_disk_told
 from brainsynth.training.ema import Ema
 from brainsynth.training.latents import read_latent_spec
 from brainsynth.training.loop import Report, Worker, run
+from brainsynth.training.preemption import Preempted, never
 from brainsynth.training.runs import (
     AutoencoderRun,
     DiffusionRun,
     autoencoder_weights,
+    copy_weights,
     finished,
     read_run,
     training_digest,
     write_run,
+    write_weights,
 )
+from brainsynth.training.state import TrainingState
 from brainsynth.training.trackers import check_trackers
 
 log = logging.getLogger(__name__)
@@ -196,11 +200,27 @@ def check(config: DiffusionTrainConfig) -> tuple[CovariateSchema, AutoencoderRun
     return plan.covariates, run_record
 
 
-def fit(config: DiffusionTrainConfig, report: Report = lambda metrics: None) -> None:
-    """Train, or go on training, and leave averaged weights, the autoencoder and run.json in `config.output`."""
+def fit(config: DiffusionTrainConfig, report: Report = lambda metrics: None, preempted: Preempted = never) -> None:
+    """Train, or go on training, and leave averaged weights, the autoencoder and run.json in `config.output`.
+
+    Raises:
+        Left: `preempted` asked for it; what was done is saved.
+    """
     schema, autoencoder = check(config)
     folder = local_folder(config.output, "output")
-    folder.mkdir(parents=True, exist_ok=True)
+    with full_disk_told(folder, "the training's output"):
+        folder.mkdir(parents=True, exist_ok=True)
+        _fit(config, folder, schema, autoencoder, report, preempted)
+
+
+def _fit(
+    config: DiffusionTrainConfig,
+    folder: Path,
+    schema: CovariateSchema,
+    autoencoder: AutoencoderRun,
+    report: Report,
+    preempted: Preempted,
+) -> None:
     latents = read_latent_spec(open_store(config.latents))
     config_digest = training_digest(config, read_plan(open_store(config.latents)).fingerprint)
     if finished(folder, DiffusionRun, config_digest):
@@ -213,12 +233,11 @@ def fit(config: DiffusionTrainConfig, report: Report = lambda metrics: None) -> 
     load_weights(decoder.network, weights)
     task = DiffusionTask(config, worker, schema, latents, decoder.eval().to(worker.device))
     distribution = fit_distribution(task.train.table, schema, config.latents)
-    metrics = run(
-        task, worker, config.optimisation, folder, config_digest, config.runtime.trackers, to_dict(config), report
-    )
+    options, trackers = config.optimisation, config.runtime.trackers
+    metrics = run(task, worker, options, folder, config_digest, trackers, to_dict(config), report, preempted)
     if worker.rank == 0:
-        shutil.copyfile(weights, folder / AUTOENCODER_FILE)
-        sha = save_weights(task.averaged(), folder / DIFFUSION_FILE)
+        copy_weights(weights, folder / AUTOENCODER_FILE)
+        sha = write_weights(task.averaged(), folder / DIFFUSION_FILE)
         bundle = BundleSpec(
             name="unreleased",
             autoencoder=autoencoder.architecture,

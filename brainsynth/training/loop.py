@@ -1,7 +1,7 @@
 """The loop that both trainings share: resume, steps, logs, validation, checkpoints. Knows nothing of Ray.
 
 A step depends on the state before it and on (seed, step, rank) alone, so the same command after a kill goes on with an
-identical loss curve.
+identical loss curve. Asked to leave, it saves at the end of the step that it is in.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from brainsynth.config.training import OptimisationConfig, TrainRuntimeConfig
 from brainsynth.models.device import choose_device, set_threads
-from brainsynth.training.checkpoint import TrainingState, restore_newest, save_checkpoint
+from brainsynth.training.checkpoint import restore_newest, save_checkpoint
 from brainsynth.training.data import step_seed
+from brainsynth.training.disk import sweep
+from brainsynth.training.preemption import Left, Listener, Preempted, Request
+from brainsynth.training.state import TrainingState
 from brainsynth.training.trackers import MetricsLog
 
 log = logging.getLogger(__name__)
@@ -68,6 +71,15 @@ class Worker:
             stacked /= self.world_size
         return dict(zip(values, stacked.tolist(), strict=True))
 
+    def largest(self, values: list[float]) -> list[float]:
+        """Of each value the largest over workers."""
+        if self.world_size == 1:
+            return values
+        stacked = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(stacked, dist.ReduceOp.MAX)
+        found: list[float] = stacked.tolist()
+        return found
+
 
 def learning_rate(config: OptimisationConfig, step: int) -> float:
     """Linear warm-up, then a cosine down to a tenth: short runs gain from ending low."""
@@ -85,21 +97,33 @@ def run(
     trackers: tuple[str, ...],
     config_dict: dict[str, Any],
     report: Report,
+    preempted: Preempted,
 ) -> dict[str, float]:
-    """Train to the last step; returns the final validation metrics (first worker; empty elsewhere)."""
-    start = restore_newest(folder, task.state, config_digest)
+    """Train to the last step; returns the final validation metrics (first worker; empty elsewhere).
+
+    Raises:
+        Left: `preempted` asked for it; what was done is saved.
+    """
+    start = saved = _resume(task, worker, folder, config_digest)
     first = worker.rank == 0
     metrics = MetricsLog(folder, trackers, start, config_dict) if first else None
     if start and first:
         log.info("resumed at step %d of %d", start, config.steps)
+    listener = Listener(preempted, worker, start)
     began = shown = time.monotonic()
     validation: dict[str, float] = {}
     for step in range(start, config.steps):
-        torch.manual_seed(step_seed(config.seed, step, worker.rank))
-        for optimizer in task.state.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step) * group["lr_factor"]
-        values = task.step(step)
+        request = listener.request(step)
+        if request and saved != step:
+            saved = step
+            if metrics:
+                metrics.sync()
+                save_checkpoint(folder, task.state, step, config_digest, config.keep_checkpoints)
+        if request is Request.LEAVE:
+            if metrics:
+                metrics.close()
+            raise Left(step)
+        values = _optimise(task, config, step, worker.rank)
         done = step + 1
         last = done == config.steps
         if done % config.log_every == 0 or last:
@@ -110,18 +134,45 @@ def run(
                     shown = time.monotonic()
                     log.info("%s", _progress(done, config.steps, start, shown - began, scalars))
         if metrics and (done % config.validate_every == 0 or last):
-            validation = task.validate()
-            metrics.scalars(done, {f"validation/{name}": value for name, value in validation.items()})
-            for name, image in task.figures().items():
-                metrics.figure(done, name, image)
+            validation = _validate(task, metrics, done)
         if done % config.checkpoint_every == 0 or last:
-            if first:
+            saved = done
+            if metrics:
+                metrics.sync()
                 save_checkpoint(folder, task.state, done, config_digest, config.keep_checkpoints)
             report({"step": float(done), **validation})
     if metrics:
         metrics.close()
         if not validation:
             validation = task.validate()
+    return validation
+
+
+def _resume(task: Task, worker: Worker, folder: Path, config_digest: str) -> int:
+    """Load the newest whole checkpoint; returns the steps done."""
+    if worker.rank == 0:
+        sweep(folder)
+        sweep(folder / "checkpoints")
+    start = restore_newest(folder, task.state, config_digest)
+    newest, minus_oldest = worker.largest([float(start), -float(start)])
+    if newest != -minus_oldest:  # a network file system that shows them different files; another try may do better
+        raise RuntimeError(f"the workers resumed at different steps: {-minus_oldest:.0f} to {newest:.0f}")
+    return start
+
+
+def _optimise(task: Task, config: OptimisationConfig, step: int, rank: int) -> dict[str, Tensor]:
+    torch.manual_seed(step_seed(config.seed, step, rank))
+    for optimizer in task.state.optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step) * group["lr_factor"]
+    return task.step(step)
+
+
+def _validate(task: Task, metrics: MetricsLog, done: int) -> dict[str, float]:
+    validation = task.validate()
+    metrics.scalars(done, {f"validation/{name}": value for name, value in validation.items()})
+    for name, image in task.figures().items():
+        metrics.figure(done, name, image)
     return validation
 
 

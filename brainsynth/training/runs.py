@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import shutil
 from pathlib import Path
 from typing import Any, TypeVar
+
+from torch import nn
 
 from brainsynth.bundle import AUTOENCODER_FILE, BundleSpec
 from brainsynth.config.training import AutoencoderArchitecture, TrainRuntimeConfig
 from brainsynth.covariates import CovariateSchema
 from brainsynth.errors import UserError
-from brainsynth.models.weights import file_sha256
+from brainsynth.models.weights import file_sha256, save_weights
 from brainsynth.records import digest, record, seal, to_dict, unseal
+from brainsynth.training.disk import replaced
 from brainsynth.volume import VolumeSpec
 
+log = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 T = TypeVar("T")
 
@@ -31,6 +37,11 @@ class AutoencoderRun:
     metrics: dict[str, float]
     elapsed_s: float
 
+    @property
+    def weights(self) -> dict[str, str]:
+        """sha256 by file name."""
+        return {AUTOENCODER_FILE: self.weights_sha256}
+
 
 @record
 class DiffusionRun:
@@ -40,6 +51,11 @@ class DiffusionRun:
     bundle: BundleSpec
     metrics: dict[str, float]
     elapsed_s: float
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """sha256 by file name."""
+        return self.bundle.weights
 
 
 def training_digest(config: Any, data_fingerprint: str) -> str:
@@ -59,21 +75,36 @@ def read_run(folder: Path, cls: type[T], job: str) -> T:
         raise UserError(f"{folder} holds no finished training: {RUN_FILE} is missing; run {job} (again)") from None
 
 
-def finished(folder: Path, cls: type[T], config_digest: str) -> T | None:
-    """The run's record if this very training is already finished. Raises UserError if another one is."""
+def finished(folder: Path, cls: type[AutoencoderRun] | type[DiffusionRun], config_digest: str) -> bool:
+    """Whether this very training is already finished, and its weights are whole. Raises UserError if another one is."""
     if not (folder / RUN_FILE).is_file():
-        return None
+        return False
     run = read_run(folder, cls, "the training")
-    if getattr(run, "config_digest", None) != config_digest:
+    if run.config_digest != config_digest:
         raise UserError(f"{folder} holds a finished training with another config or cohort; give another output folder")
-    return run
+    for name, sha in run.weights.items():
+        if not (folder / name).is_file() or file_sha256(folder / name) != sha:
+            log.warning("%s is missing or damaged: made again from the newest checkpoint", folder / name)
+            return False
+    return True
 
 
 def write_run(folder: Path, run: AutoencoderRun | DiffusionRun) -> None:
     """Make a training finished: last write of the run."""
-    temporary = folder / f".tmp-{RUN_FILE}"
-    temporary.write_bytes(seal(run))
-    temporary.rename(folder / RUN_FILE)
+    with replaced(folder / RUN_FILE) as temporary:
+        temporary.write_bytes(seal(run))
+
+
+def write_weights(module: nn.Module, path: Path) -> str:
+    """Write a module's weights whole or not at all; returns the file's sha256."""
+    with replaced(path) as temporary:
+        return save_weights(module, temporary)
+
+
+def copy_weights(source: Path, target: Path) -> None:
+    """Copy a weights file whole or not at all."""
+    with replaced(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def autoencoder_weights(folder: Path, run: AutoencoderRun) -> Path:

@@ -131,7 +131,7 @@ def test_floats_are_read_as_yaml_1_2_does(tmp_path: Path, text: str) -> None:
         (GOOD + "x: \x07\n", r"job\.yaml:9: not valid YAML: special characters"),
         (GOOD + "x: " + "[" * 1200, r"job\.yaml: not valid YAML: nested too deeply"),
         (GOOD + "? [a]\n: 1\n", r"job\.yaml:9: a key is a plain word"),
-        ("x: 1\n" * 300_000, r"larger than 1048576 bytes"),
+        ("x: 1\n" * 300_000, r"larger than 262144 bytes"),
     ],
     ids=[
         "anchor",

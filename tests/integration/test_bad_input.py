@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tests.integration.conftest import Line, write_yaml
+from tests.line import Line, write_yaml
 
 REPO = Path(__file__).parents[2]
 

@@ -20,7 +20,7 @@ from brainsynth.executors import stages
 from brainsynth.storage.commit import read_commit, read_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset
-from tests.integration.conftest import Line, as_config, write_yaml
+from tests.line import Line, as_config, write_yaml
 
 REPO = Path(__file__).parents[2]
 # A voxel is stored on a grid of 2^-11; other batch sizes and thread counts may round it to the neighbouring step.

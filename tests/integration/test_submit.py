@@ -21,7 +21,7 @@ import pytest
 
 from brainsynth import open_dataset
 from brainsynth.cohort.phantom_cohort import write_phantom_cohort
-from tests.integration.conftest import GRID, Line, write_yaml
+from tests.line import GRID, Line, write_yaml
 
 REPO = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))

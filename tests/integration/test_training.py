@@ -27,8 +27,11 @@ from brainsynth.executors import stages
 from brainsynth.records import seal
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store
+from brainsynth.training import autoencoder
+from brainsynth.training.checkpoint import checkpoints
 from brainsynth.training.losses import PerceptualLoss, kl_divergence
-from tests.integration.conftest import Line, as_config, write_yaml
+from brainsynth.training.preemption import Request
+from tests.line import Line, as_config, write_yaml
 
 REPO = Path(__file__).parents[2]
 STEPS = {"steps": 40, "checkpoint_every": 5, "validate_every": 20}
@@ -54,11 +57,9 @@ def kill_at(job: str, config: Path, folder: Path, step: int) -> int:
     return max(int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*"))
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "diffusion"])
-def test_killed_training_goes_on_with_an_identical_curve(line: Line, tmp_path: Path, kind: str) -> None:
-    cls = AutoencoderTrainConfig if kind == "autoencoder" else DiffusionTrainConfig
-    stage = stages.train_autoencoder if kind == "autoencoder" else stages.train_diffusion
-    make = line.autoencoder if kind == "autoencoder" else line.diffusion
+def test_killed_training_goes_on_with_an_identical_curve(line: Line, tmp_path: Path) -> None:
+    """The denoiser's; tests/chaos kills the autoencoder's."""
+    kind, cls, stage, make = "diffusion", DiffusionTrainConfig, stages.train_diffusion, line.diffusion
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     threads = {"workers": 0, "threads_per_worker": 1, "trackers": []}
     stage(as_config(make(str(undisturbed), **STEPS) | {"runtime": threads}, cls, tmp_path))
@@ -123,11 +124,55 @@ def test_figures_and_scalars_are_written(line: Line) -> None:
 
 def test_data_parallel_workers_train_one_model(line: Line, ray_cluster: None, tmp_path: Path) -> None:
     folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".stop-of-an-earlier-run").touch()
     config: dict[str, Any] = line.autoencoder(str(folder), steps=4, validate_every=4, checkpoint_every=4)
     config["runtime"] = {"workers": 2, "cpus_per_worker": 0.5, "threads_per_worker": 1, "trackers": []}
     stages.train_autoencoder(as_config(config, AutoencoderTrainConfig, tmp_path))
     assert (folder / "run.json").exists()
     assert [row["step"] for row in curve(folder) if "train/loss" in row] == [1, 2, 3, 4]
+
+
+def test_a_mistake_that_only_a_worker_sees_reads_the_same(line: Line, ray_cluster: None, tmp_path: Path) -> None:
+    config = line.autoencoder(seed=9)
+    config["runtime"] = {"workers": 1, "cpus_per_worker": 0.5, "threads_per_worker": 1, "max_failures": 0}
+    with pytest.raises(UserError, match="^[^\n]*holds a finished training with another config[^\n]*$"):
+        stages.train_autoencoder(as_config(config, AutoencoderTrainConfig, tmp_path))
+
+
+def test_asked_to_save_a_training_saves_at_once_and_goes_on(line: Line, tmp_path: Path) -> None:
+    """A machine that will go is no reason to stop: whoever asked starts the workers again if they die."""
+    folder, calls, seen = tmp_path / "run", iter(range(100)), []
+
+    def preempted() -> Request:
+        step = next(calls)
+        seen.append([at for at, _ in checkpoints(folder)])
+        return Request.SAVE if step in (0, 3) else Request.NOTHING
+
+    autoencoder.fit(
+        as_config(line.autoencoder(str(folder), checkpoint_every=5), AutoencoderTrainConfig, tmp_path),
+        preempted=preempted,
+    )
+    assert seen == [[], [], [], [], [3], [3, 5]]
+    assert (folder / "run.json").exists()
+
+
+def test_lost_weights_of_a_finished_training_are_made_again(
+    line: Line, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    config = as_config(line.diffusion(str(folder)), DiffusionTrainConfig, tmp_path)
+    stages.train_diffusion(config)
+    files = [folder / name for name in ("diffusion.safetensors", "autoencoder.safetensors")]
+    before = [file.read_bytes() for file in files]
+    for file in files:
+        file.write_bytes(b"")
+        stages.train_diffusion(config)
+        assert f"{file} is missing or damaged" in caplog.text
+        assert [file.read_bytes() for file in files] == before
+    caplog.set_level("INFO")
+    stages.train_diffusion(config)
+    assert "already trained" in caplog.text
 
 
 def test_perceptual_loss_needs_fitting_local_weights(line: Line, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import ScheduleConfig
 from brainsynth.errors import UserError
 from brainsynth.models.sampling import NoiseSchedule, check_sampler, draw_noise, guided, sample_latents, timesteps
+from brainsynth.plan import seed_for
 
 MEAN, STD = 0.7, 0.5
 
@@ -67,10 +68,35 @@ def test_target_and_denoised_are_inverse() -> None:
         torch.testing.assert_close(found, (x0, noise), rtol=1e-4, atol=1e-4)
 
 
+PINNED = [[-0.036038100719451904, 0.719794511795044, 0.3174601197242737]]
+
+
 def test_noise_of_a_sample_does_not_depend_on_its_batch() -> None:
     batch = draw_noise([5, 6, 7], (2, 4, 4, 4))
     assert torch.equal(batch[1], draw_noise([6], (2, 4, 4, 4))[0])
     assert not torch.equal(batch[0], batch[1])
+
+
+def test_every_bit_of_a_seed_counts() -> None:
+    seeds = [0, 1, 2**31, 2**32, 2**33, 2**40, 2**62, 2**63 - 1, 2**32 + 1]
+    noise = draw_noise(seeds, (3, 5, 5, 5))
+    for i in range(len(seeds)):
+        for j in range(i):
+            assert abs(torch.corrcoef(noise[[i, j]].flatten(1))[0, 1]) < 0.2, (seeds[i], seeds[j])
+    many = draw_noise([seed_for(0, f"syn{row:06d}") for row in range(20_000)], (8,))
+    assert len(torch.unique(many, dim=0)) == 20_000
+
+
+def test_noise_is_standard_normal_and_stays_what_it_was() -> None:
+    noise = draw_noise(range(40), (3, 20, 28, 20)).double()
+    assert noise.dtype == torch.float64
+    assert abs(noise.mean()) < 0.004
+    assert abs(noise.var() - 1) < 0.005
+    assert abs((noise**4).mean() - 3) < 0.03
+    assert noise.abs().max() < 8.6
+    # Every dataset that was made is made again from these numbers: they may never change.
+    first = draw_noise([123456789012345678], (1, 1, 1, 3))[0, 0, 0]
+    torch.testing.assert_close(first, torch.tensor(PINNED), rtol=1e-6, atol=1e-6)
 
 
 def test_timesteps_start_at_pure_noise_and_are_even() -> None:

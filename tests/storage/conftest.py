@@ -19,6 +19,9 @@ from brainsynth.storage.commit import commit_shard, write_plan
 from brainsynth.storage.filesystem import ObjectStore, Store, open_store
 from brainsynth.storage.finalise import finalise
 from brainsynth.volume import VolumeSpec
+from tests.servers.fixtures import fault_proxy, faulty, s3_root, swift
+
+__all__ = ["fault_proxy", "faulty", "s3_root", "swift"]
 
 SCHEMA = CovariateSchema(
     covariates=(
@@ -43,8 +46,9 @@ def tiny_plan(
 
 def values(plan: Plan, row: int, noise: int = 0) -> npt.NDArray[Any]:
     """The stored voxels of a row; another `noise`, another attempt that rounded otherwise."""
-    rng = np.random.default_rng([row, noise])
-    return plan.volume.quantise(rng.random(plan.volume.shape_xyz))
+    volume = np.random.default_rng(row).random(plan.volume.shape_xyz)
+    rounding = np.random.default_rng([row, noise]).integers(-2, 3, volume.shape) if noise else 0
+    return plan.volume.quantise(volume + rounding * 2.0**-11)
 
 
 def commit(
@@ -88,14 +92,23 @@ def race(root: str, noise: int, barrier: Any, results: Any) -> None:
     results.put([commit(store, plan, samples, index, noise=noise) for index in range(RACE_SHARDS)])
 
 
-@pytest.fixture(params=["local", "file", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """An empty folder: local, the same through an object-store client, and one in memory."""
-    root = tmp_path / "dataset"
-    if request.param == "local":
-        return open_store(str(root))
-    root.mkdir()
-    return ObjectStore("memory:///" if request.param == "memory" else root.as_uri())
+@pytest.fixture(params=["local", "file", "memory", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of an empty folder: of this machine, by its path and by an object-store client, in memory, in a bucket."""
+    if request.param == "s3":
+        return str(request.getfixturevalue("s3_root"))
+    if request.param == "memory":
+        return "memory:///"
+    path = tmp_path / "dataset"
+    if request.param == "file":
+        path.mkdir()
+    return path.as_uri() if request.param == "file" else str(path)
+
+
+@pytest.fixture
+def store(root: str) -> Store:
+    """An empty folder in every kind of store."""
+    return open_store(root) if "://" not in root else ObjectStore(root)
 
 
 @pytest.fixture

@@ -399,13 +399,15 @@ def test_resume_runs_exactly_what_is_missing(tmp_path: Path) -> None:
     assert verify_dataset(store).ok
 
 
-def test_two_processes_race_for_the_same_shards(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_two_processes_race_for_the_same_shards(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     plan, samples = tiny_plan(rows=2 * RACE_SHARDS, samples_per_shard=2)
-    store = open_store(str(tmp_path))
+    root = str(tmp_path) if kind == "local" else str(request.getfixturevalue("s3_root"))
+    store = open_store(root)
     write_plan(store, plan, samples)
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(2), context.Queue()
-    workers = [context.Process(target=race, args=(str(tmp_path), noise, barrier, results)) for noise in (1, 2)]
+    workers = [context.Process(target=race, args=(root, noise, barrier, results)) for noise in (1, 2)]
     for worker in workers:
         worker.start()
     told: list[list[ShardManifest]] = [results.get(timeout=120) for _ in workers]

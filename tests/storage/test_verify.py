@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from brainsynth.errors import UserError
+from brainsynth.manifest import describe_sample
+from brainsynth.storage.commit import commit_shard, write_plan
 from brainsynth.storage.filesystem import Store, open_store
+from brainsynth.storage.finalise import finalise
 from brainsynth.storage.verify import VerifyReport, verify_dataset
-from tests.storage.conftest import commit, flip, tiny_plan, write_dataset
+from tests.storage.conftest import commit, flip, tiny_plan, values, write_dataset
 
 SHARD = "dataset.zarr/t1w/c/1/0/0/0"
 TABLES = (
@@ -49,7 +52,7 @@ def test_what_is_deleted_is_missing(store: Store, key: str) -> None:
     store.delete(key)
     report = verify_dataset(store)
     assert ("missing", key) in found(report)
-    assert {kind for kind, _ in found(report)} <= {"missing", "unexpected"}
+    assert {kind for kind, _ in found(report)} <= {"missing", "unexpected", "orphaned"}
     assert f"missing: {key}" in report.summary()
     assert len([p for p in report.problems if p.key == key]) == 1
 
@@ -113,7 +116,37 @@ def test_swapped_shards(dataset: Path) -> None:
     first, second = store.read(other), store.read(SHARD)
     store.write(other, second)
     store.write(SHARD, first)
-    assert found(verify_dataset(store)) == {("corrupt", other), ("corrupt", SHARD)}
+    report = verify_dataset(store)
+    assert found(report) == {("swapped", other), ("swapped", SHARD)}
+    assert f"swapped: {other}: it holds what belongs in {SHARD}; shard 0: syn000000 … syn000002" in report.summary()
+
+
+def test_a_shard_that_holds_a_copy_of_another(dataset: Path) -> None:
+    store = open_store(str(dataset))
+    store.write(SHARD, store.read(SHARD.replace("/c/1/", "/c/0/")))
+    assert found(verify_dataset(store)) == {("swapped", SHARD)}
+
+
+def test_copies_of_objects_are_told_from_strangers(dataset: Path) -> None:
+    store = open_store(str(dataset))
+    store.write("dataset.zarr/t1w/c/1 (1)/0/0/0", store.read(SHARD))
+    report = verify_dataset(store)
+    assert found(report) == {("duplicated", "dataset.zarr/t1w/c/1 (1)/0/0/0")}
+    assert f"a copy of {SHARD}" in report.summary()
+
+
+def test_two_subjects_with_the_same_voxels(store: Store) -> None:
+    plan, samples = tiny_plan()
+    write_plan(store, plan, samples)
+    commit(store, plan, samples, 0)
+    commit(store, plan, samples, 2)
+    arrays = np.stack([values(plan, row) for row in (3, 2, 5)])
+    records = [describe_sample(samples["sample_id"][3 + i], 3 + i, [arrays[i]]) for i in range(3)]
+    commit_shard(store, plan, plan.shard(1), [arrays], records, {})
+    finalise(store, plan)
+    report = verify_dataset(store)
+    assert found(report) == {("duplicated", RECORD)}
+    assert "syn000004 (row 4) has the voxels of row 2" in report.summary()
 
 
 def test_swapped_records(dataset: Path) -> None:
@@ -127,8 +160,7 @@ def test_swapped_records(dataset: Path) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["dataset.zarr/t1w/c/1/0/0/.tmp-0123", "dataset.zarr/t1w/c/9/0/0/0", "dataset.zarr/flair/zarr.json",
-     "commits/shard-000003.json", "commits/.tmp-1", "notes.txt"],
+    ["dataset.zarr/t1w/c/9/0/0/0", "dataset.zarr/flair/zarr.json", "commits/shard-000003.json", "notes.txt"],
 )  # fmt: skip
 def test_what_nothing_refers_to_is_unexpected(dataset: Path, key: str) -> None:
     store = open_store(str(dataset))
@@ -136,9 +168,18 @@ def test_what_nothing_refers_to_is_unexpected(dataset: Path, key: str) -> None:
     assert found(verify_dataset(store)) == {("unexpected", key)}
 
 
-def test_an_unfinished_dataset(store: Store) -> None:
-    from brainsynth.storage.commit import write_plan
+@pytest.mark.parametrize(
+    "key",
+    ["dataset.zarr/t1w/c/1/0/0/.tmp-0123", "commits/.tmp-1", ".tmp-2", "attempts/shard-000001-all-0",
+     "repairs/shard-000001.json"],
+)  # fmt: skip
+def test_what_a_dead_attempt_left_is_orphaned(dataset: Path, key: str) -> None:
+    store = open_store(str(dataset))
+    store.write(key, b"x")
+    assert found(verify_dataset(store)) == {("orphaned", key)}
 
+
+def test_an_unfinished_dataset(store: Store) -> None:
     plan, samples = tiny_plan()
     write_plan(store, plan, samples)
     commit(store, plan, samples, 0)
@@ -158,6 +199,7 @@ def test_every_problem_at_once(dataset: Path) -> None:
     assert found(verify_dataset(store)) == {
         ("corrupt", SHARD),
         ("missing", "commits/shard-000002.json"),
+        ("orphaned", "dataset.zarr/t1w/c/2/0/0/0"),
         ("missing", "participants.tsv"),
         ("unexpected", "stray"),
     }

@@ -13,8 +13,6 @@ from brainsynth.cohort.phantom import phantom_grid
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PrepareConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
-from brainsynth.executors import stages
-from brainsynth.executors.session import ray_session
 
 GRID = phantom_grid(7.0, (24, 32, 24))
 COVARIATES = {
@@ -132,6 +130,7 @@ def write_yaml(value: dict[str, Any], folder: Path, name: str = "config.yaml") -
 def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
     """Phantoms, cohort, both trainings, bundle: made once."""
     from brainsynth.cohort.phantom_cohort import write_phantom_cohort
+    from brainsynth.executors import stages
 
     root = tmp_path_factory.mktemp("line")
     line = Line(root)
@@ -147,6 +146,8 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One private Ray session for all tests that only need some Ray."""
+    from brainsynth.executors.session import ray_session
+
     with ray_session():
         yield
 
@@ -154,6 +155,8 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture
 def generated(line: Line, tmp_path: Path) -> Path:
     """A freshly generated dataset."""
+    from brainsynth.executors import stages
+
     root = tmp_path / "generated"
     stages.generate(as_config(line.generate(root), GenerateConfig, tmp_path))
     return root

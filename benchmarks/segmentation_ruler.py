@@ -1,0 +1,207 @@
+"""Prints, as Markdown, how well the segmentation ruler measures real scans, and what a volume costs on one core.
+
+    python benchmarks/segmentation_ruler.py [--data FOLDER] [--measurements FILE] [--fit 24] [--test 48] …
+
+FOLDER (default: $BRAINSYNTH_DATA, or ../shared/data beside the repository) holds scans, tables and weights. Each scan is
+measured on its own 2 mm grid and on the 4 mm grid of configs/ixi-4mm. Calibrations are fitted on the first `--fit`
+subjects of a seeded shuffle, errors are those of the next `--test` subjects. FILE keeps what was measured: a second run
+goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import torch
+
+from brainsynth.evaluation.segmentation import Calibration, SegmentationConfig, SegmentationRuler, table_line
+from brainsynth.evaluation.ventricles import RulerError, ruler_error
+from brainsynth.volume import VolumeSpec, resample
+
+COARSE = VolumeSpec(shape_xyz=(40, 56, 40), spacing_mm=(4.0, 4.0, 4.0), origin_mm=(-79.0, -127.0, -71.0))
+SEGMENTER, STRIPPER = "instruments/meshnet18/model.safetensors", "instruments/mindgrab/model.safetensors"
+CPU = torch.device("cpu")
+FLOAT32_SCANS = 6
+QUANTITIES = {"ventricles": "ventricles_ml", "brain": "brain_ml"}
+SETS = {
+    "IXI": {"ventricles": "vent_ml", "brain": "brain_ml"},
+    "OASIS-1": {"ventricles": "vent_mni_ml", "brain": "brain_mni_ml"},
+}
+
+
+def load(path: Path) -> tuple[np.ndarray, VolumeSpec]:
+    """Intensities and grid of a file that is stored in RAS+ without rotation."""
+    image: Any = nib.as_closest_canonical(nib.load(path))
+    spacing, origin = np.diag(image.affine)[:3].tolist(), image.affine[:3, 3].tolist()
+    return np.asarray(image.dataobj, np.float32), VolumeSpec(
+        shape_xyz=image.shape, spacing_mm=tuple(spacing), origin_mm=tuple(origin)
+    )
+
+
+def coarse(image: np.ndarray, grid: VolumeSpec) -> np.ndarray:
+    """As a prepared cohort at 4 mm stores it: resampled, scaled to [0, 1], rounded."""
+    small = resample(image, grid.affine, COARSE)
+    return COARSE.dequantise(COARSE.quantise(small / np.percentile(small, 99.9)))
+
+
+def subjects(data: Path, name: str, count: int) -> pd.DataFrame:
+    """`count` subjects with reference volumes, one session each, in a seeded order; failed scans left out."""
+    folder = {"IXI": "ixi_2mm", "OASIS-1": "oasis1_2mm"}[name]
+    table = pd.read_csv(data / folder / "participants.tsv", sep="\t")
+    table = table.dropna(subset=list(SETS[name].values()))
+    if "qc" in table:
+        table = table[table["qc"] != "fail"].drop_duplicates("participant_id")
+    table = table.assign(folder=str(data / folder)).reset_index(drop=True)
+    return table.iloc[np.random.default_rng(0).permutation(len(table))[:count]].reset_index(drop=True)
+
+
+def brain(row: Any) -> tuple[np.ndarray, VolumeSpec]:
+    """The scan of a row without skull: IXI's by its label map, OASIS-1's is stored so."""
+    image, grid = load(Path(row.folder) / row.t1w)
+    return (image * (load(Path(row.folder) / row.dseg)[0] > 0) if hasattr(row, "dseg") else image), grid
+
+
+class Measurements:
+    """What was measured, one line a scan and variant, kept in a file."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        self.lines: dict[str, dict[str, Any]] = {}
+        if file and file.exists():
+            self.lines = {line["key"]: line for line in pd.read_csv(file).to_dict("records")}
+
+    def take(self, key: str, ruler: SegmentationRuler, image: np.ndarray, grid: VolumeSpec) -> dict[str, Any]:
+        if key not in self.lines:
+            began = time.perf_counter()
+            found = table_line(ruler.measure_one(image, grid))
+            self.lines[key] = {"key": key, **found, "seconds": time.perf_counter() - began}
+            print(key, f"{found['ventricles_ml']:.2f} {found['brain_ml']:.1f} {found['flags']}", flush=True)
+            if self.file:
+                pd.DataFrame(self.lines.values()).to_csv(self.file, index=False)
+        return self.lines[key]
+
+
+def measure_set(name: str, table: pd.DataFrame, ruler: SegmentationRuler, kept: Measurements) -> dict[str, Any]:
+    """grid → one table of measurements in the order of the subjects."""
+    lines: dict[str, list[dict[str, Any]]] = {"2 mm": [], "4 mm": []}
+    for row in table.itertuples():
+        image, grid = brain(row)
+        for label, (voxels, on) in {"2 mm": (image, grid), "4 mm": (coarse(image, grid), COARSE)}.items():
+            lines[label].append(kept.take(f"{name}/{row.participant_id}/{label}", ruler, voxels, on))
+    return {label: pd.DataFrame(found) for label, found in lines.items()}
+
+
+def error_rows(name: str, table: pd.DataFrame, measured: dict[str, Any], fit: int) -> Iterator[str]:
+    """Markdown rows: as measured, and calibrated, both on the subjects after the first `fit`."""
+    for label, found in measured.items():
+        for quantity, column in QUANTITIES.items():
+            m, t = found[column].to_numpy(), table[SETS[name][quantity]].to_numpy(dtype=float)
+            yield error_row(f"{name}, {label}", quantity, "none", ruler_error(m[fit:], t[fit:]))
+            line = Calibration.fit(m[:fit], t[:fit])
+            text = f"{line.ml_per_ml:.3f} x {line.offset_ml:+.1f} (n = {line.n})"
+            yield error_row(f"{name}, {label}", quantity, text, ruler_error(line.apply(m[fit:]), t[fit:]))
+
+
+def error_row(scans: str, quantity: str, calibration: str, e: RulerError) -> str:
+    return (
+        f"| {scans} | {quantity} | {calibration} | {e.n} | {e.r:.4f} [{e.r_low:.4f}, {e.r_high:.4f}] | {e.slope:.3f} | "
+        f"{e.bias_ml:+.2f} | {e.mae_ml:.2f} |"
+    )
+
+
+def head_rows(
+    data: Path, table: pd.DataFrame, rulers: dict[str, SegmentationRuler], kept: Measurements
+) -> Iterator[str]:
+    """Whole heads against the same heads stripped by their label maps: how much the skull changes, in per cent."""
+    for name, ruler in rulers.items():
+        change = []
+        for row in table.itertuples():
+            stripped = kept.lines[f"IXI/{row.participant_id}/2 mm"]
+            head, grid = load(data / "ixi_2mm" / row.t1w)
+            found = kept.take(f"IXI/{row.participant_id}/{name}", ruler, head, grid)
+            change.append([100 * (found[column] / stripped[column] - 1) for column in QUANTITIES.values()])
+        mean, worst = np.mean(change, axis=0), np.abs(change).max(axis=0)
+        yield f"| {name} | {len(table)} | {mean[0]:+.1f} ({worst[0]:.1f}) | {mean[1]:+.1f} ({worst[1]:.1f}) |"
+
+
+def precision_rows(table: pd.DataFrame, config: SegmentationConfig, kept: Measurements) -> Iterator[str]:
+    """What bfloat16 changes, in ml, on the same scans."""
+    exact = SegmentationRuler.load(SegmentationConfig(segmenter=config.segmenter, precision="float32"), CPU)
+    lines = []
+    for row in table.itertuples():
+        image, grid = brain(row)
+        full = kept.take(f"IXI/{row.participant_id}/2 mm float32", exact, image, grid)
+        lines.append((full, kept.lines[f"IXI/{row.participant_id}/2 mm"]))
+    for quantity, column in QUANTITIES.items():
+        change = np.array([half[column] - full[column] for full, half in lines])
+        share = 100 * np.abs(change).max() / np.mean([full[column] for full, _ in lines])
+        yield f"| {quantity} | {len(lines)} | {change.mean():+.3f} | {np.abs(change).max():.3f} | {share:.2f} % |"
+
+
+def speed_rows(config: SegmentationConfig, shape: tuple[int, int, int]) -> Iterator[str]:
+    """Seconds of the network alone, on noise of a brain's size: the best of three rounds through all variants."""
+    image, best = torch.rand(shape), {}
+    networks = {}
+    for name, layout in (("channels-last", torch.channels_last_3d), ("contiguous", torch.contiguous_format)):
+        for precision in ("float32", "bfloat16"):
+            loaded = SegmentationConfig(segmenter=config.segmenter, precision=precision)
+            networks[precision, name] = SegmentationRuler.load(loaded, CPU).segmenter.to(memory_format=layout)
+    for _ in range(3):
+        for key, network in networks.items():
+            began = time.perf_counter()
+            network.labels(image)
+            best[key] = min(best.get(key, 1e9), time.perf_counter() - began)
+    return (f"| {precision} | {name} | {seconds:.1f} |" for (precision, name), seconds in best.items())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("BRAINSYNTH_DATA", beside)))
+    parser.add_argument("--measurements", type=Path, help="CSV file that keeps what was measured")
+    for name, default in (("fit", 24), ("test", 48), ("oasis-fit", 8), ("oasis-test", 16), ("heads", 4)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    config = SegmentationConfig(segmenter=str(a.data / SEGMENTER))
+    ruler, kept = SegmentationRuler.load(config, CPU), Measurements(a.measurements)
+    whole = SegmentationRuler.load(SegmentationConfig(segmenter=config.segmenter, stripper=str(a.data / STRIPPER)), CPU)
+    speed = list(speed_rows(config, (144, 184, 144)))
+    print("\n| precision | layout | seconds |\n| --- | --- | --- |", *speed, sep="\n", flush=True)
+    errors = []
+    for name, fit, test in (("IXI", a.fit, a.test), ("OASIS-1", a.oasis_fit, a.oasis_test)):
+        table = subjects(a.data, name, fit + test)
+        errors += error_rows(name, table, measure_set(name, table, ruler, kept), fit)
+    few = subjects(a.data, "IXI", a.fit + a.test)
+    precision = list(precision_rows(few[:FLOAT32_SCANS], config, kept))
+    heads = list(head_rows(a.data, few[: a.heads], {"head as it is": ruler, "head through the stripper": whole}, kept))
+    print(
+        "\n| scans | volume | calibration | n | r [95 % CI] | slope | bias [ml] | MAE [ml] |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *errors,
+        "\n| bfloat16 minus float32 | scans | mean [ml] | largest [ml] | largest / mean volume |",
+        "| --- | --- | --- | --- | --- |",
+        *precision,
+        "\n| against the stripped brain, % (largest) | scans | ventricles | brain |\n| --- | --- | --- | --- |",
+        *heads,
+        f"\nseconds per IXI volume at 2 mm, all in, one thread: median {_median_seconds(kept):.1f}",
+        sep="\n",
+    )
+
+
+def _median_seconds(kept: Measurements) -> float:
+    return float(
+        np.median([v["seconds"] for k, v in kept.lines.items() if k.startswith("IXI/") and k.endswith("2 mm")])
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Make single rows of a generated dataset again, from its plan and its bundle alone, and compare them voxel by voxel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from brainsynth.config.schema import CovariateSource, GenerateConfig, SamplerConfig
+from brainsynth.errors import UserError
+from brainsynth.generate import GeneratedShards, GeneratorSettings
+from brainsynth.manifest import ShardManifest, stored_sha256
+from brainsynth.models.weights import check_bundle_files, read_bundle
+from brainsynth.plan import Plan, ShardSpec
+from brainsynth.records import from_dict, record
+from brainsynth.storage.arrays import decode_rows
+from brainsynth.storage.commit import read_commit, read_plan, read_samples
+from brainsynth.storage.filesystem import Store, local_folder, open_store
+
+
+@record
+class Comparison:
+    """A row as it is stored and as it was made again."""
+
+    row: int
+    sample_id: str
+    same_voxels: bool
+    """The voxel digests are equal; both are empty for a row that is rejected again."""
+    largest_difference: float
+    """Of intensities in [0, 1]; NaN when the stored volume cannot be read."""
+    as_recorded: bool
+    """The stored volume still has the digest that its record names."""
+
+
+def rows_named(store: Store, names: list[str]) -> list[int]:
+    """Rows by sample id or by number. Raises UserError for a name that is neither."""
+    ids = list(read_samples(store, read_plan(store))["sample_id"])
+    places = {name: row for row, name in enumerate(ids)}
+    rows = []
+    for name in names:
+        plain = name.removeprefix("sub-")
+        if plain in places:
+            rows.append(places[plain])
+        elif plain.isdigit() and int(plain) < len(ids):
+            rows.append(int(plain))
+        else:
+            raise UserError(
+                f"--row {name!r}: the dataset has neither this sample_id nor this row (0 to {len(ids) - 1})"
+            )
+    return rows
+
+
+def regenerate(uri: str, bundle: str, rows: list[int], use_gpu: bool = False) -> Iterator[Comparison]:
+    """Each of the rows, made again and compared with what is stored.
+
+    A row is made in the micro-batch, and with the number of threads, that its commit record names: on the same kind of
+    machine the voxels are then equal to the last bit.
+
+    Raises:
+        UserError: no generated dataset, another bundle, or rows that are not committed.
+    """
+    store = open_store(uri)
+    plan = read_plan(store)
+    if plan.kind != "generated":
+        raise UserError(f"{uri} was not generated (it is {plan.kind}): run the job that made it again")
+    folder = local_folder(bundle, "--bundle")
+    spec = read_bundle(folder)
+    if spec.digest != plan.identity["bundle"]:
+        raise UserError(
+            f"{uri} was made with another bundle: its plan names {str(plan.identity['bundle'])[:12]}…, "
+            f"{folder} is {spec.digest[:12]}…"
+        )
+    check_bundle_files(folder, spec)
+    makers: dict[tuple[int, int], GeneratedShards] = {}
+    for row in rows:
+        shard = plan.shard(row // plan.samples_per_shard)
+        try:
+            commit = read_commit(store, plan, shard.index)
+        except FileNotFoundError:
+            raise UserError(f"row {row} is not made yet: shard {shard.index} has no commit record") from None
+        how = (int(commit.runtime.get("micro_batch", 1)), int(commit.runtime.get("threads", 1)))
+        if how not in makers:
+            makers[how] = _maker(uri, plan, folder, *how, use_gpu)
+        yield _compare(store, plan, shard, commit, makers[how], row)
+
+
+def _maker(uri: str, plan: Plan, bundle: Path, micro_batch: int, threads: int, use_gpu: bool) -> GeneratedShards:
+    config = GenerateConfig(
+        bundle=str(bundle),
+        output=uri,
+        covariates=CovariateSource(draw=plan.num_samples),
+        sampler=from_dict(SamplerConfig, plan.identity["sampler"], "the plan's sampler"),
+        precision=plan.identity["precision"],
+    )
+    settings = GeneratorSettings(
+        root=uri, bundle=str(bundle), micro_batch=micro_batch, threads=threads, workers=1, use_gpu=use_gpu
+    )
+    return GeneratedShards(plan, config, settings)
+
+
+def _compare(
+    store: Store, plan: Plan, shard: ShardSpec, commit: ShardManifest, maker: GeneratedShards, row: int
+) -> Comparison:
+    first = shard.start + (row - shard.start) // maker.micro_batch * maker.micro_batch
+    part = ShardSpec(index=shard.index, start=first, stop=min(first + maker.micro_batch, shard.stop))
+    if commit.runtime.get("rows_remade"):
+        part = ShardSpec(index=shard.index, start=row, stop=row + 1)  # rows that were made one by one
+    again = maker.make(part)
+    made = again.arrays[0][row - part.start]
+    sample = commit.samples[row - shard.start]
+    data = store.read(commit.objects[0].key)
+    stored = decode_rows(plan, plan.arrays[0], shard, data)[row - shard.start]
+    difference = float("nan")
+    if stored is not None:  # a row that was set aside differs by NaN
+        difference = float(np.abs(plan.volume.dequantise(stored) - plan.volume.dequantise(made)).max())
+    return Comparison(
+        row=row,
+        sample_id=sample.sample_id,
+        same_voxels=again.samples[row - part.start].voxel_sha256 == sample.voxel_sha256,
+        largest_difference=difference,
+        as_recorded=stored is not None and (sample.status != "ok" or stored_sha256([stored]) == sample.voxel_sha256),
+    )

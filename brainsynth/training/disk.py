@@ -1,0 +1,67 @@
+"""Files that survive a kill at any moment, and a full disk told plainly."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from brainsynth.errors import UserError
+from brainsynth.storage.filesystem import TEMPORARY_PREFIX, sync
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary file to write to; it takes the place of `path`, synced, only when the block ends well."""
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{path.name}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left in a folder."""
+    for stray in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        if stray.is_dir() and not stray.is_symlink():
+            shutil.rmtree(stray, ignore_errors=True)
+        else:
+            stray.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def full_disk_told(folder: Path, what: str) -> Iterator[None]:
+    """Turns a full disk into one clear sentence; every other error passes.
+
+    Raises:
+        UserError: the disk, or the quota on it, is full.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if _error_number(error) not in _FULL:
+            raise
+        raise UserError(
+            f"the disk of {folder} is full: {what} could not be written. Checkpoints that are there are untouched: "
+            "free some space and run the same command again to go on from the newest"
+        ) from error
+
+
+def _error_number(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    # safetensors writes by itself, and puts the system's error number into its text alone.
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
