@@ -1,0 +1,84 @@
+"""Tissue features: what they must not notice, what they must, and what they refuse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from brainsynth.cohort.phantom import make_phantom, phantom_grid
+from brainsynth.errors import UserError
+from brainsynth.evaluation.tissue_features import tissue_features
+from brainsynth.volume import VolumeSpec
+
+GRID = phantom_grid(4.0, (40, 52, 40))
+
+
+@pytest.fixture(scope="module")
+def brain() -> np.ndarray:
+    phantom = make_phantom(50, "F", 30, 1200, GRID, 1)
+    inside = 1 - phantom.fractions["air"] - phantom.fractions["scalp"] - phantom.fractions["skull"]
+    return np.asarray(phantom.image * inside, np.float32)
+
+
+def change(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).mean())
+
+
+def test_shape_and_range(brain: np.ndarray) -> None:
+    found = tissue_features(brain, GRID)
+    assert found.shape == (3 * 10 * 26 * 20,)
+    assert found.dtype == np.float32
+    assert found.min() >= -1e-6
+    assert found.max() <= 1 + 1e-6
+    assert found.reshape(3, -1).mean(1).min() > 0.01  # there is something of every tissue
+
+
+def test_a_block_of_one_tissue_is_all_that_tissue() -> None:
+    grid = VolumeSpec(shape_xyz=(32, 32, 32), spacing_mm=(2.0, 2.0, 2.0), origin_mm=(0, 0, 0))
+    image = np.full(grid.shape_xyz, 1.0, np.float32)
+    image[:, :8], image[:, 8:16] = 0.25, 0.66
+    image[:, 24:, 28:] = 0.0
+    csf, grey, white = tissue_features(image, grid).reshape(3, 4, 8, 8)
+    assert csf[:, 0].min() > 0.95  # 0.25 of white
+    assert grey[:, 2].min() > 0.95
+    assert white[:, 5].min() > 0.95
+    assert max(t[:, 7, 7].max() for t in (csf, grey, white)) < 0.01  # air is no tissue
+
+
+def test_intensity_scale_and_side_do_not_matter(brain: np.ndarray) -> None:
+    found = tissue_features(brain, GRID)
+    assert change(tissue_features(brain * np.float32(517), GRID), found) < 1e-5
+    assert change(tissue_features(brain[::-1].copy(), GRID), found) < 1e-5
+
+
+def test_a_slow_field_matters_little_and_anatomy_much(brain: np.ndarray) -> None:
+    found = tissue_features(brain, GRID)
+    field = np.linspace(0.85, 1.15, GRID.shape_xyz[1], dtype=np.float32)[:, None]
+    other = tissue_features(make_phantom(80, "F", 90, 1050, GRID, 1).image, GRID)
+    assert change(tissue_features(brain * field, GRID), found) < 0.35 * change(other, found)
+
+
+def test_more_ventricle_is_more_csf_in_the_middle() -> None:
+    small, large = (
+        tissue_features(make_phantom(50, "F", ml, 1200, GRID, 1).image, GRID).reshape(3, 10, 26, 20) for ml in (15, 90)
+    )
+    middle = (slice(5, 10), slice(6, 20), slice(6, 14))
+    grown = (large[0][middle] - small[0][middle]).sum() * 2 * 0.512  # two sides, 8 mm blocks of 0.512 ml
+    assert 45 < grown < 90  # 75 ml were added; walls that fill part of a block count in part
+
+
+def test_grids_that_blocks_do_not_fill_are_centred(brain: np.ndarray) -> None:
+    odd = VolumeSpec(shape_xyz=(39, 51, 38), spacing_mm=(4.0, 4.0, 4.0), origin_mm=GRID.origin_mm)
+    assert tissue_features(brain[:39, :51, :38], odd).shape == (3 * 10 * 25 * 19,)
+
+
+def test_what_cannot_be_measured_is_refused(brain: np.ndarray) -> None:
+    with pytest.raises(UserError, match="blank"):
+        tissue_features(np.zeros(GRID.shape_xyz, np.float32), GRID)
+    with pytest.raises(UserError, match="does not lie on the grid"):
+        tissue_features(brain[1:], GRID)
+    for bad in (np.nan, np.inf):
+        spoilt = brain.copy()
+        spoilt[0, 0, 0] = bad
+        with pytest.raises(ValueError, match="NaN"):
+            tissue_features(spoilt, GRID)
