@@ -174,6 +174,7 @@ def test_a_storm_of_kills_on_two_racing_workers(tmp_path: Path, ledger: Ledger, 
     assert kills >= wanted
 
 
+@pytest.mark.slow
 def test_killed_actors_cost_little(
     tmp_path: Path, ledger: Ledger, size: Size, undisturbed: Callable[..., Driver]
 ) -> None:
@@ -225,6 +226,7 @@ def test_a_lost_node_costs_no_committed_row(
     assert again == 0
 
 
+@pytest.mark.slow
 def test_driver_killed_again_and_again(
     tmp_path: Path, ledger: Ledger, size: Size, undisturbed: Callable[..., Driver]
 ) -> None:

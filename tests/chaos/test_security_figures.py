@@ -25,6 +25,7 @@ MAX_SECONDS, MAX_MIB = 1.0, 256
 Size = Callable[[int, int], int]
 
 
+@pytest.mark.slow
 def test_files_cannot_run_code(ledger: Ledger, size: Size, good_bundle: Path, tmp_path: Path) -> None:
     refused, began = [], time.monotonic()
     cases = list(corpus.CORPUS.items())[:: size(3, 1)]
@@ -68,6 +69,7 @@ def test_no_path_leaves_its_folder(ledger: Ledger, size: Size, good_bundle: Path
     )
 
 
+@pytest.mark.slow
 def test_bombs_cost_little(ledger: Ledger, size: Size, tmp_path: Path) -> None:
     rounds = size(1, 3)
     command = [sys.executable, "-m", "tests.security.weigh_bombs", str(tmp_path), str(rounds)]
