@@ -22,7 +22,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from brainsynth.evaluation.segmentation import Calibration, SegmentationConfig, SegmentationRuler, table_line
+from brainsynth.config.evaluation import SegmentationConfig
+from brainsynth.evaluation.segmentation import Calibration, SegmentationRuler, table_line
 from brainsynth.evaluation.ventricles import RulerError, ruler_error
 from brainsynth.volume import VolumeSpec, resample
 

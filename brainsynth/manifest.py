@@ -70,7 +70,7 @@ class DatasetManifest:
     """`dataset.json`: written last; a dataset without it is not finished."""
 
     schema_version: Literal[1] = 1
-    kind: Literal["generated", "prepared", "latents"]
+    kind: Literal["generated", "prepared", "latents", "measurements"]
     plan_fingerprint: str
     num_samples: int
     num_ok: int

@@ -59,7 +59,7 @@ class Plan:
     """What a dataset will be. Two plans with equal fingerprints describe the same voxels."""
 
     schema_version: Literal[1] = 1
-    kind: Literal["generated", "prepared", "latents"]
+    kind: Literal["generated", "prepared", "latents", "measurements"]
     identity: dict[str, Any]
     """All else that changes stored values on purpose: bundle or cohort digest, sampler, precision, base seed, …"""
     volume: VolumeSpec

@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from scipy import ndimage
 
+from brainsynth.config.evaluation import SegmentationConfig
 from brainsynth.errors import UserError
 from brainsynth.models import segmenter as networks
 from brainsynth.models.segmenter import STRIPPER_CUBE, STRUCTURES
@@ -56,18 +57,6 @@ _CUT_MM2 = 500.0  # brain on one face of the image
 FLAGS = ("not finite", "blank", "no brain", "no ventricles", "landmarks missing", "implausible brain",
          "implausible ventricles", "brain in pieces", "brain cut off")  # fmt: skip
 """All quality flags, gravest first. After the first two volumes are NaN; blank is less than 0.1 % of voxels not empty."""
-
-
-@record
-class SegmentationConfig:
-    """Which pretrained weights measure the volumes. They are not part of this package."""
-
-    segmenter: str
-    """Safetensors file of the 18-structure network."""
-    stripper: str | None = None
-    """Safetensors file of the skull stripper, for volumes that show the whole head; none for stripped brains."""
-    precision: networks.Precision = "bfloat16"
-    """Of the networks' hidden layers."""
 
 
 @record

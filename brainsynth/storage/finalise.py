@@ -249,6 +249,7 @@ def _bids_description(plan: Plan) -> dict[str, Any]:
         "generated": "Synthetic T1w brain MRI",
         "prepared": "Prepared T1w brain MRI",
         "latents": "Latents of T1w MRI",
+        "measurements": "Measurements of T1w MRI",
     }
     return {
         "Name": what[plan.kind],

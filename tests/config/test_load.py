@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PhantomConfig, PrepareConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
@@ -22,6 +23,7 @@ CLASSES = {
     "diffusion": DiffusionTrainConfig,
     "bundle": ExportConfig,
     "generate": GenerateConfig,
+    "evaluate": EvaluateConfig,
 }
 GOOD = """\
 bundle: runs/bundle

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import save_file
 
 from brainsynth import open_dataset
+from brainsynth.config.evaluation import SegmentationConfig
 from brainsynth.errors import UserError
 from brainsynth.evaluation.segmentation import (
     BRAIN,
     FLAGS,
     VENTRICLES,
     Calibration,
-    SegmentationConfig,
     SegmentationRuler,
     measure_dataset,
     network_grid,

@@ -1,0 +1,151 @@
+"""jobs/evaluate.py on phantoms with known volumes: sound data passes, planted faults are seen, mistakes are told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from brainsynth import open_dataset
+from brainsynth.cohort.phantom_cohort import write_phantom_cohort
+from brainsynth.config.evaluation import EvaluateConfig
+from brainsynth.config.schema import PrepareConfig
+from brainsynth.errors import UserError
+from brainsynth.evaluation.assessment import Finding
+from brainsynth.executors import stages
+from brainsynth.executors.evaluate import describe_evaluate, evaluate
+from brainsynth.storage.filesystem import open_store
+from brainsynth.storage.verify import verify_dataset
+from tests.line import GRID, Line, as_config
+
+Change = Callable[[Path], None]
+
+
+def prepared(root: Path, phantoms: Path, name: str, change: Change | None = None) -> str:
+    """A cohort of copied phantoms, after something was done to the copy."""
+    config = Line(root).prepare()
+    folder = root / f"{name}-phantoms"
+    shutil.copytree(phantoms, folder)
+    if change:
+        change(folder)
+    config |= {"source": {"path": str(folder)}, "output": str(root / name), "validation_fraction": 0.3}
+    stages.prepare_cohort(as_config(config, PrepareConfig, root))
+    return str(root / name)
+
+
+@pytest.fixture(scope="module")
+def cohorts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """A folder, other phantoms that stand in for generated volumes, and the reference cohort."""
+    root = tmp_path_factory.mktemp("evaluate")
+    for name, seed in (("reference", 5), ("stand-in", 6)):
+        write_phantom_cohort(root / name / "phantoms", 90, seed, GRID)
+    return root, root / "stand-in" / "phantoms", prepared(root, root / "reference" / "phantoms", "real")
+
+
+def judged(cohorts: tuple[Path, Path, str], name: str, change: Change | None = None) -> dict[str, Finding]:
+    root, phantoms, reference = cohorts
+    dataset = prepared(root, phantoms, name, change)
+    config = config_of(dataset, reference, root / f"{name}-evaluation")
+    return {finding.metric: finding for finding in evaluate(as_config(config, EvaluateConfig, root))}
+
+
+def config_of(dataset: str, reference: str, output: Path, **changes: Any) -> dict[str, Any]:
+    runtime = {"workers": 0}
+    return {
+        "dataset": dataset,
+        "reference": reference,
+        "output": str(output),
+        "pairs": 20,
+        "runtime": runtime,
+    } | changes
+
+
+def shuffle_labels(folder: Path) -> None:
+    path = folder / "participants.tsv"
+    table = pd.read_csv(path, sep="\t")
+    order = np.random.default_rng(0).permutation(len(table))
+    columns = [c for c in table.columns if c != "participant_id"]
+    table[columns] = table[columns].to_numpy()[order]
+    table.to_csv(path, sep="\t", index=False)
+
+
+def blur(folder: Path) -> None:
+    for path in sorted(folder.glob("sub-*/anat/*.nii*")):
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(gaussian_filter(np.asarray(image.dataobj, np.float32), 1.0), image.affine), path)
+
+
+def one_brain(folder: Path) -> None:
+    """Mode collapse: everyone is the first."""
+    paths = sorted(folder.glob("sub-*/anat/*.nii*"))
+    for path in paths[1:]:
+        shutil.copyfile(paths[0], path)
+
+
+R, AGE_R = "ventricular_volume: r of measured with asked", "age: r of measured with asked"
+SHARP = "sharpness (mean gradient): Cohen's d from training scans"
+
+
+def test_sound_volumes_pass_and_are_reported(cohorts: tuple[Path, Path, str]) -> None:
+    found = judged(cohorts, "sound")
+    assert found[R].value > 0.8
+    for metric in (R, AGE_R, SHARP):
+        assert found[metric].as_real, found[metric]
+    output = cohorts[0] / "sound-evaluation"
+    page = (output / "report.html").read_text()
+    assert page.count("<img") >= 4
+    assert "http" not in page
+    numbers = json.loads((output / "report.json").read_text())
+    assert {line["metric"] for line in numbers["findings"]} == set(found)
+    measured = pd.read_csv(output / "measured.tsv", sep="\t")
+    dataset = open_dataset(str(cohorts[0] / "sound"))
+    assert measured["sample_id"].tolist() == dataset.sample_ids
+    known = dataset.table["ventricular_volume"].to_numpy()
+    assert np.corrcoef(measured["measured_ventricular_volume"], known)[0, 1] == pytest.approx(found[R].value, abs=1e-6)
+    for name in ("measured-dataset", "measured-reference"):
+        assert verify_dataset(open_store(str(output / name))).ok
+
+
+def test_shuffled_labels_are_seen(cohorts: tuple[Path, Path, str]) -> None:
+    found = judged(cohorts, "shuffled", shuffle_labels)
+    assert abs(found[R].value) < 0.4
+    assert not found[R].as_real
+    assert not found[AGE_R].as_real
+    assert found[SHARP].as_real
+
+
+def test_blurred_volumes_are_seen(cohorts: tuple[Path, Path, str]) -> None:
+    assert not judged(cohorts, "blurred", blur)[SHARP].as_real
+
+
+def test_mode_collapse_is_seen(cohorts: tuple[Path, Path, str]) -> None:
+    found = judged(cohorts, "collapsed", one_brain)
+    (pairs,) = (finding for metric, finding in found.items() if metric.startswith("MS-SSIM"))
+    assert pairs.value == pytest.approx(1.0)
+    assert not pairs.as_real
+    spread = found["ventricular_volume: SD measured over SD asked"]
+    assert spread.value < 1e-6
+    assert not spread.as_real
+
+
+def test_mistakes_are_told_and_leave_nothing(cohorts: tuple[Path, Path, str], tmp_path: Path) -> None:
+    _, _, reference = cohorts
+    output = tmp_path / "out"
+    for changes, message in (
+        ({"dataset": str(tmp_path / "absent")}, "dataset: there is no finished dataset"),
+        ({"reference": str(tmp_path / "absent")}, "reference: there is no finished dataset"),
+        ({"segmentation": {"segmenter": str(tmp_path / "no.safetensors")}}, "segmenter: there are no weights"),
+        ({"structures": {"age": "ventricles_ml"}}, "structures need segmentation"),
+    ):
+        config = config_of(reference, reference, output) | changes
+        with pytest.raises(UserError, match=message):
+            describe_evaluate(as_config(config, EvaluateConfig, tmp_path))
+    assert not output.exists()
