@@ -321,7 +321,8 @@ def main() -> None:
     }
     for names in (("voxels",), ("embedding",), ("voxels", "embedding"))[: 3 if options.steps else 1]:
         study = Study(found, names, table, training)
-        most, half = len(study.training), len(study.others) // 2
+        most = len(study.training)
+        half = max(len(study.others) // 2, 99 - most)
         plans = [(7, max(half, 96), False), (7, max(half, 96), True), (20, max(half, 80), False), (50, half, False)]
         plans += [(most, half, False), (most, half, True), (most, 0, False), (most, len(study.others) - 1, False)]
         alarms = []
