@@ -239,19 +239,16 @@ def judge_copies(
     level: float = 0.01,
     worst: int = 20,
 ) -> CopyVerdict:
-    """The verdict on a dataset.
+    """The verdict on a dataset: it fails on more flags than the rate explains, or on a single outright copy.
 
-    It fails when more volumes are flagged than the rate explains, or when a single one is an outright copy. Each of the two
-    has a chance of at most `level` to fail a dataset without copies. The number of flags among n volumes that copy nobody is
-    beta-binomial (n, r, m + 1 - r), r the rank of the threshold among m null values: the threshold itself was drawn.
+    Each has a chance of at most `level` to fail a dataset without copies. The number of flags among n volumes that copy nobody
+    is beta-binomial (n, r, m + 1 - r), r the rank of the threshold among m null values: the threshold itself was drawn.
 
     Args:
         null: of the detector that scored.
         closeness: of all volumes of the dataset.
-        volume_ids: (n,) names of the volumes.
-        subject_ids: names of the training subjects by number.
-        rate: false-alarm rate per volume, in (0, 1).
-        level: false-alarm rate of either criterion per dataset, in (0, 1).
+        volume_ids, subject_ids: (n,) names of the volumes; names of the training subjects by number.
+        rate, level: false-alarm rates in (0, 1), per volume, and of either criterion per dataset.
         worst: pairs to list at most.
 
     Raises:
@@ -265,13 +262,9 @@ def judge_copies(
     chance = float(betabinom.sf(flagged - 1, n, rank, len(null.values) + 1 - rank))
     reasons = []
     if outright.any():
-        reasons.append(
-            f"{int(outright.sum())} of {n} volumes are outright copies: among {n} volumes that copy nobody, one so near to "
-            f"one person has a chance below {level:g}"
-        )
+        reasons.append(f"{int(outright.sum())} of {n} volumes are outright copies (chance without any below {level:g})")
     if chance < level:
         reasons.append(f"{flagged} of {n} volumes are flagged where {rate:.2%} is expected (p = {chance:.2g})")
-    order = np.argsort(closeness.statistic, kind="stable")[:worst]
     pairs = tuple(
         SuspectPair(
             volume=volume_ids[i],
@@ -281,7 +274,7 @@ def judge_copies(
             tail_p_value=float(tail[i]),
             outright=bool(outright[i]),
         )
-        for i in order
+        for i in np.argsort(closeness.statistic, kind="stable")[:worst]
     )
     return CopyVerdict(
         passed=not reasons,
