@@ -241,8 +241,8 @@ def judge_copies(
 ) -> CopyVerdict:
     """The verdict on a dataset: it fails on more flags than the rate explains, or on a single outright copy.
 
-    Each has a chance of at most `level` to fail a dataset without copies. The number of flags among n volumes that copy nobody
-    is beta-binomial (n, r, m + 1 - r), r the rank of the threshold among m null values: the threshold itself was drawn.
+    Each has a chance of at most `level` to fail a dataset without copies. The number of flags among n volumes that copy
+    nobody is beta-binomial (n, r, m + 1 - r), r the rank of the threshold among m null values: it was drawn, too.
 
     Args:
         null: of the detector that scored.
