@@ -35,7 +35,7 @@ from brainsynth.evaluation.alignment import (
     to_working_grid,
     working_grid,
 )
-from brainsynth.evaluation.memorisation import Closeness, CopyDetector, judge_copies
+from brainsynth.evaluation.memorisation import CopyDetector, judge_copies
 from brainsynth.models.embedder import load_embedder, save_embedder
 from brainsynth.training.embedder import EmbedderTraining, train_embedder
 from brainsynth.volume import VolumeSpec
@@ -183,11 +183,23 @@ class Study:
         self.number = np.unique(table["subject"], return_inverse=True)[1]
         self.first = ~table["subject"].duplicated().to_numpy()
         self.training, self.others = np.nonzero(training & self.first)[0], np.nonzero(~training & self.first)[0]
+        # In voxels nothing but a mean was fitted to the training half, so that any partition of the subjects will do.
+        self.free = names == ("voxels",)
+
+    def partition(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Training scans and other scans, in random order, of different subjects."""
+        if self.free:
+            drawn = rng.permutation(np.concatenate([self.training, self.others]))
+            return drawn[:size], drawn[size:]
+        return rng.choice(self.training, size, replace=False), rng.permutation(self.others)
 
     def take(self, rows: np.ndarray, version: int | slice = slice(0, 1)) -> dict:
         """Features of some versions of some scans, scan by scan."""
         part = slice(version, version + 1) if isinstance(version, int) else version
-        return {name: np.concatenate([self.found[name][i][part] for i in rows]) for name in self.names}
+        return {
+            name: np.concatenate([self.found[name][0][:0], *(self.found[name][i][part] for i in rows)])
+            for name in self.names
+        }
 
     def detector(self, rows: np.ndarray, held: np.ndarray) -> CopyDetector:
         return CopyDetector(self.take(rows), self.number[rows], self.take(held), self.number[held])
@@ -197,8 +209,7 @@ class Study:
         rates, null, queries = [], 0, 0
         rng = np.random.default_rng((21, size, held, transformed))
         for _ in range(splits):
-            rows = rng.choice(self.training, size, replace=False)
-            drawn = rng.permutation(self.others)
+            rows, drawn = self.partition(rng, size)
             detector = self.detector(rows, drawn[:held])
             part = slice(0, None) if transformed else slice(0, 1)
             scored = detector.score(self.take(drawn[held:], part)).statistic
@@ -243,38 +254,25 @@ class Study:
         out["null_drift_p_values"] = [round(d.null.drift_p, 4) for d in detectors]
         return out
 
-    def verdicts(self, trials: int, held: int) -> dict:
-        """Datasets of 100 stand-ins, with one of them a copy (1 %) and without: how often the verdict is FAIL."""
+    def verdicts(self, trials: int) -> dict:
+        """Datasets of up to 100 stand-ins, each another person, as they are or changed; none or one of them a copy."""
         rng, failed = np.random.default_rng(23), dict.fromkeys(("clean", *KINDS), 0)
-        names, ids = {int(n): str(n) for n in self.number}, [str(i) for i in range(100)]
+        names, held = {int(n): str(n) for n in self.number}, max(len(self.others) - 100, 99 - len(self.training))
         for _ in range(trials):
-            drawn = rng.permutation(self.others)
-            detector = self.detector(self.training, drawn[:held])
-            pool = detector.score(self.take(drawn[held:], slice(0, len(KINDS))))
-            chosen = rng.choice(len(pool.statistic), 100, replace=False)
+            rows, drawn = self.partition(rng, len(self.training))
+            detector, versions = self.detector(rows, drawn[:held]), rng.integers(0, len(KINDS), len(drawn))
+            parts = [self.take(drawn[i : i + 1], int(versions[i])) for i in range(held, len(drawn))]
             for kind in failed:
-                rows, copy = chosen, None
                 if kind != "clean":
-                    copy = detector.score(self.take(rng.choice(self.training, 1), KINDS.index(kind)))
-                    rows = chosen[:99]
-                parts = [
-                    Closeness(
-                        statistic=pool.statistic[rows], log_ratios=pool.log_ratios[rows], subjects=pool.subjects[rows]
-                    )
-                ]
-                parts += [copy] if copy else []
-                whole = Closeness(
-                    **{
-                        f: np.concatenate([getattr(p, f) for p in parts])
-                        for f in ("statistic", "log_ratios", "subjects")
-                    }
-                )
-                failed[kind] += not judge_copies(detector.null, whole, ids, names).passed
-        return {"trials": trials, "failed": failed}
+                    parts[-1] = self.take(rng.choice(rows, 1), KINDS.index(kind))
+                whole = {name: np.concatenate([part[name] for part in parts]) for name in self.names}
+                ids = [str(i) for i in range(len(parts))]
+                failed[kind] += not judge_copies(detector.null, detector.score(whole), ids, names).passed
+        return {"trials": trials, "volumes": len(parts), "null": len(detector.null.values), "failed": failed}
 
     def repeats(self, table: pd.DataFrame, held: int) -> dict:
         """Second scans of people whose first scan is in training: are they called copies?"""
-        again = np.nonzero(table["subject"].duplicated().to_numpy())[0]
+        again = np.nonzero((table["session"] != "MR1").to_numpy() & ~self.first)[0]
         if not len(again):
             return {}
         firsts = np.array([np.nonzero((self.number == self.number[i]) & self.first)[0][0] for i in again])
@@ -301,18 +299,22 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--draws", type=int, default=2, help="of each change of the stand-ins")
+    parser.add_argument("--same", nargs="*", default=[], metavar="ID=ID", help="ids that are one person")
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.workers)
     table = scans(options.data, options.set)
     subjects = np.random.default_rng(19).permutation(np.unique(table["subject"]))
     training = table["subject"].isin(subjects[: len(subjects) // 2]).to_numpy()
     found, seconds = features(options, table, training)
+    for pair in options.same:
+        table["subject"] = table["subject"].replace(dict([pair.split("=")]))
     result: dict[str, Any] = {
         "set": options.set,
         "scans": len(table),
+        "ids_taken_for_one_person": options.same,
         "subjects": len(subjects),
         "training_subjects": len(subjects) // 2,
         "severities": SEVERITIES,
@@ -323,8 +325,20 @@ def main() -> None:
         study = Study(found, names, table, training)
         most = len(study.training)
         half = max(len(study.others) // 2, 99 - most)
-        plans = [(7, max(half, 96), False), (7, max(half, 96), True), (20, max(half, 80), False), (50, half, False)]
-        plans += [(most, half, False), (most, half, True), (most, 0, False), (most, len(study.others) - 1, False)]
+        people = most + len(study.others)
+        plans = [
+            (7, 100, False),
+            (7, 100, True),
+            (20, 100, False),
+            (50, 100, False),
+            (most, half, False),
+            (most, half, True),
+        ]
+        if study.free:
+            plans += [(people - 100, 50, False), (people - 3, 0, False)]
+        else:
+            plans += [(most, len(study.others) - 1, False)]
+        plans = [plan for plan in plans if plan[1] < (people - plan[0] if study.free else len(study.others))]
         alarms = []
         for size, held, transformed in plans:
             try:
@@ -333,7 +347,7 @@ def main() -> None:
                 print("left out:", error)
         result["spaces"][" + ".join(names)] = {
             "power": study.power(10, half),
-            "verdicts": study.verdicts(options.splits // 2, half),
+            "verdicts": study.verdicts(options.splits // 2),
             "repeat_scans": study.repeats(table, half),
             "false_alarms": alarms,
         }

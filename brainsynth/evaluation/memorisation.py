@@ -35,7 +35,7 @@ OTHERS = 5
 _ZERO_RATIO = 1e-6
 """An exact copy has distance 0; its ratio is written as this, so that its logarithm is a number."""
 _TAIL_SHARE, _TAIL_MIN = 0.1, 10
-_DRIFT = 0.01
+_DRIFT = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +144,7 @@ class Null:
 
     @classmethod
     def of(cls, seen: F64, unseen: F64, subjects: I64 | None = None) -> Null:
-        """Pool both, unless they differ (p < 0.01): then held-out scans alone tell what is normal for new people.
+        """Pool both, unless they differ (p < 0.001): then held-out scans alone tell what is normal for new people.
 
         The test takes one scan of each of the (m,) `subjects` of the training scans: repeats would be counted as people.
         """

@@ -112,7 +112,7 @@ def test_own_scans_and_repeats_are_left_out():
     twice = np.concatenate([scans, scans + 0.01 * rows(40, 12)])
     found = CopyDetector({"voxels": twice}, np.tile(np.arange(40), 2), {"voxels": rows(60, 13)}, np.arange(40, 100))
     assert found.null.seen == 80
-    assert found.null.drift_p > 0.01
+    assert found.null.drift_p > 0.001
     assert found.null.values[0] > -8  # a repeat scan of a person is no null
 
 
@@ -120,9 +120,9 @@ def test_features_that_know_the_training_scans_are_noticed():
     """As a network would that was trained to tell training scans apart: they are far from each other, others are not."""
     scans = rows(80, 14) * 3
     held = 0.5 * rows(120, 15)
-    held[:, 0] += 0.3 * scans[np.arange(120) % 80, 0]
+    held[:, 0] += 0.45 * scans[np.arange(120) % 80, 0]
     found = CopyDetector({"voxels": scans}, np.arange(80), {"voxels": held}, np.arange(80, 200))
-    assert found.null.drift_p < 0.01
+    assert found.null.drift_p < 0.001
     assert (found.null.seen, found.null.unseen) == (0, 120)
 
 
