@@ -18,54 +18,10 @@ from torch import Tensor
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import ScheduleConfig
 from brainsynth.errors import UserError
+from brainsynth.models.schedule import NoiseSchedule, log_snr_timesteps, timesteps
 
 Predict = Callable[[Tensor, float], Tensor]
 """(x, network time in [0, 1000)) → prediction."""
-
-
-class NoiseSchedule:
-    """a(t) and s(t) at the training timesteps 0 … T-1, in float64."""
-
-    def __init__(self, config: ScheduleConfig) -> None:
-        self.config = config
-        count = config.num_train_timesteps
-        if config.prediction == "flow":
-            t = (np.arange(count) + 1.0) / count
-            self.a, self.s = 1.0 - t, t
-        else:
-            betas = np.linspace(config.beta_start**0.5, config.beta_end**0.5, count) ** 2
-            alphas_cumprod = np.cumprod(1.0 - betas)
-            self.a, self.s = np.sqrt(alphas_cumprod), np.sqrt(1.0 - alphas_cumprod)
-
-    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t for integer timesteps t (B,)."""
-        a, s = self._coefficients(t, x0)
-        return a * x0 + s * noise
-
-    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network is trained to predict."""
-        if self.config.prediction == "epsilon":
-            return noise
-        if self.config.prediction == "flow":
-            return noise - x0
-        a, s = self._coefficients(t, x0)
-        return a * noise - s * x0
-
-    def _coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        index = t.cpu().numpy()
-        shape = (-1, *(1,) * (like.ndim - 1))
-        a = torch.from_numpy(self.a[index]).to(like).view(shape)
-        s = torch.from_numpy(self.s[index]).to(like).view(shape)
-        return a, s
-
-    def denoised(self, prediction: Tensor, x: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        """(x_0, e) that a prediction at integer timestep t means."""
-        a, s = float(self.a[t]), float(self.s[t])
-        if self.config.prediction == "epsilon":
-            return (x - s * prediction) / a, prediction
-        if self.config.prediction == "v":
-            return a * x - s * prediction, s * x + a * prediction
-        return x - s * prediction, x + a * prediction
 
 
 def draw_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
@@ -109,19 +65,6 @@ def check_sampler(schedule: ScheduleConfig, sampler: SamplerConfig) -> None:
         raise UserError(
             f"sampler.steps {sampler.steps} is more than the {schedule.num_train_timesteps} trained timesteps"
         )
-
-
-def timesteps(count: int, steps: int) -> list[int]:
-    """`steps` integer timesteps from T-1 downwards, evenly spaced ("trailing"): the first sees pure noise."""
-    return [round(count - i * count / steps) - 1 for i in range(steps)]
-
-
-def log_snr_timesteps(schedule: NoiseSchedule, steps: int, last_log_snr: float = 2.0) -> list[int]:
-    """`steps` timesteps evenly spaced in log(a/s), from pure noise to `last_log_snr`."""
-    log_snr = np.log(schedule.a / schedule.s)
-    wanted = np.linspace(log_snr[-1], min(last_log_snr, log_snr[0]), steps)
-    found = [int(np.abs(log_snr - value).argmin()) for value in wanted]
-    return list(dict.fromkeys(found))
 
 
 def _ddim(predict: Predict, x: Tensor, schedule: NoiseSchedule, steps: int) -> Tensor:
