@@ -145,7 +145,7 @@ def train(name: str, steps: int, path: Path, batch: int = 32, rate: float = 2e-3
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         average.update(network)
-        if step % 100 == 0:
+        if step % 50 == 0:
             print(f"{name} {step} loss {loss.item():.4f} {time.process_time() - began:.0f} CPU-s", flush=True)
     network.load_state_dict(average.state())
     write_weights(network, path)

@@ -16,7 +16,7 @@ from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import ScheduleConfig
 from brainsynth.errors import UserError
 from brainsynth.models.schedule import NoiseSchedule, flow_times, log_snr_timesteps, timesteps
-from brainsynth.models.solvers import Predict, StepNoise, ddim, dpmpp_2m, flow, heun, unipc
+from brainsynth.models.solvers import Predict, StepNoise, ddim, dpmpp_2m, flow, heun
 
 FLOW_METHODS = ("euler", "heun", "ab2")
 
@@ -74,8 +74,8 @@ def sample_latents(
         if eta > 0 and step_noise is None:
             raise ValueError(f"{method} with eta {eta:g} needs step_noise")
         return ddim(predict, noise, schedule, timesteps(len(schedule.a), steps), eta, step_noise)
-    solve = unipc if method == "unipc" else dpmpp_2m
-    return solve(predict, noise, schedule, log_snr_timesteps(schedule, steps, sampler.last_log_snr))
+    grid = log_snr_timesteps(schedule, steps, sampler.last_log_snr)
+    return dpmpp_2m(predict, noise, schedule, grid, corrected=method == "unipc")
 
 
 def check_sampler(schedule: ScheduleConfig, sampler: SamplerConfig) -> None:

@@ -44,71 +44,34 @@ def ddim(
     return x
 
 
-def dpmpp_2m(predict: Predict, x: Tensor, schedule: NoiseSchedule, grid: Sequence[int]) -> Tensor:
-    """DPM-Solver++(2M) (2211.01095, algorithm 2)."""
+def dpmpp_2m(
+    predict: Predict, x: Tensor, schedule: NoiseSchedule, grid: Sequence[int], corrected: bool = False
+) -> Tensor:
+    """DPM-Solver++(2M) (2211.01095, algorithm 2); `corrected`: each evaluation first mends the step that led to it.
+
+    The corrector is UniC-1 with B(h) = exp(h) - 1 (2302.04867, section 3), a trapezoid at no further evaluation. With
+    it the solver is UniPC: predictor UniP-2, which is DPM-Solver++(2M), and a corrector that keeps the second order.
+    """
     lam = schedule.log_snr()
     previous: Tensor | None = None
+    carried, gain = x, 0.0  # of the step that led here
     for index, t in enumerate(grid):
         x0, _ = schedule.denoised(predict(x, float(t)), x, t)
         if index + 1 == len(grid):
             return x0
+        if corrected and previous is not None:
+            x = carried + gain * (x0 + previous) / 2
         following = grid[index + 1]
         h = float(lam[following] - lam[t])  # infinite when t is pure noise; then x0 is all that counts
         direction = x0
         if previous is not None:
             r = float(lam[t] - lam[grid[index - 1]]) / h
             direction = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * previous
-        ratio = float(schedule.s[following] / schedule.s[t])
-        x = ratio * x - float(schedule.a[following]) * float(np.expm1(-h)) * direction
+        carried = float(schedule.s[following] / schedule.s[t]) * x
+        gain = -float(schedule.a[following]) * float(np.expm1(-h))
+        x = carried + gain * direction
         previous = x0
     return x
-
-
-def unipc(predict: Predict, x: Tensor, schedule: NoiseSchedule, grid: Sequence[int], order: int = 3) -> Tensor:
-    """UniPC-p (2302.04867) in x_0: each evaluation first corrects the step that led to it, then joins the next prediction.
-
-    The order conditions (eq. 5 there) are solved exactly, also for low orders, so that the choice of B(h) drops out.
-    """
-    lam = schedule.log_snr()
-    history: list[tuple[float, Tensor]] = []  # (log-SNR, x_0), newest first; at most `order`
-    start: Tensor | None = None  # the state that the last step began from
-    for index, t in enumerate(grid):
-        x0, _ = schedule.denoised(predict(x, float(t)), x, t)
-        if index + 1 == len(grid):
-            return x0
-        now = (float(lam[t]), x0)
-        if start is not None:
-            x = _exponential_step(start, grid[index - 1], t, [now, *history], schedule)
-        history = [now, *history][:order]
-        start = x
-        x = _exponential_step(start, t, grid[index + 1], history, schedule)
-    return x
-
-
-def _exponential_step(
-    x: Tensor, t: int, following: int, known: Sequence[tuple[float, Tensor]], schedule: NoiseSchedule
-) -> Tensor:
-    """x at `following`, exact for an x_0 that is the polynomial in log-SNR through the known ones."""
-    with np.errstate(divide="ignore"):
-        begin, end = (float(np.log(schedule.a[k]) - np.log(schedule.s[k])) for k in (t, following))
-    known = [node for node in known if np.isfinite(node[0])] or known[:1]
-    weights = (
-        exponential_weights(np.array([lam - begin for lam, _ in known]), end - begin)
-        if np.isfinite(begin)
-        else np.array([1.0] + [0.0] * (len(known) - 1))  # from pure noise: the newest x_0
-    )
-    x = float(schedule.s[following] / schedule.s[t]) * x
-    for weight, (_, x0) in zip(weights, known, strict=True):
-        x = x + float(schedule.a[following] * weight) * x0
-    return x
-
-
-def exponential_weights(nodes: Float64s, h: float) -> Float64s:
-    """w with Σ_k w_k p(nodes_k) = ∫_0^h exp(u - h) p(u) du for all polynomials p of degree below len(nodes)."""
-    moments = [-np.expm1(-h)]
-    for j in range(1, len(nodes)):
-        moments.append(h**j - j * moments[-1])
-    return np.linalg.solve(np.vander(nodes, increasing=True).T, np.array(moments))
 
 
 def flow(predict: Predict, x: Tensor, schedule: NoiseSchedule, times: Float64s, second_order: bool) -> Tensor:
