@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +24,7 @@ def level(schedule: NoiseSchedule, t: float) -> tuple[float, float]:
     return float(schedule.a[round(t)]), float(schedule.s[round(t)])
 
 
-def gaussian_x0(x: Tensor, a: float, s: float, mean: float = MEAN, std: float = STD) -> Tensor:
+def gaussian_x0(x: Tensor, a: float, s: float, mean: float = MEAN, std: float | Tensor = STD) -> Tensor:
     """E[x_0 | x] for data N(mean, std²)."""
     return mean + a * std**2 / (a**2 * std**2 + s**2) * (x - a * mean)
 
@@ -52,9 +51,9 @@ def network(schedule: NoiseSchedule, x0_of=gaussian_x0) -> Predict:  # noqa: ANN
     return predict
 
 
-def gaussian_end(schedule: NoiseSchedule, x: Tensor, last: int, mean: float = MEAN, std: float = STD) -> Tensor:
+def gaussian_end(schedule: NoiseSchedule, x: Tensor, last: int, mean: float = MEAN, std: float | Tensor = STD) -> Tensor:
     """Where the exact ODE leads from x at T-1, then denoised at timestep `last`."""
     a, s = float(schedule.a[-1]), float(schedule.s[-1])
-    z = (x - a * mean) / np.sqrt((a * std) ** 2 + s**2)
+    z = (x - a * mean) / ((a * std) ** 2 + s**2) ** 0.5
     a, s = float(schedule.a[last]), float(schedule.s[last])
-    return gaussian_x0(a * mean + np.sqrt((a * std) ** 2 + s**2) * z, a, s, mean, std)
+    return gaussian_x0(a * mean + ((a * std) ** 2 + s**2) ** 0.5 * z, a, s, mean, std)
