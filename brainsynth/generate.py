@@ -24,7 +24,8 @@ from brainsynth.models.device import (
     is_out_of_memory,
     set_threads,
 )
-from brainsynth.models.sampling import NoiseSchedule, check_sampler, draw_noise, guided, sample_latents
+from brainsynth.models.sampling import check_sampler, draw_noise, guided, sample_latents
+from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import check_bundle_files, load_models, read_bundle
 from brainsynth.plan import Plan, ShardSpec, generation_plan, generation_samples
 from brainsynth.records import record
@@ -188,8 +189,8 @@ class GeneratedShards:
         sampler = self.config.sampler
         predict = guided(self.denoiser, context, sampler.guidance_scale, sampler.guidance_interval, self.schedule)
         with autocast(self.device, self.config.precision):
-            noise = draw(step=0).to(self.device)
-            z = sample_latents(predict, noise, self.schedule, sampler, lambda step: draw(step=step))
+            noise = draw(0).to(self.device)
+            z = sample_latents(predict, noise, self.schedule, sampler, draw)
             middle = time.monotonic()
             x = self.autoencoder.decode(z)
         images: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = x[:, 0].cpu().numpy()

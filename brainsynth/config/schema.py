@@ -160,8 +160,8 @@ class SamplerConfig:
     """`ddim` only: 0 is deterministic, 1 adds as much noise per step as `ddpm`."""
     time_shift: Annotated[float, left_out_at(1.0)] = 1.0
     """Flow only: above 1 spends more of the steps near noise, below 1 near the image."""
-    last_log_snr: Annotated[float, left_out_at(2.0)] = 2.0
-    """`dpmpp_2m` and `unipc` only: log(a/s) of the last evaluation, which yields the image."""
+    last_log_snr: Annotated[float | None, left_out_at(None)] = None
+    """`dpmpp_2m` and `unipc` only: log(a/s) of the last evaluation, which yields the image; null: 2 and 2.5."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.guidance_scale < 0:
@@ -172,10 +172,10 @@ class SamplerConfig:
             raise ValueError("time_shift must be between 0.05 and 20")
         if self.time_shift != 1 and self.method not in ("euler", "heun", "ab2"):
             raise ValueError("time_shift is for euler, heun and ab2")
-        if not -2 <= self.last_log_snr <= 10:
-            raise ValueError("last_log_snr must be between -2 and 10")
-        if self.last_log_snr != 2 and self.method not in ("dpmpp_2m", "unipc"):
+        if self.last_log_snr is not None and self.method not in ("dpmpp_2m", "unipc"):
             raise ValueError("last_log_snr is for dpmpp_2m and unipc")
+        if self.last_log_snr is not None and not -2 <= self.last_log_snr <= 10:
+            raise ValueError("last_log_snr must be between -2 and 10")
         if self.guidance_interval is not None:
             low, high = self.guidance_interval
             if not 0 <= low < high:

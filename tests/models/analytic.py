@@ -39,7 +39,7 @@ def mixture_x0(x: Tensor, a: float, s: float) -> Tensor:
     return (torch.softmax(log, 1)[..., None] * given).sum(1).to(x)
 
 
-def network(schedule: NoiseSchedule, x0_of=gaussian_x0) -> Predict:  # noqa: ANN001
+def network(schedule: NoiseSchedule, x0_of=gaussian_x0) -> Predict:
     """What a perfect network predicts, whatever it is trained to."""
 
     def predict(x: Tensor, t: float) -> Tensor:
@@ -51,7 +51,9 @@ def network(schedule: NoiseSchedule, x0_of=gaussian_x0) -> Predict:  # noqa: ANN
     return predict
 
 
-def gaussian_end(schedule: NoiseSchedule, x: Tensor, last: int, mean: float = MEAN, std: float | Tensor = STD) -> Tensor:
+def gaussian_end(
+    schedule: NoiseSchedule, x: Tensor, last: int, mean: float = MEAN, std: float | Tensor = STD
+) -> Tensor:
     """Where the exact ODE leads from x at T-1, then denoised at timestep `last`."""
     a, s = float(schedule.a[-1]), float(schedule.s[-1])
     z = (x - a * mean) / ((a * std) ** 2 + s**2) ** 0.5

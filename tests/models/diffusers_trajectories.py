@@ -30,13 +30,15 @@ def network(kind: str, x: torch.Tensor, a: float, s: float) -> torch.Tensor:
     return {"epsilon": noise, "v": a * noise - s * x0, "flow": noise - x0}[kind]
 
 
-def variance_preserving(scheduler, kind: str, **step_options) -> np.ndarray:  # noqa: ANN001, ANN003
+def variance_preserving(scheduler, kind: str, **step_options) -> np.ndarray:
     # Multistep schedulers want at least three dimensions.
     x, noises = START.clone().view(1, -1, 1), step_options.pop("noises", None)
     for index, t in enumerate(scheduler.timesteps):
         squared = float(scheduler.alphas_cumprod[int(t)])
         prediction = network(kind, x, squared**0.5, (1 - squared) ** 0.5)
-        options = {"variance_noise": noises[index].view(1, -1, 1), **step_options} if noises is not None else step_options
+        options = (
+            {"variance_noise": noises[index].view(1, -1, 1), **step_options} if noises is not None else step_options
+        )
         x = scheduler.step(prediction, t, x, **options).prev_sample.double()
     return x.flatten().numpy()
 
