@@ -1,4 +1,4 @@
-"""A conditional latent diffusion small enough for a CPU: procedural heads of known volumes, a linear autoencoder, a denoiser.
+"""A conditional latent diffusion small enough for a CPU: procedural heads of known volumes, a linear autoencoder, a UNet.
 
 A head is a brain and two ventricles (ellipsoids with soft edges, of exactly known volume up to rasterising), a smooth random
 texture inside the brain and voxel noise, on 16³ voxels. The latent is 4 channels on 4³ cells: the first four principal

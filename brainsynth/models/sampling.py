@@ -105,8 +105,8 @@ def guided(
 ) -> Predict:
     """A `Predict` with the context bound and classifier-free guidance (2207.12598): null + scale * (known - null).
 
-    Both go through the network as one batch of twice the size. With an interval (2404.07724) only steps whose noise level s/a
-    in `schedule` lies within it are guided; the others cost one evaluation of the plain batch.
+    Both go through the network as one batch of twice the size. With an interval (2404.07724) only steps whose noise level
+    s/a in `schedule` lies within it are guided; the others cost one evaluation of the plain batch.
     """
 
     def predict(x: Tensor, t: float) -> Tensor:
