@@ -103,14 +103,14 @@ def runs(name: str, seeds: list[int]) -> dict[str, tuple[int, Run]]:
     return found
 
 
-def sampled(name: str, count: int, folder: Path) -> dict[str, np.ndarray]:
-    """Every run's latents, computed once."""
+def sampled(name: str, count: int, folder: Path, labels: list[str] | None) -> dict[str, np.ndarray]:
+    """The latents of every run, or of those with these labels, computed once."""
     path = folder / f"samples-{name.replace(', ', '-').replace(' ', '-')}-{count}.npz"
     kept = dict(np.load(path)) if path.exists() else {}
     network, schedule = trained(name, STEPS.get(name, 700), folder), NoiseSchedule(SCHEDULES[name])
     _, context = Latents().draw(count, torch.Generator().manual_seed(100))
     seeds = list(range(count))
-    wanted = runs(name, seeds)
+    wanted = {label: run for label, run in runs(name, seeds).items() if labels is None or label in labels}
     with torch.no_grad():
         for label, (_, run) in wanted.items():
             if label not in kept:
@@ -228,24 +228,34 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=["epsilon", "v", "flow"])
     parser.add_argument("--samples", type=int, default=96)
+    parser.add_argument("--labels", nargs="*", help="only these runs; must include reference and peer")
+    parser.add_argument("--out", type=Path, default=DOCS / "samplers.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     judge_by, results = Judge(), {}
     for name in options.only:
-        results[name] = judge(name, sampled(name, options.samples, options.cache), judge_by)
+        results[name] = judge(name, sampled(name, options.samples, options.cache, options.labels), judge_by)
     floor = judge_by.frechet(judge_by.features(judge_by.floor_latents.numpy()))
     head = {"monai": monai.__version__, "samples": options.samples, "bootstrap": BOOTSTRAP, "margin": MARGIN}
     text = json.dumps(head | {"frechet_of_96_true_heads": floor, "networks": results}, indent=1)
-    (DOCS / "samplers.json").write_text(text + "\n")
-    figure(results, DOCS / "images" / "samplers.png")
-    for name, table in results.items():
-        print(name)
-        for label, cell in table.items():
-            verdict = {p: v["non_inferior"] for p, v in cell["against"].items()}
-            low, high = cell["frechet_interval"]
-            obeyed = "/".join(f"{r:.2f}" for r in cell["obeyed"])
-            print(f"  {label:20} {cell['evaluations']:4} {cell['latent_error']:.4f} {cell['frechet']:.3f} "
-                  f"[{low:.3f}, {high:.3f}] {obeyed} {verdict}")  # fmt: skip
+    options.out.write_text(text + "\n")
+    if options.labels is None:
+        figure(results, DOCS / "images" / "samplers.png")
+    print("\n".join(line for name, table in results.items() for line in markdown(name, table)))
+
+
+def markdown(name: str, table: dict[str, Any]) -> list[str]:
+    """The table of one network, as in docs/samplers.md."""
+    lines = [f"### {name}", "", "| sampler | evaluations | latent error | minus the peer's | Fréchet | obeyed |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
+    for label, cell in table.items():
+        low, high = cell["against"]["peer"]["latent_difference"]
+        obeyed = " / ".join(f"{r:.2f}" for r in cell["obeyed"])
+        lines.append(
+            f"| {label} | {cell['evaluations']} | {cell['latent_error']:.4f} | {low:+.4f} … {high:+.4f} | "
+            f"{cell['frechet']:.2f} | {obeyed} |"
+        )
+    return [*lines, ""]
 
 
 if __name__ == "__main__":

@@ -145,7 +145,11 @@ class ExportConfig:
 
 @record
 class SamplerConfig:
-    """How latents are sampled; part of a dataset's identity."""
+    """How latents are sampled; part of a dataset's identity.
+
+    Good choices (docs/samplers.md): v `unipc` with 8 steps, flow `ab2` with 8, epsilon `unipc` with 12; `ddpm` with 50 or
+    more where an epsilon network is poor.
+    """
 
     method: Literal["ddpm", "ddim", "dpmpp_2m", "unipc", "euler", "heun", "ab2"]
     """`ddpm`, `ddim`, `dpmpp_2m` and `unipc` for epsilon and v; `euler`, `heun` and `ab2` for flow."""
