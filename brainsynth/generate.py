@@ -24,7 +24,8 @@ from brainsynth.models.device import (
     is_out_of_memory,
     set_threads,
 )
-from brainsynth.models.sampling import NoiseSchedule, check_sampler, draw_noise, guided, sample_latents
+from brainsynth.models.sampling import check_sampler, draw_noise, guided, sample_latents
+from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import check_bundle_files, load_models, read_bundle
 from brainsynth.plan import Plan, ShardSpec, generation_plan, generation_samples
 from brainsynth.records import record
@@ -184,10 +185,12 @@ class GeneratedShards:
         """(B, X, Y, Z) float32 images in [0, 1]."""
         began = time.monotonic()
         context = torch.from_numpy(self.bundle.covariates.encode(rows)).to(self.device)
-        noise = draw_noise(rows["seed"].tolist(), self.bundle.latents.shape_cxyz).to(self.device)
-        predict = guided(self.denoiser, context, self.config.sampler.guidance_scale)
+        draw = functools.partial(draw_noise, rows["seed"].tolist(), self.bundle.latents.shape_cxyz)
+        sampler = self.config.sampler
+        predict = guided(self.denoiser, context, sampler.guidance_scale, sampler.guidance_interval, self.schedule)
         with autocast(self.device, self.config.precision):
-            z = sample_latents(predict, noise, self.schedule, self.config.sampler)
+            noise = draw(0).to(self.device)
+            z = sample_latents(predict, noise, self.schedule, sampler, draw)
             middle = time.monotonic()
             x = self.autoencoder.decode(z)
         images: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = x[:, 0].cpu().numpy()

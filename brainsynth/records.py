@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from brainsynth.errors import UserError, problems_error
 
@@ -25,6 +25,11 @@ def record(cls: type[T]) -> type[T]:
     """Class decorator: a frozen, keyword-only, slotted dataclass that refuses unknown fields and NaN when read."""
     cls.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
     return dataclass(frozen=True, kw_only=True, slots=True)(cls)
+
+
+def left_out_at(default: Any) -> Any:
+    """Annotation of a field that joined later: at its default it is not written, so older records keep their digests."""
+    return Field(exclude_if=lambda value: bool(value == default))
 
 
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}

@@ -133,6 +133,7 @@ def test_shards_cover_each_row_once(rows: int, samples_per_shard: int) -> None:
         ({"bundle_digest": "c" * 64}, "identity.bundle"),
         ({"sampler": SamplerConfig(method="ddim", steps=51)}, "identity.sampler.steps"),
         ({"sampler": SamplerConfig(method="ddim", steps=50, guidance_scale=1.5)}, "identity.sampler.guidance_scale"),
+        ({"sampler": SamplerConfig(method="ddim", steps=50, eta=1.0)}, "identity.sampler.eta"),
         ({"precision": "bfloat16"}, "identity.precision"),
         ({"base_seed": 1}, "identity.base_seed"),
         ({"volume": replace(VOLUME, step=0.0)}, "volume.step"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from brainsynth.records import record
+from brainsynth.records import left_out_at, record
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -75,10 +75,15 @@ class ScheduleConfig:
     beta_start: float = 0.0015
     beta_end: float = 0.0205
     """Betas are linear in their square root between start and end (the paper's bundle); unused by `flow`."""
+    zero_terminal_snr: Annotated[bool, left_out_at(False)] = False
+    """For `v`: the betas are rescaled so that the last timestep is pure noise (2305.08891), as sampling starts there.
+    `flow` is so anyway; `epsilon` cannot be, for at pure noise it says nothing about the image."""
 
     def __post_init__(self) -> None:
         if self.num_train_timesteps < 1 or not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError("need num_train_timesteps >= 1 and 0 < beta_start <= beta_end < 1")
+        if self.zero_terminal_snr and (self.prediction != "v" or self.num_train_timesteps < 2):
+            raise ValueError("zero_terminal_snr needs prediction: v, and num_train_timesteps of at least 2")
 
 
 @record

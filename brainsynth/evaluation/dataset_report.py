@@ -123,11 +123,12 @@ def _facts(shards_parquet: bytes, dataset: SyntheticDataset, plan: Plan) -> dict
     busy_s = sum(entry["make_s"] for entry in runtime)
     manifest = dataset.manifest
     sampler = plan.identity["sampler"]
+    extras = "".join(f", {k} {v}" for k, v in sampler.items() if k not in ("method", "steps", "guidance_scale"))
     return {
         "planned = ok + rejected + failed": f"{manifest['num_samples']} = {manifest['num_ok']} + "
         f"{manifest['num_rejected']} + {manifest['num_failed']}",
         "volume": f"{'×'.join(map(str, plan.volume.shape_xyz))} at {plan.volume.spacing_mm[0]:g} mm, {plan.volume.dtype}",
-        "sampler": f"{sampler['method']}, {sampler['steps']} steps, guidance {sampler['guidance_scale']:g}, "
+        "sampler": f"{sampler['method']}, {sampler['steps']} steps, guidance {sampler['guidance_scale']:g}{extras}, "
         f"{plan.identity['precision']}",
         "base seed": plan.identity["base_seed"],
         "shards": f"{len(shards)}, {shards['size_bytes'].sum() / 1e6:.1f} MB",

@@ -1,8 +1,6 @@
-"""Noise schedules and samplers: pure functions; randomness enters as an argument. Solver state is float32.
+"""From a sampler's config to latents. Randomness enters as an argument, one stream per sample, so no batch mate counts.
 
-Time t runs from 0 (data) to 1 (noise). Variance-preserving schedules have x_t = a(t) x_0 + s(t) e with a² + s² = 1 on the
-training grid; rectified flow (2209.03003) has x_t = (1 - t) x_0 + t e. Predictions: epsilon (2006.11239), v = a e - s x_0
-(2202.00512), flow u = e - x_0. All timesteps come from one list, so the step that is taken is the step that was evaluated.
+Which method at how many evaluations is as good as which: docs/samplers.md.
 """
 
 from __future__ import annotations
@@ -11,99 +9,86 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import ScheduleConfig
 from brainsynth.errors import UserError
+from brainsynth.models.schedule import NoiseSchedule, flow_times, log_snr_timesteps, timesteps
+from brainsynth.models.solvers import Predict, StepNoise, ddim, dpmpp_2m, flow, heun
 
-Predict = Callable[[Tensor, float], Tensor]
-"""(x, network time in [0, 1000)) → prediction."""
-
-
-class NoiseSchedule:
-    """a(t) and s(t) at the training timesteps 0 … T-1, in float64."""
-
-    def __init__(self, config: ScheduleConfig) -> None:
-        self.config = config
-        count = config.num_train_timesteps
-        if config.prediction == "flow":
-            t = (np.arange(count) + 1.0) / count
-            self.a, self.s = 1.0 - t, t
-        else:
-            betas = np.linspace(config.beta_start**0.5, config.beta_end**0.5, count) ** 2
-            alphas_cumprod = np.cumprod(1.0 - betas)
-            self.a, self.s = np.sqrt(alphas_cumprod), np.sqrt(1.0 - alphas_cumprod)
-
-    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t for integer timesteps t (B,)."""
-        a, s = self._coefficients(t, x0)
-        return a * x0 + s * noise
-
-    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network is trained to predict."""
-        if self.config.prediction == "epsilon":
-            return noise
-        if self.config.prediction == "flow":
-            return noise - x0
-        a, s = self._coefficients(t, x0)
-        return a * noise - s * x0
-
-    def _coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        index = t.cpu().numpy()
-        shape = (-1, *(1,) * (like.ndim - 1))
-        a = torch.from_numpy(self.a[index]).to(like).view(shape)
-        s = torch.from_numpy(self.s[index]).to(like).view(shape)
-        return a, s
-
-    def denoised(self, prediction: Tensor, x: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        """(x_0, e) that a prediction at integer timestep t means."""
-        a, s = float(self.a[t]), float(self.s[t])
-        if self.config.prediction == "epsilon":
-            return (x - s * prediction) / a, prediction
-        if self.config.prediction == "v":
-            return a * x - s * prediction, s * x + a * prediction
-        return x - s * prediction, x + a * prediction
+FLOW_METHODS = ("euler", "heun", "ab2")
+LAST_LOG_SNR = {"dpmpp_2m": 2.0, "unipc": 2.5}
+"""Where the last evaluation is best at about eight of them."""
 
 
-def draw_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+def draw_noise(seeds: Sequence[int], shape: tuple[int, ...], step: int = 0) -> Tensor:
     """(B, *shape) standard normal float32 noise, one CPU stream per sample: no batch mate or device changes it.
 
-    Philox4x64 (Salmon et al. 2011) keyed by the whole seed, and Box-Muller in float64. torch's own CPU generator looks at
-    the lower 32 bits of a seed only: of 100,000 subjects one or two pairs would share their noise.
+    Step 0 is where sampling starts; stochastic samplers ask for steps 1, 2, … Philox4x64 (Salmon et al. 2011) keyed by the
+    whole seed, the step in the counter's upper half, and Box-Muller in float64. torch's own CPU generator looks at the lower
+    32 bits of a seed only: of 100,000 subjects one or two pairs would share their noise.
     """
-    return torch.stack([_normal(int(seed), math.prod(shape)).view(shape) for seed in seeds])
+    return torch.stack([_normal(int(seed), step, math.prod(shape)).view(shape) for seed in seeds])
 
 
-def _normal(seed: int, count: int) -> Tensor:
+def _normal(seed: int, step: int, count: int) -> Tensor:
     half = (count + 1) // 2
     # Raw words are the same in every version of NumPy; its normal variates may change.
-    words = np.asarray(np.random.Philox(key=seed).random_raw(2 * half)) >> np.uint64(11)
+    stream = np.random.Philox(key=seed, counter=step << 128)
+    words = np.asarray(stream.random_raw(2 * half)) >> np.uint64(11)
     uniform = (words.astype(np.float64) + 1.0) * 2.0**-53  # in (0, 1]
     radius, angle = np.sqrt(-2.0 * np.log(uniform[:half])), 2.0 * np.pi * uniform[half:]
     normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
     return torch.from_numpy(normal.astype(np.float32))
 
 
-def sample_latents(predict: Predict, noise: Tensor, schedule: NoiseSchedule, sampler: SamplerConfig) -> Tensor:
+def sample_latents(
+    predict: Predict,
+    noise: Tensor,
+    schedule: NoiseSchedule,
+    sampler: SamplerConfig,
+    step_noise: StepNoise | None = None,
+) -> Tensor:
     """Run a sampler from noise to latents, both (B, C, X, Y, Z) float32.
+
+    Args:
+        predict: the network, with context and guidance bound (see `guided`).
+        noise: where to start, standard normal.
+        schedule: the one the network was trained with.
+        sampler: method, steps and their options.
+        step_noise: fresh noise of each step, for `ddpm` and for `ddim` with eta above 0; the others never ask.
 
     Raises:
         UserError: when the method does not fit what the network predicts.
+        ValueError: when a stochastic sampler gets no `step_noise`.
     """
     check_sampler(schedule.config, sampler)
-    return _METHODS[sampler.method](predict, noise, schedule, sampler.steps)
+    method, steps = sampler.method, sampler.steps
+    if method in FLOW_METHODS:
+        times = flow_times(steps, sampler.time_shift)
+        if method == "heun":
+            return heun(predict, noise, schedule, times)
+        return flow(predict, noise, schedule, times, second_order=method == "ab2")
+    if method in ("ddim", "ddpm"):
+        eta = 1.0 if method == "ddpm" else sampler.eta
+        if eta > 0 and step_noise is None:
+            raise ValueError(f"{method} with eta {eta:g} needs step_noise")
+        return ddim(predict, noise, schedule, timesteps(len(schedule.a), steps), eta, step_noise)
+    last = LAST_LOG_SNR[method] if sampler.last_log_snr is None else sampler.last_log_snr
+    grid = log_snr_timesteps(schedule, steps, last)
+    return dpmpp_2m(predict, noise, schedule, grid, corrected=method == "unipc")
 
 
 def check_sampler(schedule: ScheduleConfig, sampler: SamplerConfig) -> None:
     """Raises UserError when the method does not fit what the network predicts, or has more steps than were trained."""
-    fitting = ("euler", "ab2") if schedule.prediction == "flow" else ("ddim", "dpmpp_2m")
-    if sampler.method not in fitting:
+    flows = schedule.prediction == "flow"
+    if flows != (sampler.method in FLOW_METHODS):
+        fitting = FLOW_METHODS if flows else ("ddpm", "ddim", "dpmpp_2m", "unipc")
         raise UserError(
             f"sampler.method {sampler.method!r} does not fit a network that predicts {schedule.prediction!r}; "
-            f"use {' or '.join(fitting)}"
+            f"use {', '.join(fitting[:-1])} or {fitting[-1]}"
         )
     if sampler.steps > schedule.num_train_timesteps:
         raise UserError(
@@ -111,91 +96,32 @@ def check_sampler(schedule: ScheduleConfig, sampler: SamplerConfig) -> None:
         )
 
 
-def timesteps(count: int, steps: int) -> list[int]:
-    """`steps` integer timesteps from T-1 downwards, evenly spaced ("trailing"): the first sees pure noise."""
-    return [round(count - i * count / steps) - 1 for i in range(steps)]
+def guided(
+    predict_context: Callable[[Tensor, Tensor, Tensor], Tensor],
+    context: Tensor,
+    scale: float,
+    interval: tuple[float, float] | None = None,
+    schedule: NoiseSchedule | None = None,
+) -> Predict:
+    """A `Predict` with the context bound and classifier-free guidance (2207.12598): null + scale * (known - null).
 
-
-def log_snr_timesteps(schedule: NoiseSchedule, steps: int, last_log_snr: float = 2.0) -> list[int]:
-    """`steps` timesteps evenly spaced in log(a/s), from pure noise to `last_log_snr`."""
-    log_snr = np.log(schedule.a / schedule.s)
-    wanted = np.linspace(log_snr[-1], min(last_log_snr, log_snr[0]), steps)
-    found = [int(np.abs(log_snr - value).argmin()) for value in wanted]
-    return list(dict.fromkeys(found))
-
-
-def _ddim(predict: Predict, x: Tensor, schedule: NoiseSchedule, steps: int) -> Tensor:
-    """DDIM, eta = 0 (2010.02502, eq. 12)."""
-    grid = timesteps(schedule.config.num_train_timesteps, steps)
-    for index, t in enumerate(grid):
-        x0, noise = schedule.denoised(predict(x, float(t)), x, t)
-        if index + 1 == len(grid):
-            return x0
-        x = float(schedule.a[grid[index + 1]]) * x0 + float(schedule.s[grid[index + 1]]) * noise
-    return x
-
-
-def _dpmpp_2m(predict: Predict, x: Tensor, schedule: NoiseSchedule, steps: int) -> Tensor:
-    """DPM-Solver++(2M) (2211.01095, algorithm 2) on a grid that is uniform in log-SNR."""
-    grid = log_snr_timesteps(schedule, steps)
-    lam: npt.NDArray[np.float64] = np.log(schedule.a / schedule.s)
-    previous: Tensor | None = None
-    for index, t in enumerate(grid):
-        x0, _ = schedule.denoised(predict(x, float(t)), x, t)
-        if index + 1 == len(grid):
-            return x0
-        following = grid[index + 1]
-        h = float(lam[following] - lam[t])
-        direction = x0
-        if previous is not None:
-            r = float(lam[t] - lam[grid[index - 1]]) / h
-            direction = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * previous
-        ratio = float(schedule.s[following] / schedule.s[t])
-        x = ratio * x - float(schedule.a[following]) * float(np.expm1(-h)) * direction
-        previous = x0
-    return x
-
-
-def _flow(predict: Predict, x: Tensor, schedule: NoiseSchedule, steps: int, second_order: bool) -> Tensor:
-    """dx/dt = u from t = 1 to 0 in even steps: Euler, or Adams-Bashforth of order 2 at the same cost."""
-    count = schedule.config.num_train_timesteps
-    grid = np.linspace(1.0, 0.0, steps + 1)
-    previous: Tensor | None = None
-    for index in range(steps):
-        # Training timestep k stands for t = (k + 1) / T.
-        u = predict(x, float(grid[index] * count - 1))
-        h = float(grid[index] - grid[index + 1])
-        slope = u if previous is None or not second_order else 1.5 * u - 0.5 * previous
-        x = x - h * slope
-        previous = u
-    return x
-
-
-def _euler(predict: Predict, x: Tensor, schedule: NoiseSchedule, steps: int) -> Tensor:
-    return _flow(predict, x, schedule, steps, second_order=False)
-
-
-def _ab2(predict: Predict, x: Tensor, schedule: NoiseSchedule, steps: int) -> Tensor:
-    return _flow(predict, x, schedule, steps, second_order=True)
-
-
-_METHODS: dict[str, Callable[[Predict, Tensor, NoiseSchedule, int], Tensor]] = {
-    "ddim": _ddim,
-    "dpmpp_2m": _dpmpp_2m,
-    "euler": _euler,
-    "ab2": _ab2,
-}
-
-
-def guided(predict_context: Callable[[Tensor, Tensor, Tensor], Tensor], context: Tensor, scale: float) -> Predict:
-    """A `Predict` with the context bound and classifier-free guidance (2207.12598): null + scale * (known - null)."""
+    Both go through the network as one batch of twice the size. With an interval (2404.07724) only steps whose noise level
+    s/a in `schedule` lies within it are guided; the others cost one evaluation of the plain batch.
+    """
 
     def predict(x: Tensor, t: float) -> Tensor:
         times = torch.full((x.shape[0],), t, device=x.device, dtype=torch.float32)
-        known = predict_context(x, times, context)
-        if scale == 1.0:
-            return known
-        null = predict_context(x, times, torch.zeros_like(context))
+        if scale == 1.0 or not active(t):
+            return predict_context(x, times, context)
+        both = torch.cat([context, torch.zeros_like(context)])
+        known, null = predict_context(torch.cat([x, x]), torch.cat([times, times]), both).chunk(2)
         return null + scale * (known - null)
+
+    def active(t: float) -> bool:
+        if interval is None:
+            return True
+        if schedule is None:
+            raise ValueError("an interval needs the schedule")
+        return interval[0] <= schedule.noise_level(t) <= interval[1]
 
     return predict

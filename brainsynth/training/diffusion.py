@@ -22,7 +22,8 @@ from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import autocast
 from brainsynth.models.diffusion import Denoiser, drop_context
-from brainsynth.models.sampling import NoiseSchedule, draw_noise, guided, sample_latents
+from brainsynth.models.sampling import draw_noise, guided, sample_latents
+from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_weights
 from brainsynth.records import to_dict
 from brainsynth.report.montage import grid
@@ -158,7 +159,7 @@ class DiffusionTask:
         network, device = self.averaged(), self.worker.device
         context = torch.from_numpy(self.schema.encode(rows)).to(device)
         noise = draw_noise([7] * len(rows), self.latents.shape_cxyz).to(device)
-        method = "ab2" if self.config.schedule.prediction == "flow" else "ddim"
+        method = "ab2" if self.config.schedule.prediction == "flow" else "unipc"
         sampler = SamplerConfig(method=method, steps=self.config.figure_steps)
         z = sample_latents(guided(network, context, 1.0), noise, self.schedule, sampler)
         x = self.decoder.decode(z)[:, 0].cpu().numpy()

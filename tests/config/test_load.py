@@ -76,7 +76,7 @@ runtime:
     expected = [
         (1, "output: required key is missing"),
         (2, "covariates.tabel: unknown key; did you mean 'table'?"),
-        (4, "sampler.method: Input should be 'ddim', 'dpmpp_2m', 'euler' or 'ab2'"),
+        (4, "sampler.method: Input should be 'ddpm', 'ddim', 'dpmpp_2m', 'unipc', 'euler', 'heun' or 'ab2'"),
         (5, "sampler.steps: Input should be a valid integer"),
         (6, "sampler.guidence_scale: unknown key; did you mean 'guidance_scale'?"),
         (8, f"base_seed: duplicated key, first given at {path}:7"),
@@ -227,3 +227,30 @@ def test_every_shipped_config_loads(path: Path) -> None:
     assert kind in CLASSES, f"{path.name}: say in CLASSES which config class reads it"
     config = load_config(path, CLASSES[kind])
     assert isinstance(config, CLASSES[kind])
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["steps=0"], "steps must be at least 1"),
+        (["method=ddim", "eta=1.5"], "eta must be between 0 and 1"),
+        (["method=ddpm", "eta=0.5"], "0 for any method but ddim"),
+        (["time_shift=0"], "time_shift must be between 0.05 and 20"),
+        (["method=unipc", "time_shift=2.0"], "time_shift is for euler, heun and ab2"),
+        (["last_log_snr=2.5"], "last_log_snr is for dpmpp_2m and unipc"),
+        (["method=unipc", "last_log_snr=40.0"], "last_log_snr must be between -2 and 10"),
+        (["guidance_scale=1.5", "guidance_interval=[3.0, 0.3]"], "0 <= low < high"),
+        (["guidance_scale=1.5", "guidance_interval=[-1.0, 0.3]"], "0 <= low < high"),
+        (["guidance_scale=1.5", "guidance_interval=[0.3]"], "guidance_interval"),
+        (["guidance_interval=[0.3, 3.0]"], "needs a guidance_scale other than 1"),
+    ],
+)
+def test_a_sampler_that_cannot_be_is_refused(tmp_path: Path, changes: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=re.escape(told)):
+        load_config(write(tmp_path, GOOD), GenerateConfig, [f"sampler.{change}" for change in changes])
+
+
+def test_epsilon_has_no_zero_terminal_snr(tmp_path: Path) -> None:
+    changes = ["schedule.prediction=epsilon", "schedule.zero_terminal_snr=true"]
+    with pytest.raises(UserError, match="zero_terminal_snr needs prediction: v"):
+        load_config(REPO / "configs" / "demo" / "5-diffusion.yaml", DiffusionTrainConfig, changes)
