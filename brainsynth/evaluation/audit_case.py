@@ -67,15 +67,10 @@ def open_case(config: AuditConfig) -> Case:
         open_volumes(config.reference, "reference", split=split)
     if not set(dataset.covariates) & set(reference.covariates):
         raise UserError(f"reference: {config.reference} has no covariate in common with {config.dataset}")
+    bundle_digest = _check_cohort(config, plan, reference)
     people = find_people(reference, config.same_person)
     _check_enough(people, config.false_alarm_rate)
-    return Case(
-        dataset=dataset,
-        reference=reference,
-        plan=plan,
-        people=people,
-        bundle_digest=_check_cohort(config, plan, reference),
-    )
+    return Case(dataset=dataset, reference=reference, plan=plan, people=people, bundle_digest=bundle_digest)
 
 
 def _check_cohort(config: AuditConfig, plan: Plan, reference: SyntheticDataset) -> str:

@@ -40,7 +40,7 @@ def _page(case: Case, frame: CanonicalFrame, found: Judgement, pictures: bool) -
     page.table(["criterion", "found", "without copies", "p", "verdict"], _criteria(audit))
     page.text(
         f"Each criterion fails a dataset that gives nobody away with a chance of at most {audit.level:.0%}, so the "
-        f"verdict as a whole does with at most {4 * audit.level:.0%}. A single volume is flagged by mistake with a chance of "
+        f"verdict as a whole does with at most {4 * audit.level:.0%}. A volume is flagged by mistake with a chance of "
         f"at most {audit.false_alarm_rate:.2%}.",
         "note",
     )

@@ -24,7 +24,7 @@ from brainsynth.storage.reader import open_dataset
 from brainsynth.storage.verify import verify_dataset
 from tests.evaluation.heads import SHAPE, SPACING, heads, moved
 from tests.integration.test_bad_input import run_job
-from tests.line import as_config
+from tests.line import GRID, Line, as_config
 
 VOLUME = {"shape_xyz": list(SHAPE), "spacing_mm": list(SPACING), "origin_mm": [-76.0, -100.0, -76.0]}
 COVARIATES = {
@@ -207,3 +207,21 @@ def test_mistakes_are_told_once_and_leave_nothing(world: World, tmp_path: Path) 
         assert done.stderr.count("error:") == 1
         assert message in done.stderr, (changes, done.stderr)
     assert not output.exists()
+
+
+def test_a_generated_dataset_is_audited_against_its_own_cohort_alone(
+    line: Line, generated: Path, world: World, tmp_path: Path
+) -> None:
+    volume = {"shape_xyz": list(GRID.shape_xyz), "spacing_mm": list(GRID.spacing_mm), "origin_mm": list(GRID.origin_mm)}
+    other = cohort(tmp_path, "other", world.scans[:12], 1, volume=volume)
+    bundle = str(line.root / "bundle")
+    for changes, message in (
+        ({"reference": other}, "bundle: name the bundle"),
+        ({"reference": other, "bundle": bundle}, "is another cohort"),
+        # The right one, of 48 people, is let through to the next question: are they enough?
+        ({"reference": str(line.root / "cohort"), "bundle": bundle}, "ten people"),
+    ):
+        config = world.config(str(generated), tmp_path / "audit") | changes
+        done = run_job("audit", config, tmp_path, "--dry-run")
+        assert done.returncode == 2
+        assert message in done.stderr
