@@ -96,10 +96,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(scope="module")
-def planted(world: World) -> Iterator[tuple[int, Path]]:
+def planted(world: World) -> tuple[int, Path]:
     """Exit code and output of the job on the dataset with two copies."""
     output = world.root / "audit-planted"
-    yield run_job("audit", world.config(world.planted, output), world.root).returncode, output
+    return run_job("audit", world.config(world.planted, output), world.root).returncode, output
 
 
 def test_clean_volumes_pass(world: World, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_generated_dataset_is_audited_against_its_own_cohort_alone(
         ({"reference": other}, "bundle: name the bundle"),
         ({"reference": other, "bundle": bundle}, "is another cohort"),
         # The right one, of 48 people, is let through to the next question: are they enough?
-        ({"reference": str(line.root / "cohort"), "bundle": bundle}, "ten people"),
+        ({"reference": str(line.root / "cohort"), "bundle": bundle}, "held out"),
     ):
         config = world.config(str(generated), tmp_path / "audit") | changes
         done = run_job("audit", config, tmp_path, "--dry-run")
