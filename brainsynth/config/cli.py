@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from brainsynth.config.load import load_config
 from brainsynth.errors import UserError
@@ -26,11 +26,17 @@ Stage = tuple[Callable[[T], object], Callable[[T], str]]
 """What a job does with its config, and what it says for --dry-run."""
 
 
-def job(cls: type[T], load_stage: Callable[[T], Stage[T]], doc: str | None) -> int:
+def job(
+    cls: type[T],
+    load_stage: Callable[[T], Stage[T]],
+    doc: str | None,
+    exit_code: Callable[[Any], int] = lambda result: 0,
+) -> int:
     """Read the config of a job from the command line, then run its stage, or describe it for --dry-run.
 
     `load_stage` is given the config when it proved right, looks at the layout, and only then imports the stage: neither a
-    misspelt key nor a layout that cannot run must wait for torch. Returns the exit code.
+    misspelt key nor a layout that cannot run must wait for torch. Returns the exit code: of a run that came to an end,
+    what `exit_code` makes of its result, for jobs whose verdict gates what comes next.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML file; every key is documented in brainsynth/config")
@@ -41,15 +47,18 @@ def job(cls: type[T], load_stage: Callable[[T], Stage[T]], doc: str | None) -> i
     arguments = parser.parse_args()
     configure_logging()
 
+    code = 0
+
     def go() -> None:
+        nonlocal code
         config = load_config(arguments.config, cls, arguments.set)
         run, describe = load_stage(config)
         if arguments.dry_run:
             print(describe(config))
         else:
-            run(config)
+            code = exit_code(run(config))
 
-    return guarded(go)
+    return guarded(go) or code
 
 
 def guarded(action: Callable[[], object]) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,33 +54,50 @@ def open_volumes(uri: str, where: str, split: str | None = None) -> SyntheticDat
 def plan_measurement(config: EvaluateConfig, uri: str, where: str, name: str) -> Work:
     """What measuring the volumes of one dataset will store. Raises UserError when dataset or weights are not there."""
     dataset = open_volumes(uri, where)
-    source_store = open_store(dataset.uri)
-    source = read_plan(source_store)
-    samples = read_samples(source_store, source).iloc[dataset.rows].reset_index(drop=True)
-    samples.insert(1, "source_row", dataset.rows)
-    length = len(tissue_features(dataset.volume(0), source.volume))
-    identity = {"source": dataset.manifest["shards_digest"], "instruments": ["histogram", "gradient", "tissue"]}
+    grid = read_plan(open_store(dataset.uri)).volume
+    length = len(tissue_features(dataset.volume(0), grid))
+    identity = {"instruments": ["histogram", "gradient", "tissue"]}
     if config.segmentation is not None:
         for key in ("segmenter", "stripper"):
             path = getattr(config.segmentation, key)
             if path is not None:
-                identity[key] = file_sha256(_weights_file(path, f"segmentation.{key}"))
+                identity[key] = file_sha256(weights_file(path, f"segmentation.{key}"))
         identity["precision"] = config.segmentation.precision
-    plan = Plan(
-        kind="measurements",
-        identity=identity,
-        volume=source.volume,
-        covariates=source.covariates,
-        arrays=(_vector("histogram", BINS), _vector("tissue", length)),
-        num_samples=len(samples),
-        samples_per_shard=source.samples_per_shard,
-        samples_digest=table_digest(samples),
-    )
+    arrays = (vector_array("histogram", BINS), vector_array("tissue", length))
+    plan, samples = measured_plan(dataset, identity, arrays)
     root = resolve_uri(config.output.rstrip("/") + f"/{name}", "output")
     return Work(root, plan, samples, MeasuredShards, {"plan": plan, "uri": dataset.uri, "config": config})
 
 
-def _weights_file(path: str, where: str) -> str:
+def measured_plan(
+    dataset: SyntheticDataset, identity: dict[str, Any], arrays: tuple[ArraySpec, ...]
+) -> tuple[Plan, pd.DataFrame]:
+    """The plan, and the samples, of one row of numbers per volume of a dataset, in its order and its shards' size."""
+    store = open_store(dataset.uri)
+    source = read_plan(store)
+    samples = read_samples(store, source).iloc[dataset.rows].reset_index(drop=True)
+    samples.insert(1, "source_row", dataset.rows)
+    plan = Plan(
+        kind="measurements",
+        identity={"source": dataset.manifest["shards_digest"], **identity},
+        volume=source.volume,
+        covariates=source.covariates,
+        arrays=arrays,
+        num_samples=len(samples),
+        samples_per_shard=source.samples_per_shard,
+        samples_digest=table_digest(samples),
+    )
+    return plan, samples
+
+
+def check_same_grid(dataset: SyntheticDataset, reference: SyntheticDataset) -> None:
+    """Raises UserError when the volumes of two datasets lie on different grids."""
+    if dataset.volume(0).shape != reference.volume(0).shape or (dataset.affine != reference.affine).any():
+        raise UserError(f"reference: {reference.uri} is on another grid than {dataset.uri}; prepare it on that grid")
+
+
+def weights_file(path: str, where: str) -> str:
+    """The path of a weights file. Raises UserError, naming the config's key, where there is none."""
     file = resolve_uri(path, where)
     try:
         with open(file, "rb"):
@@ -88,7 +106,8 @@ def _weights_file(path: str, where: str) -> str:
         raise UserError(f"{where}: there are no weights at {path} ({error.strerror})") from None
 
 
-def _vector(name: str, length: int) -> ArraySpec:
+def vector_array(name: str, length: int) -> ArraySpec:
+    """One vector of numbers per volume."""
     return ArraySpec(
         name=name, sample_shape=(length,), chunk_shape=(length,), dimension_names=("subject", name), dtype="float32"
     )
@@ -147,13 +166,13 @@ def measured_table(root: str) -> pd.DataFrame:
 
 
 def measured_blocks(root: str, name: str) -> Iterator[F32]:
-    """(n, length) rows of one array, a shard at a time and in order, without the rows that failed."""
+    """(n, …) rows of one array, a shard at a time and in order, without the rows that failed."""
     store = open_store(root)
     plan = read_plan(store)
     array = next(a for a in plan.arrays if a.name == name)
     for index in range(plan.num_shards):
         values = decode_shard(plan, array, plan.shard(index), store.read(shard_key(array, index)))
-        yield values[np.isfinite(values).all(axis=1)]
+        yield values[np.isfinite(values).reshape(len(values), -1).all(axis=1)]
 
 
 def instruments_of(root: str) -> str:

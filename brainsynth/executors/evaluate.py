@@ -8,7 +8,13 @@ from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.errors import UserError
 from brainsynth.evaluation.assessment import Finding, assess, diversity
 from brainsynth.evaluation.evaluation_report import REPORT_KEY, write_report
-from brainsynth.evaluation.measurement import instruments_of, measured_table, open_volumes, plan_measurement
+from brainsynth.evaluation.measurement import (
+    check_same_grid,
+    instruments_of,
+    measured_table,
+    open_volumes,
+    plan_measurement,
+)
 from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.storage.filesystem import open_store, resolve_uri
 from brainsynth.storage.work import Work
@@ -51,10 +57,7 @@ def describe_evaluate(config: EvaluateConfig) -> str:
 
 def _plan(config: EvaluateConfig) -> tuple[Work, Work]:
     dataset, reference = open_volumes(config.dataset, "dataset"), open_volumes(config.reference, "reference")
-    if dataset.volume(0).shape != reference.volume(0).shape or (dataset.affine != reference.affine).any():
-        raise UserError(
-            f"reference: {config.reference} is on another grid than {config.dataset}; prepare it on that grid"
-        )
+    check_same_grid(dataset, reference)
     absent = [name for name in config.structures if name not in dataset.covariates]
     if absent:
         raise UserError(
