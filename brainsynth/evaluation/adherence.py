@@ -13,12 +13,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainsynth.config.evaluation import EvaluateConfig
-from brainsynth.covariates import CovariateSchema
+from brainsynth.covariates import Covariate, CovariateSchema
+from brainsynth.errors import UserError
 from brainsynth.evaluation.agreement import Agreement, Discrimination, agreement, discrimination
 from brainsynth.evaluation.bootstrap import bootstrap_interval
 from brainsynth.evaluation.covariate_ruler import CovariateRuler
 from brainsynth.evaluation.finding import LEAST, Finding, finding
 from brainsynth.evaluation.measurement import Measured
+from brainsynth.evaluation.own_rulers import MeasuredTable, check_allowed, function_values
 from brainsynth.evaluation.segmentation import Calibration
 from brainsynth.records import record
 
@@ -34,6 +36,8 @@ class Scatter:
 
     covariate: str
     unit: str
+    ruler: str
+    """What measured it."""
     sample_ids: tuple[str, ...]
     asked: tuple[float, ...]
     measured: tuple[float, ...]
@@ -58,23 +62,20 @@ def adherence(
     scatters: list[Scatter] = []
     for covariate in covariates.covariates:
         name = covariate.name
-        asked, known = (_numbers(t[name], covariate.categories) for t in (made.table, real.table))
+        asked, known = (numbers(t[name], covariate.categories) for t in (made.table, real.table))
         if len(_usable(train, known)) < LEAST_TO_FIT:
             continue
-        if name in config.structures:
-            column = config.structures[name]
-            fit = _usable(train, known, real.table[column])
-            line = Calibration.fit(real.table[column].to_numpy()[fit], known[fit])
-            found, own = line.apply(made.table[column]), line.apply(real.table[column])
-        else:
-            fit = _usable(train, known)
-            kind: Literal["continuous", "binary"] = "continuous" if covariate.kind == "continuous" else "binary"
-            groups = real.table["subject"].to_numpy()[fit]
-            ruler = CovariateRuler.fit(real.tissue[fit], known[fit], groups=groups, kind=kind, own_error=False)
-            found, own = ruler.predict(made.tissue), ruler.predict(real.tissue)
+        found, own = _measure(config, covariate, made, real, known, train)
         ids = tuple(made.table["sample_id"])
         scatters.append(
-            Scatter(covariate=name, unit=covariate.unit, sample_ids=ids, asked=tuple(asked), measured=tuple(found))
+            Scatter(
+                covariate=name,
+                unit=covariate.unit,
+                ruler=ruler_of(config, name),
+                sample_ids=ids,
+                asked=tuple(asked),
+                measured=tuple(found),
+            )
         )
         pairs = _usable(np.arange(len(asked)), asked, found), _usable(held, known, own)
         if min(map(len, pairs)) >= LEAST:
@@ -86,7 +87,87 @@ def adherence(
     return findings, scatters
 
 
-def _numbers(values: pd.Series, categories: tuple[str, ...]) -> F64:
+def measured_values(scatters: list[Scatter]) -> pd.DataFrame:
+    """sample_id and one `measured_…` column a covariate, in its unit; of two categories the second's probability."""
+    table = pd.DataFrame({"sample_id": scatters[0].sample_ids if scatters else ()})
+    return table.assign(**{f"measured_{scatter.covariate}": scatter.measured for scatter in scatters})
+
+
+def check_rulers(config: EvaluateConfig, covariates: CovariateSchema, dataset: str) -> None:
+    """Are the rulers of a config such as the dataset's covariates need? Reads the tables; imports and measures nothing.
+
+    Raises UserError for a ruler of no covariate, a structure for a category, a table that does not fit.
+    """
+    known = {c.name: c for c in covariates.covariates}
+    for key in ("structures", "tables", "functions"):
+        absent = [name for name in getattr(config, key) if name not in known]
+        if absent:
+            raise UserError(f"{key}: {', '.join(absent)} is no covariate of {dataset} ({', '.join(known)})")
+    for name in config.structures:
+        if known[name].kind != "continuous":
+            raise UserError(f"structures: {name} is no number; name a table or a function that tells its probability")
+    for name, ruler in config.tables.items():
+        for which in ("dataset", "reference"):
+            MeasuredTable(ruler, which, name, known[name].unit)
+    check_allowed(config.functions)
+
+
+def ruler_of(config: EvaluateConfig, covariate: str) -> str:
+    """What measures a covariate, in words."""
+    if covariate in config.structures:
+        return f"segmentation, {config.structures[covariate]}"
+    if covariate in config.tables:
+        return f"table, {' + '.join(config.tables[covariate].columns)}"
+    return f"function {config.functions[covariate]}" if covariate in config.functions else "ridge on tissue maps"
+
+
+def _measure(
+    config: EvaluateConfig,
+    covariate: Covariate,
+    made: Measured,
+    real: Measured,
+    known: F64,
+    train: npt.NDArray[np.intp],
+) -> tuple[F64, F64]:
+    """One covariate on the dataset and on the reference, in its unit; of two categories, the second's probability."""
+    name = covariate.name
+    if name in config.structures:
+        found, own = (m.table[config.structures[name]].to_numpy(np.float64) for m in (made, real))
+    elif name in config.tables:
+        found, own = (
+            MeasuredTable(config.tables[name], which, name, covariate.unit).of(m.table["sample_id"])
+            for which, m in (("dataset", made), ("reference", real))
+        )
+    elif name in config.functions:
+        found, own = (function_values(m.table, name) for m in (made, real))
+    else:
+        fit = _usable(train, known)
+        kind: Literal["continuous", "binary"] = "continuous" if covariate.kind == "continuous" else "binary"
+        groups = real.table["subject"].to_numpy()[fit]
+        ruler = CovariateRuler.fit(real.tissue[fit], known[fit], groups=groups, kind=kind, own_error=False)
+        return ruler.predict(made.tissue), ruler.predict(real.tissue)
+    if not covariate.categories:
+        return _calibrated(covariate, found, own, known, train)
+    if (both := np.concatenate([found, own]))[np.isfinite(both) & ((both < 0) | (both > 1))].size:
+        raise UserError(f"{name}: the ruler must give the probability of {covariate.categories[1]}, in [0, 1]")
+    return found, own
+
+
+def _calibrated(covariate: Covariate, found: F64, own: F64, known: F64, train: npt.NDArray[np.intp]) -> tuple[F64, F64]:
+    """Both on the scale of the known values, by a line through the training scans."""
+    fit = _usable(train, known, own)
+    try:
+        line = Calibration.fit(own[fit], known[fit])
+    except UserError as error:
+        raise UserError(
+            f"{covariate.name}: the ruler cannot be calibrated on {len(fit)} training scans that have a measured and a "
+            f"known value: {error}"
+        ) from None
+    floor = 0.0 if covariate.low is not None and covariate.low >= 0 else -np.inf
+    return line.apply(found, floor), line.apply(own, floor)
+
+
+def numbers(values: pd.Series, categories: tuple[str, ...]) -> F64:
     """Values as numbers; of categories, 0 for the first and 1 for the others. NaN where unknown."""
     if not categories:
         return values.to_numpy(dtype=np.float64)
