@@ -193,10 +193,10 @@ def _numeric(
     made, real = agreement(found, asked), agreement(own, known, groups=subjects)
     return [
         spread,
-        _line(f"{name}: r of measured with asked", "", "r", made, real, "higher"),
-        _line(f"{name}: slope", "", "slope", made, real, "equal"),
-        _line(f"{name}: bias", unit, "bias", made, real, "equal"),
-        _line(f"{name}: mean absolute error", unit, "mae", made, real, "lower"),
+        verdict(f"{name}: r of measured with asked", "", "r", made, real, "higher"),
+        verdict(f"{name}: slope", "", "slope", made, real, "equal"),
+        verdict(f"{name}: bias", unit, "bias", made, real, "equal"),
+        verdict(f"{name}: mean absolute error", unit, "mae", made, real, "lower"),
     ]
 
 
@@ -211,12 +211,12 @@ def _category(
         return []
     made, real = discrimination(found, asked), discrimination(own, known, groups=subjects)
     return [
-        _line(f"{name}: AUC of measured for asked", "", "auc", made, real, "higher"),
-        _line(f"{name}: balanced accuracy", "", "balanced_accuracy", made, real, "higher"),
+        verdict(f"{name}: AUC of measured for asked", "", "auc", made, real, "higher"),
+        verdict(f"{name}: balanced accuracy", "", "balanced_accuracy", made, real, "higher"),
     ]
 
 
-def _line(
+def verdict(
     metric: str,
     unit: str,
     key: str,
@@ -224,5 +224,6 @@ def _line(
     real: Agreement | Discrimination,
     better: Literal["higher", "lower", "equal"],
 ) -> Finding:
+    """One figure of the agreement of the dataset beside that of real scans; `key` names it in both."""
     mine, theirs = ([float(getattr(v, key + end)) for end in ("", "_low", "_high")] for v in (made, real))
     return finding(metric, unit, mine, made.n, theirs, real.n, better)
