@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.age_sex_ruler import features, subjects
+from benchmarks.age_sex_ruler import GRIDS, features, subjects
 from brainsynth.evaluation.adherence import verdict
 from brainsynth.evaluation.agreement import agreement
 from brainsynth.evaluation.covariate_ruler import cross_predict
 from brainsynth.evaluation.segmentation import Calibration
 
-HELD, DRAWS, SIZES = 27, 100, (10, 20, 40, 80, 160, 320)
+HELD, DRAWS, SIZES = 27, 50, (10, 20, 40, 80, 160, 320)
 BIAS = 1.05
 VOLUMES = {"ventricles": ("vent_ml", "ventricles_ml"), "brain": ("brain_ml", "brain_ml")}
 Pairs = tuple[np.ndarray, np.ndarray]
@@ -75,7 +75,7 @@ def main() -> None:
     a = parser.parse_args()
     table = subjects(a.data / "ixi_2mm")
     people = table["participant_id"].to_numpy()
-    x = features(a.data / "ixi_2mm", table)[0]["4 mm"]
+    x = features(a.data / "ixi_2mm", table, {"4 mm": GRIDS["4 mm"]})[0]["4 mm"]
     sources: dict[str, Pairs] = {"age, tissue": by_tissue(x, table["age"].to_numpy(float), people)}
     for name, (known, column) in VOLUMES.items():
         sources[f"{name}, tissue"] = by_tissue(x, table[known].to_numpy(float), people)
