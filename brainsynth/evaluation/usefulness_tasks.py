@@ -94,6 +94,7 @@ def check_usefulness(config: EvaluateConfig, dataset: SyntheticDataset, train: i
         return
     tasks_of(config, read_plan(open_store(dataset.uri)).covariates)
     least = int(np.ceil(config.usefulness.batch_size / config.usefulness.few_fraction))
+    train = min(train, config.usefulness.volumes)
     if train < least or test < LEAST or len(dataset) < config.usefulness.batch_size:
         raise UserError(
             f"usefulness: needed are {least} real training scans (few_fraction of them fill one batch), {LEAST} in the "

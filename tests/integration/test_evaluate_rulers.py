@@ -92,7 +92,7 @@ def config_of(cohorts: tuple[str, str], folder: Path, **changes: Any) -> Evaluat
 
 def test_all_at_once(cohorts: tuple[str, str], lab: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table, a function, published measurements and the usefulness test, in one evaluation."""
-    budget = {"tasks": ["age", "sex"], "steps": 10, "batch_size": 4, "seeds": [0, 1], "volumes": 24}
+    budget = {"tasks": ["age"], "steps": 10, "batch_size": 4, "seeds": [0, 1], "volumes": 24}
     config = config_of(
         cohorts,
         tmp_path,
@@ -109,9 +109,11 @@ def test_all_at_once(cohorts: tuple[str, str], lab: str, tmp_path: Path, monkeyp
     assert r.value > 0.98
     assert r.as_real
     assert abs(found[f"{VOLUME}: bias"].value) < 1  # calibrated: the tool's own line is gone
-    assert numbers["facts"]["rulers"] == (
-        f"age: function {lab}:bright; sex: ridge on tissue maps; {VOLUME}: table, left + right"
-    )
+    assert numbers["facts"]["rulers"].split("; ")[:3] == [
+        f"age: function {lab}:bright",
+        "sex: ridge on tissue maps",
+        f"{VOLUME}: table, left + right",
+    ]
 
     dataset = open_dataset(cohorts[0], measured=True)
     table = dataset.table
@@ -123,10 +125,10 @@ def test_all_at_once(cohorts: tuple[str, str], lab: str, tmp_path: Path, monkeyp
     assert verify_dataset(open_store(cohorts[0])).ok
 
     lines = [metric for metric in found if metric.startswith("usefulness, ")]
-    assert len(lines) == 4
+    assert len(lines) == 2
     assert found["usefulness, age: change of MAE, synthetic instead of real"].unit == "years"
     tasks = numbers["usefulness"]
-    assert [task["name"] for task in tasks] == ["age", "sex"]
+    assert [task["name"] for task in tasks] == ["age"]
     made, train, test = tasks[0]["available"]
     assert made == len(dataset)
     assert (train, test) == tuple(len(open_dataset(cohorts[1], split=s)) for s in ("train", "validation"))
@@ -135,7 +137,7 @@ def test_all_at_once(cohorts: tuple[str, str], lab: str, tmp_path: Path, monkeyp
     assert arms["real"] == (min(train, 24), 0)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Usefulness: train on synthetic, test on real" in page
-    assert 'alt="usefulness, sex"' in page
+    assert 'alt="usefulness, age"' in page
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("trained again")
