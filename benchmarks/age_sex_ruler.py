@@ -45,16 +45,18 @@ def subjects(folder: Path) -> pd.DataFrame:
     return table.assign(male=table["sex"] == "M", unseen=[person in late for person in table["participant_id"]])
 
 
-def features(folder: Path, table: pd.DataFrame) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+def features(
+    folder: Path, table: pd.DataFrame, grids: dict[str, VolumeSpec] = GRIDS
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Features (N, F) on each grid, and the median milliseconds that they cost."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in GRIDS}
-    cost: dict[str, list[float]] = {name: [] for name in GRIDS}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in grids}
+    cost: dict[str, list[float]] = {name: [] for name in grids}
     for row in table.itertuples():
         image: Any = nib.load(folder / str(row.t1w))
         brain = np.asarray(image.dataobj, np.float32)
         if hasattr(row, "dseg"):
             brain = brain * (np.asarray(nib.load(folder / str(row.dseg)).dataobj) > 0)
-        for name, grid in GRIDS.items():
+        for name, grid in grids.items():
             volume = resample(brain, image.affine, grid)
             volume = grid.dequantise(grid.quantise(volume / np.percentile(volume, 99.9)))
             began = time.perf_counter()

@@ -1,16 +1,17 @@
 """Prints, as Markdown, how well the segmentation ruler measures real scans, and what a volume costs on one core.
 
-    python benchmarks/segmentation_ruler.py [--data FOLDER] [--measurements FILE] [--fit 24] [--test 48] …
+    python benchmarks/segmentation_ruler.py [--data FOLDER] [--measurements FILE] [--subjects 48] [--grids "4 mm"] [--quick]
 
-FOLDER (default: $BRAINSYNTH_DATA, or ../shared/data beside the repository) holds scans, tables and weights. Each scan is
-measured on its own 2 mm grid and on the 4 mm grid of configs/ixi-4mm. Calibrations are fitted on the first `--fit`
-subjects of a seeded shuffle, errors are those of the next `--test` subjects. FILE keeps what was measured: a second run
-goes on from there.
+FOLDER (default: $BRAINSYNTH_DATA, or ../shared/data beside the repository) holds scans, tables and weights. Subjects are
+the first ones of a seeded shuffle; the network was trained on none of them. Each scan is measured on its own 2 mm grid and
+on the 4 mm grid of configs/ixi-4mm. `calibrated` volumes come from a line through all the other subjects. FILE keeps what
+was measured: a second run goes on from there. The errors are also written as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -24,7 +25,8 @@ import torch
 
 from brainsynth.config.evaluation import SegmentationConfig
 from brainsynth.evaluation.segmentation import Calibration, SegmentationRuler, table_line
-from brainsynth.evaluation.ventricles import RulerError, ruler_error
+from brainsynth.evaluation.ventricles import ruler_error
+from brainsynth.records import to_dict
 from brainsynth.volume import VolumeSpec, resample
 
 COARSE = VolumeSpec(shape_xyz=(40, 56, 40), spacing_mm=(4.0, 4.0, 4.0), origin_mm=(-79.0, -127.0, -71.0))
@@ -90,32 +92,48 @@ class Measurements:
         return self.lines[key]
 
 
-def measure_set(name: str, table: pd.DataFrame, ruler: SegmentationRuler, kept: Measurements) -> dict[str, Any]:
+def measure_set(
+    name: str, table: pd.DataFrame, ruler: SegmentationRuler, kept: Measurements, grids: list[str]
+) -> dict[str, Any]:
     """grid → one table of measurements in the order of the subjects."""
-    lines: dict[str, list[dict[str, Any]]] = {"2 mm": [], "4 mm": []}
+    lines: dict[str, list[dict[str, Any]]] = {grid: [] for grid in grids}
     for row in table.itertuples():
         image, grid = brain(row)
-        for label, (voxels, on) in {"2 mm": (image, grid), "4 mm": (coarse(image, grid), COARSE)}.items():
+        for label in grids:
+            voxels, on = (image, grid) if label == "2 mm" else (coarse(image, grid), COARSE)
             lines[label].append(kept.take(f"{name}/{row.participant_id}/{label}", ruler, voxels, on))
     return {label: pd.DataFrame(found) for label, found in lines.items()}
 
 
-def error_rows(name: str, table: pd.DataFrame, measured: dict[str, Any], fit: int) -> Iterator[str]:
-    """Markdown rows: as measured, and calibrated, both on the subjects after the first `fit`."""
-    for label, found in measured.items():
+def errors(name: str, table: pd.DataFrame, measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Scans and quantity → error as measured, and of every subject by the line through the others."""
+    found: dict[str, dict[str, Any]] = {}
+    for label, lines in measured.items():
         for quantity, column in QUANTITIES.items():
-            m, t = found[column].to_numpy(), table[SETS[name][quantity]].to_numpy(dtype=float)
-            yield error_row(f"{name}, {label}", quantity, "none", ruler_error(m[fit:], t[fit:]))
-            line = Calibration.fit(m[:fit], t[:fit])
-            text = f"{line.ml_per_ml:.3f} x {line.offset_ml:+.1f} (n = {line.n})"
-            yield error_row(f"{name}, {label}", quantity, text, ruler_error(line.apply(m[fit:]), t[fit:]))
+            m, t = lines[column].to_numpy(), table[SETS[name][quantity]].to_numpy(dtype=float)
+            others = [np.arange(len(m)) != i for i in range(len(m))]
+            left_out = np.array([float(Calibration.fit(m[o], t[o]).apply(m[i])) for i, o in enumerate(others)])
+            found[f"{name}, {label}, {quantity}"] = {
+                "as measured": to_dict(ruler_error(m, t)),
+                "calibrated": to_dict(ruler_error(left_out, t)),
+                "line": to_dict(Calibration.fit(m, t)),
+            }
+    return found
 
 
-def error_row(scans: str, quantity: str, calibration: str, e: RulerError) -> str:
-    return (
-        f"| {scans} | {quantity} | {calibration} | {e.n} | {e.r:.4f} [{e.r_low:.4f}, {e.r_high:.4f}] | {e.slope:.3f} | "
-        f"{e.bias_ml:+.2f} | {e.mae_ml:.2f} |"
-    )
+def error_rows(found: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """The errors as Markdown."""
+    for scans, both in found.items():
+        line = both["line"]
+        for what, words in (
+            ("as measured", "none"),
+            ("calibrated", f"{line['ml_per_ml']:.3f} x {line['offset_ml']:+.1f}"),
+        ):
+            e = both[what]
+            yield (
+                f"| {scans} | {words} | {e['n']} | {e['r']:.4f} [{e['r_low']:.4f}, {e['r_high']:.4f}] | {e['slope']:.3f} | "
+                f"{e['bias_ml']:+.2f} | {e['mae_ml']:.2f} |"
+            )
 
 
 def head_rows(
@@ -168,31 +186,45 @@ def main() -> None:
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("BRAINSYNTH_DATA", beside)))
     parser.add_argument("--measurements", type=Path, help="CSV file that keeps what was measured")
-    for name, default in (("fit", 24), ("test", 48), ("oasis-fit", 8), ("oasis-test", 16), ("heads", 4)):
+    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "rulers.json")
+    parser.add_argument("--grids", nargs="+", default=["2 mm", "4 mm"], choices=["2 mm", "4 mm"])
+    parser.add_argument("--quick", action="store_true", help="only the errors on IXI")
+    for name, default in (("subjects", 48), ("oasis-subjects", 24), ("heads", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
     a = parser.parse_args()
     torch.set_num_threads(1)
     config = SegmentationConfig(segmenter=str(a.data / SEGMENTER))
     ruler, kept = SegmentationRuler.load(config, CPU), Measurements(a.measurements)
-    whole = SegmentationRuler.load(SegmentationConfig(segmenter=config.segmenter, stripper=str(a.data / STRIPPER)), CPU)
-    speed = list(speed_rows(config, (144, 184, 144)))
-    print("\n| precision | layout | seconds |\n| --- | --- | --- |", *speed, sep="\n", flush=True)
-    errors = []
-    for name, fit, test in (("IXI", a.fit, a.test), ("OASIS-1", a.oasis_fit, a.oasis_test)):
-        table = subjects(a.data, name, fit + test)
-        errors += error_rows(name, table, measure_set(name, table, ruler, kept), fit)
-    few = subjects(a.data, "IXI", a.fit + a.test)
-    precision = list(precision_rows(few[:FLOAT32_SCANS], config, kept))
-    heads = list(head_rows(a.data, few[: a.heads], {"head as it is": ruler, "head through the stripper": whole}, kept))
+    found: dict[str, Any] = {}
+    for name, count in (("IXI", a.subjects), *([] if a.quick else [("OASIS-1", a.oasis_subjects)])):
+        table = subjects(a.data, name, count)
+        found |= errors(name, table, measure_set(name, table, ruler, kept, a.grids))
     print(
-        "\n| scans | volume | calibration | n | r [95 % CI] | slope | bias [ml] | MAE [ml] |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        *errors,
+        "\n| scans | calibration | n | r [95 % CI] | slope | bias [ml] | MAE [ml] |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *error_rows(found),
+        sep="\n",
+        flush=True,
+    )
+    a.output.write_text(json.dumps(found, indent=1) + "\n")
+    if not a.quick:
+        print_costs(a, config, ruler, kept)
+
+
+def print_costs(
+    a: argparse.Namespace, config: SegmentationConfig, ruler: SegmentationRuler, kept: Measurements
+) -> None:
+    """What skull, precision and memory layout change."""
+    whole = SegmentationRuler.load(SegmentationConfig(segmenter=config.segmenter, stripper=str(a.data / STRIPPER)), CPU)
+    few = subjects(a.data, "IXI", a.subjects)
+    print(
+        "\n| precision | layout | seconds |\n| --- | --- | --- |",
+        *speed_rows(config, (144, 184, 144)),
         "\n| bfloat16 minus float32 | scans | mean [ml] | largest [ml] | largest / mean volume |",
         "| --- | --- | --- | --- | --- |",
-        *precision,
+        *precision_rows(few[:FLOAT32_SCANS], config, kept),
         "\n| against the stripped brain, % (largest) | scans | ventricles | brain |\n| --- | --- | --- | --- |",
-        *heads,
+        *head_rows(a.data, few[: a.heads], {"head as it is": ruler, "head through the stripper": whole}, kept),
         f"\nseconds per IXI volume at 2 mm, all in, one thread: median {_median_seconds(kept):.1f}",
         sep="\n",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import field
 from typing import Literal
 
@@ -22,6 +23,58 @@ class SegmentationConfig:
 
 
 @record
+class TableRuler:
+    """What another tool measured of every volume: tables of SynthSeg or FreeSurfer, say, one row a volume."""
+
+    dataset: str
+    """Table (.csv, .tsv or .parquet) of the dataset's volumes."""
+    reference: str
+    """Table of the reference's scans, measured by the same tool."""
+    columns: tuple[str, ...]
+    """Columns that are added up."""
+    id_column: str = "sample_id"
+    """Names the volume, as the dataset's participants.tsv does; `sub-`, dashes and other signs do not count."""
+    unit: str | None = None
+    """Unit of the columns: that of the covariate if none; mm3, ml and l are turned into each other."""
+
+    def __post_init__(self) -> None:
+        if not self.columns:
+            raise ValueError("columns: name at least one")
+
+
+@record
+class UsefulnessConfig:
+    """Train on synthetic and test on real, against train on real and test on real: one budget for every training."""
+
+    tasks: tuple[str, ...] = ()
+    """Covariates to predict (numbers and two-category ones), and `ventricles` to segment; all covariates if none are named,
+    and `ventricles` too where `segmentation` is given."""
+    steps: int = 300
+    batch_size: int = 8
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-2
+    seeds: tuple[int, ...] = (0, 1, 2)
+    few_fraction: float = 0.25
+    """Share of the real training people that the arms with few real data get."""
+    volumes: int = 512
+    """At most so many volumes of the dataset, of the training and of the validation split, drawn at random."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 10 or self.batch_size < 4 or not 0 < self.learning_rate < 1 or not 0 <= self.weight_decay < 1:
+            raise ValueError("steps >= 10, batch_size >= 4, 0 < learning_rate < 1 and 0 <= weight_decay < 1 are needed")
+        if len(set(self.seeds)) < 2 or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError("seeds must be at least two different numbers >= 0: one alone gives no interval")
+        if not 0 < self.few_fraction < 1:
+            raise ValueError("few_fraction must be in (0, 1)")
+        if self.volumes < self.batch_size or len(set(self.tasks)) != len(self.tasks):
+            raise ValueError("volumes must be at least batch_size, and each of tasks named once")
+
+
+VENTRICLES = "ventricles"
+"""The task of segmenting them."""
+
+
+@record
 class EvaluateConfig:
     """Is a dataset faithful, and does it obey its labels (`jobs/evaluate.py`)."""
 
@@ -36,6 +89,15 @@ class EvaluateConfig:
     """Measures `structures`; without it only what the other rulers see is judged."""
     structures: dict[str, str] = field(default_factory=dict)
     """Covariate → ventricles_ml, lateral_ventricles_ml or brain_ml, as the segmentation measures them."""
+    tables: dict[str, TableRuler] = field(default_factory=dict)
+    """Covariate → volumes that another tool measured."""
+    functions: dict[str, str] = field(default_factory=dict)
+    """Covariate → `package.module:function` of your own: (X, Y, Z) float32 volume in [0, 1] and its (4, 4) affine in, one
+    finite number out (of a two-category covariate the probability of the second). It runs your code: SECURITY.md."""
+    publish: bool = False
+    """Put what was measured beside the dataset's manifest, for `open_dataset(…, measured=True)`; adds one file to it."""
+    usefulness: UsefulnessConfig | None = None
+    """Also train small networks on the dataset and on real scans, and test both on real scans; minutes at 4 mm."""
     pairs: int = 100
     """Random pairs scored by MS-SSIM and 4-G-R-SSIM, in the dataset and in the reference."""
     runtime: RuntimeConfig = RuntimeConfig()
@@ -45,7 +107,24 @@ class EvaluateConfig:
         wrong = sorted(set(self.structures.values()) - set(known))
         if wrong:
             raise ValueError(f"structures: {', '.join(wrong)} is none of {', '.join(known)}")
+        twice = [n for n in {**self.structures, **self.tables, **self.functions} if self._rulers(n) > 1]
+        if twice:
+            raise ValueError(f"{', '.join(twice)}: one ruler per covariate, in structures, tables or functions")
+        for name, path in self.functions.items():
+            if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", path):
+                raise ValueError(f"functions: {name}: {path!r} is not of the form package.module:function")
+        if self.usefulness is not None and VENTRICLES in self.usefulness.tasks and self.segmentation is None:
+            raise ValueError("usefulness.tasks: ventricles need segmentation: name the file of its weights")
         if self.structures and self.segmentation is None:
             raise ValueError("structures need segmentation: name the file of its weights")
         if self.pairs < 2:
             raise ValueError("pairs must be at least 2")
+
+    def _rulers(self, covariate: str) -> int:
+        return sum(covariate in named for named in (self.structures, self.tables, self.functions))
+
+    @property
+    def labels_ventricles(self) -> bool:
+        """True when the segmentation's ventricles must be kept, as labels of the usefulness test."""
+        tasks = self.usefulness.tasks if self.usefulness is not None else None
+        return self.segmentation is not None and tasks is not None and (not tasks or VENTRICLES in tasks)

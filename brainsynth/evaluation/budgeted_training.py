@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,23 @@ _SHIFT = 1  # voxels, along each axis, either way
 _SETTLING = 20  # batches
 
 
+class VolumeRows(Protocol):
+    """(N, X, Y, Z) volumes: an array, a memory map, or whatever reads rows when they are asked for."""
+
+    shape: tuple[int, ...]
+    ndim: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: Any) -> npt.NDArray[Any]: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
     """Volumes to learn from or to test on, with their labels."""
 
-    volumes: npt.NDArray[Any]
-    """(N, X, Y, Z) intensities on any scale; may be a memory map, rows are read when needed."""
+    volumes: VolumeRows
+    """(N, X, Y, Z) intensities on any scale; rows are read when needed."""
     labels: F32
     """(N,) or (N, X, Y, Z)."""
     rows: npt.NDArray[np.intp] | None = None
@@ -72,7 +83,7 @@ def standardised(volumes: npt.NDArray[Any]) -> F32:
 def train_and_predict(
     task: str,
     sources: list[Source],
-    test: npt.NDArray[Any],
+    test: VolumeRows,
     budget: TrainingBudget,
     seed: int,
     device: torch.device,

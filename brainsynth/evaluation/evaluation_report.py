@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from brainsynth.evaluation.assessment import Finding, Scatter
+from brainsynth.evaluation.adherence import Scatter, measured_values
+from brainsynth.evaluation.finding import Finding
+from brainsynth.evaluation.usefulness_report import usefulness_section
+from brainsynth.evaluation.usefulness_tasks import TaskResult
 from brainsynth.records import to_dict
 from brainsynth.report import figures
 from brainsynth.report.html import Page
@@ -26,6 +29,7 @@ def write_report(
     dataset: SyntheticDataset,
     facts: dict[str, Any],
     measured: pd.DataFrame,
+    usefulness: list[TaskResult],
 ) -> None:
     """report.html, report.json and measured.tsv (one line per volume: asked, measured and every structure in ml).
 
@@ -49,6 +53,7 @@ def write_report(
         if known.any():
             figure = figures.agreement(asked[known], found[known], scatter.covariate, scatter.unit or "category")
             page.figure(figure, f"{scatter.covariate}: asked against measured")
+    usefulness_section(page, usefulness)
     page.heading("Slices")
     page.text("Evenly spaced through the dataset, nothing picked: sagittal, coronal and axial.", "note")
     chosen = np.unique(np.linspace(0, len(dataset) - 1, GALLERY).astype(int))
@@ -57,8 +62,10 @@ def write_report(
     page.heading("What was measured, and with what")
     page.table(["", ""], list(facts.items()))
     lines = [{**to_dict(f), "as_real": f.as_real} for f in findings]
-    store.write(MEASURED_KEY, _measured(measured, scatters).to_csv(sep="\t", index=False, na_rep="n/a").encode())
-    store.write(NUMBERS_KEY, (json.dumps({"facts": facts, "findings": lines}, indent=1) + "\n").encode())
+    table = measured.merge(measured_values(scatters), how="left", on="sample_id")
+    store.write(MEASURED_KEY, table.to_csv(sep="\t", index=False, na_rep="n/a").encode())
+    numbers = {"facts": facts, "findings": lines, "usefulness": [to_dict(task) for task in usefulness]}
+    store.write(NUMBERS_KEY, (json.dumps(numbers, indent=1) + "\n").encode())
     store.write(REPORT_KEY, page.render().encode())
 
 
@@ -74,11 +81,3 @@ def _row(finding: Finding) -> list[object]:
         finding.real_n,
         "as real" if finding.as_real else "DIFFERS",
     ]
-
-
-def _measured(measured: pd.DataFrame, scatters: list[Scatter]) -> pd.DataFrame:
-    table = measured.copy()
-    for scatter in scatters:
-        column = dict(zip(scatter.sample_ids, scatter.measured, strict=True))
-        table[f"measured_{scatter.covariate}"] = [column[i] for i in table["sample_id"]]
-    return table

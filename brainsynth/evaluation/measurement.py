@@ -3,9 +3,10 @@
 A measurement has a plan, shards and commit records like any dataset, so measuring 100,000 volumes resumes, runs on every
 executor and is verified the same way; whoever judges reads kilobytes per volume, never the volumes again.
 
-Arrays: `histogram` (voxels per intensity bin over [0, 1]) and `tissue` (`tissue_features`). Scalars, in each
+Arrays: `histogram` (voxels per intensity bin over [0, 1]), `tissue` (`tissue_features`) and, where the usefulness test asks
+for labels, `ventricles` (1 where the segmentation finds them). Scalars, in each
 sample's `extra`: `gradient` (sharpness: mean absolute difference of neighbouring voxels), with a segmentation
-its `table_line`, too.
+its `table_line`, and what the user's own functions find.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from brainsynth.config.evaluation import EvaluateConfig
+from brainsynth.config.evaluation import VENTRICLES, EvaluateConfig
 from brainsynth.config.schema import RuntimeConfig
 from brainsynth.errors import UserError
+from brainsynth.evaluation.finding import LEAST
+from brainsynth.evaluation.own_rulers import call_functions, load_functions
+from brainsynth.evaluation.segmentation import VENTRICLES as VENTRICLE_NAMES
 from brainsynth.evaluation.segmentation import SegmentationRuler, table_line
 from brainsynth.evaluation.tissue_features import tissue_features
 from brainsynth.manifest import describe_sample
 from brainsynth.models.device import choose_device, describe, set_threads
+from brainsynth.models.segmenter import STRUCTURES
 from brainsynth.models.weights import file_sha256
 from brainsynth.plan import ArraySpec, Plan, ShardSpec, table_digest
 from brainsynth.storage.arrays import decode_shard, empty_arrays, shard_key
@@ -33,6 +38,7 @@ from brainsynth.storage.commit import read_commit, read_plan, read_samples
 from brainsynth.storage.filesystem import open_store, resolve_uri
 from brainsynth.storage.reader import SyntheticDataset, open_dataset
 from brainsynth.storage.work import Made, Work
+from brainsynth.volume import VolumeSpec, resample
 
 F32 = npt.NDArray[np.float32]
 BINS = 256
@@ -63,7 +69,15 @@ def plan_measurement(config: EvaluateConfig, uri: str, where: str, name: str) ->
             if path is not None:
                 identity[key] = file_sha256(weights_file(path, f"segmentation.{key}"))
         identity["precision"] = config.segmentation.precision
-    arrays = (vector_array("histogram", BINS), vector_array("tissue", length))
+    if config.functions:
+        identity["functions"] = config.functions
+    marks = []
+    if config.labels_ventricles:
+        shape, names = grid.shape_xyz, ("subject", "x", "y", "z")
+        marks.append(
+            ArraySpec(name=VENTRICLES, sample_shape=shape, chunk_shape=shape, dimension_names=names, dtype="uint8")
+        )
+    arrays = (vector_array("histogram", BINS), vector_array("tissue", length), *marks)
     plan, samples = measured_plan(dataset, identity, arrays)
     root = resolve_uri(config.output.rstrip("/") + f"/{name}", "output")
     return Work(root, plan, samples, MeasuredShards, {"plan": plan, "uri": dataset.uri, "config": config})
@@ -122,12 +136,14 @@ class MeasuredShards:
         self.ruler: SegmentationRuler | None = None
         set_threads(runtime.threads_per_worker, runtime.workers)
         self.device = choose_device(_uses_gpu(runtime))
+        self.functions = load_functions(config.functions)
         if config.segmentation is not None:
             self.ruler = SegmentationRuler.load(config.segmentation, self.device)
 
     def make(self, shard: ShardSpec) -> Made:
         """Measure the volumes of one shard."""
-        histograms, tissue = empty_arrays(self.plan, shard)
+        arrays = empty_arrays(self.plan, shard)
+        histograms, tissue, *marks = arrays
         records, ids = [], self.dataset.sample_ids
         for offset, row in enumerate(range(shard.start, shard.stop)):
             volume = self.dataset.volume(row)
@@ -135,14 +151,24 @@ class MeasuredShards:
             tissue[offset] = tissue_features(volume, self.plan.volume)
             extra: dict[str, str | int | float] = {"gradient": gradient(volume)}
             if self.ruler is not None:
-                found = table_line(self.ruler.measure_one(volume, self.plan.volume))
+                volumes, labels, fine = self.ruler.measure_labelled(volume, self.plan.volume)
+                for mark in marks:
+                    mark[offset] = ventricle_mark(labels, fine, self.plan.volume)
+                found = table_line(volumes)
                 extra |= {k: v for k, v in found.items() if isinstance(v, str) or math.isfinite(v)}
-            records.append(describe_sample(ids[row], row, [histograms[offset], tissue[offset]], extra))
-        return Made([histograms, tissue], records, describe(self.device))
+            extra |= call_functions(self.functions, volume, self.dataset.affine)
+            records.append(describe_sample(ids[row], row, [array[offset] for array in arrays], extra))
+        return Made(arrays, records, describe(self.device))
 
 
 def _uses_gpu(runtime: RuntimeConfig) -> bool:
     return runtime.gpus_per_worker > 0
+
+
+def ventricle_mark(labels: npt.NDArray[np.uint8], fine: VolumeSpec, grid: VolumeSpec) -> npt.NDArray[np.uint8]:
+    """1 where at least half of a voxel of `grid` is ventricle, by the segmentation's labels on the grid `fine`."""
+    inside = np.isin(labels, [STRUCTURES.index(name) for name in VENTRICLE_NAMES]).astype(np.float32)
+    return (resample(inside, fine.affine, grid) >= 0.5).astype(np.uint8)
 
 
 def gradient(volume: F32) -> float:
@@ -173,6 +199,38 @@ def measured_blocks(root: str, name: str) -> Iterator[F32]:
     for index in range(plan.num_shards):
         values = decode_shard(plan, array, plan.shard(index), store.read(shard_key(array, index)))
         yield values[np.isfinite(values).reshape(len(values), -1).all(axis=1)]
+
+
+def measured_marks(root: str, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint8]:
+    """(n, X, Y, Z) ventricles of these rows of a measurement, rows in ascending order."""
+    store = open_store(root)
+    plan = read_plan(store)
+    array = next(a for a in plan.arrays if a.name == VENTRICLES)
+    found = []
+    for index in np.unique(rows // plan.samples_per_shard):
+        shard = plan.shard(int(index))
+        values = decode_shard(plan, array, shard, store.read(shard_key(array, shard.index)))
+        found.append(values[rows[(rows >= shard.start) & (rows < shard.stop)] - shard.start])
+    return np.concatenate(found)
+
+
+class Measured:
+    """The measurements of a dataset: its table and the matrix of tissue features, row by row."""
+
+    def __init__(self, root: str) -> None:
+        self.table = measured_table(root)
+        self.tissue = np.concatenate(list(measured_blocks(root, "tissue")))
+        self.histogram = np.concatenate(list(measured_blocks(root, "histogram"))).astype(np.float64)
+        assert len(self.table) == len(self.tissue) == len(self.histogram)
+
+    def split(self, name: str) -> npt.NDArray[np.intp]:
+        """Rows of one split. Raises UserError when there are too few."""
+        if "split" not in self.table:
+            raise UserError("reference: it has no splits; give a cohort made by jobs/prepare_cohort.py")
+        rows = np.flatnonzero(self.table["split"] == name)
+        if len(rows) < LEAST:
+            raise UserError(f"reference: {len(rows)} measured scans in its {name} split; at least {LEAST} are needed")
+        return rows
 
 
 def instruments_of(root: str) -> str:

@@ -108,9 +108,9 @@ class Calibration:
             raise UserError("measured volumes fall where the reference grows; are both lists in the same order?")
         return cls(ml_per_ml=float(slope), offset_ml=float(offset), n=len(m))
 
-    def apply(self, measured_ml: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Calibrated ml, never below 0; NaN stays NaN."""
-        return np.maximum(self.ml_per_ml * np.asarray(measured_ml, np.float64) + self.offset_ml, 0.0)
+    def apply(self, measured_ml: npt.ArrayLike, floor: float = 0.0) -> npt.NDArray[np.float64]:
+        """Calibrated ml, never below the floor; NaN stays NaN."""
+        return np.maximum(self.ml_per_ml * np.asarray(measured_ml, np.float64) + self.offset_ml, floor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,17 +166,23 @@ class SegmentationRuler:
 
     def measure_one(self, image: npt.NDArray[Any], grid: VolumeSpec) -> StructureVolumes:
         """Structures of one (X, Y, Z) volume; what cannot be measured is flagged, and its volumes are NaN."""
+        return self.measure_labelled(image, grid)[0]
+
+    def measure_labelled(
+        self, image: npt.NDArray[Any], grid: VolumeSpec
+    ) -> tuple[StructureVolumes, npt.NDArray[np.uint8], VolumeSpec]:
+        """As `measure_one`, with the labels and their grid; background alone where nothing could be measured."""
         if image.shape != grid.shape_xyz:
             raise UserError(f"a volume of shape {image.shape} is not on the grid given for it, {grid.shape_xyz}")
         image = np.asarray(image, np.float32)
-        unknown = dict.fromkeys(STRUCTURES[1:], math.nan)
+        unknown, nothing = dict.fromkeys(STRUCTURES[1:], math.nan), np.zeros(image.shape, np.uint8)
         if not np.isfinite(image).all():
-            return StructureVolumes(ml=unknown, flags=("not finite",))
+            return StructureVolumes(ml=unknown, flags=("not finite",)), nothing, grid
         if image.min() == image.max() or not _foreground(image).any():
-            return StructureVolumes(ml=unknown, flags=("blank",))
+            return StructureVolumes(ml=unknown, flags=("blank",)), nothing, grid
         labels, fine = self.segment(image, grid)
         found = StructureVolumes(ml=structure_ml(labels, fine.voxel_ml))
-        return StructureVolumes(ml=found.ml, flags=quality_flags(found, labels, fine, grid))
+        return StructureVolumes(ml=found.ml, flags=quality_flags(found, labels, fine, grid)), labels, fine
 
     def measure(self, images: Iterable[npt.NDArray[Any]], grid: VolumeSpec) -> Iterator[StructureVolumes]:
         """`measure_one` of each volume of a stack (N, X, Y, Z), or of any stream of volumes on one grid."""

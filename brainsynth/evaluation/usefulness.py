@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from brainsynth.config.evaluation import UsefulnessConfig
 from brainsynth.errors import UserError
-from brainsynth.evaluation.budgeted_training import Source, TrainingBudget, train_and_predict
+from brainsynth.evaluation.budgeted_training import Source, TrainingBudget, VolumeRows, train_and_predict
 from brainsynth.evaluation.usefulness_scores import METRICS, Estimate, Task, estimates, outcome_of, per_seed, resampled
 from brainsynth.records import record
 
@@ -24,27 +25,6 @@ log = logging.getLogger(__name__)
 F64 = npt.NDArray[np.float64]
 Labels = npt.ArrayLike | Callable[[Any], npt.ArrayLike]
 _MIN_TEST = 8
-
-
-@record
-class UsefulnessConfig:
-    """The budget, the same for every arm, and how often it is spent."""
-
-    steps: int = 300
-    batch_size: int = 8
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-2
-    seeds: tuple[int, ...] = (0, 1, 2)
-    few_fraction: float = 0.25
-    """Share of the real training people that the arms with few real data get."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 10 or self.batch_size < 4 or not 0 < self.learning_rate < 1 or not 0 <= self.weight_decay < 1:
-            raise ValueError("steps >= 10, batch_size >= 4, 0 < learning_rate < 1 and 0 <= weight_decay < 1 are needed")
-        if len(set(self.seeds)) < 2 or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError("seeds must be at least two different numbers >= 0: one alone gives no interval")
-        if not 0 < self.few_fraction < 1:
-            raise ValueError("few_fraction must be in (0, 1)")
 
 
 @record
@@ -83,11 +63,11 @@ class UsefulnessResult:
 
 def run_usefulness(
     task: Task,
-    synthetic: npt.NDArray[Any],
+    synthetic: VolumeRows,
     synthetic_labels: Labels,
-    real_train: npt.NDArray[Any],
+    real_train: VolumeRows,
     real_train_labels: Labels,
-    real_test: npt.NDArray[Any],
+    real_test: VolumeRows,
     real_test_labels: Labels,
     config: UsefulnessConfig | None = None,
     *,
@@ -134,7 +114,7 @@ def run_usefulness(
     return _result(task, config, outcomes, counts, people[1], _chance(task, train, test))
 
 
-def _source(task: Task, volumes: npt.NDArray[Any], labels: Labels, name: str) -> Source:
+def _source(task: Task, volumes: VolumeRows, labels: Labels, name: str) -> Source:
     values = np.asarray(labels(volumes) if callable(labels) else labels)
     shape = volumes.shape if task == "segmentation" else volumes.shape[:1]
     if volumes.ndim != 4 or values.shape != shape:

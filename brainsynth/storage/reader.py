@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from brainsynth.storage.quality import FOLDER, choose, read_measured
 from brainsynth.storage.untrusted import check_zarr_array, plain_json
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ class SyntheticDataset:
     `affine` float64 (4, 4) voxel → world in mm (RAS+), and one entry per covariate (float or str; NaN or "" if missing).
     """
 
-    def __init__(self, uri: str, split: str | None = None, array: str | None = None) -> None:
+    def __init__(
+        self, uri: str, split: str | None = None, array: str | None = None, measured: str | bool = False
+    ) -> None:
         self.uri = uri
         manifest = _read_manifest(uri)
         self.manifest = manifest
@@ -55,6 +58,7 @@ class SyntheticDataset:
         if split is not None and not self._participants:
             raise ValueError(f"{uri} has no subjects in the split {split!r}")
         self.rows = np.array([int(line["row"]) for line in self._participants], dtype=np.int64)
+        self._measured = choose(_list(uri, FOLDER), measured, uri) if measured else None
         self._opened: tuple[int, zarr.Array[Any]] | None = None
 
     def __len__(self) -> int:
@@ -99,7 +103,10 @@ class SyntheticDataset:
 
     @property
     def table(self) -> pd.DataFrame:
-        """sample_id, row and covariates (physical units), one line per volume, as a pandas DataFrame."""
+        """sample_id, row and covariates (physical units), one line per volume, as a pandas DataFrame.
+
+        Opened with `measured`, what was measured on each image stands beside it, as `measured_…` columns.
+        """
         import pandas as pd
 
         lines: list[dict[str, Any]] = []
@@ -109,7 +116,10 @@ class SyntheticDataset:
         table = pd.DataFrame(lines, columns=["sample_id", "row", *self.covariates])
         for name in (name for name in self.covariates if not self._numeric[name]):
             table[name] = table[name].mask(table[name] == "")
-        return table
+        if self._measured is None:
+            return table
+        found, _ = read_measured(_read(self.uri, self._measured), self._measured, self.manifest["shards_digest"])
+        return table.merge(found, how="left", on="sample_id", validate="one_to_one")
 
     def torch(self) -> Any:
         """A `torch.utils.data.Dataset` of the same samples; `image` is a float32 tensor (1, X, Y, Z)."""
@@ -141,20 +151,24 @@ class SyntheticDataset:
         return {**self.__dict__, "_opened": None}
 
 
-def open_dataset(uri: str, split: str | None = None, array: str | None = None) -> SyntheticDataset:
+def open_dataset(
+    uri: str, split: str | None = None, array: str | None = None, measured: str | bool = False
+) -> SyntheticDataset:
     """Open a finished dataset (generated, prepared or latents) at a path or object-store URI.
 
     Args:
         uri: the dataset's root folder.
         split: `train` or `validation` of a prepared cohort; all by default.
         array: which array; the first (`t1w`) by default.
+        measured: also measured values that `jobs/evaluate.py` published, in `.table`: True for the only table, or the start
+            of one's digest.
 
     Raises:
         FileNotFoundError: there is no finished dataset at `uri`.
-        ValueError: its manifest is damaged.
+        ValueError: its manifest is damaged, or there is not exactly one such table of measured values.
         UserError: an object store refuses access, has no such bucket or does not answer; a ValueError, too.
     """
-    return SyntheticDataset(str(uri), split=split, array=array)
+    return SyntheticDataset(str(uri), split=split, array=array, measured=measured)
 
 
 def _read_manifest(uri: str) -> dict[str, Any]:
@@ -197,6 +211,14 @@ def _read(uri: str, key: str) -> bytes:
 
         return ObjectStore(uri).read(key)
     return _file(uri, key).read_bytes()
+
+
+def _list(uri: str, folder: str) -> list[str]:
+    if _is_remote(uri):
+        from brainsynth.storage.object_store import ObjectStore
+
+        return [key for key, _ in ObjectStore(uri).list(folder)]
+    return sorted(f"{folder}/{file.name}" for file in _file(uri, folder).glob("*"))
 
 
 def _file(uri: str, key: str) -> Path:

@@ -23,6 +23,7 @@ from brainsynth.storage.arrays import GROUP, decode_rows, decode_shard, empty_ar
 from brainsynth.storage.commit import commit_key, committed_shards, read_commit, read_plan
 from brainsynth.storage.filesystem import TEMPORARY_PREFIX, Store
 from brainsynth.storage.finalise import DATASET_KEY
+from brainsynth.storage.quality import is_measured
 from brainsynth.storage.verify import VerifyReport
 
 log = logging.getLogger(__name__)
@@ -106,8 +107,8 @@ def repair(store: Store, report: VerifyReport, failed: bool = False) -> dict[int
     if damaged or not report.ok:
         store.delete(DATASET_KEY)  # first of all: what is about to change is not finished
     for problem in report.problems:
-        if problem.kind == "corrupt" and problem.key in metadata_keys(plan):
-            store.delete(problem.key)  # the job writes it if it is not there
+        if problem.kind == "corrupt" and (problem.key in metadata_keys(plan) or is_measured(problem.key)):
+            store.delete(problem.key)  # its job writes it if it is not there
     duplicated = {row for p in report.problems for row in p.rows}
     return {shard: _open_ticket(store, plan, plan.shard(shard), duplicated, failed) for shard in sorted(damaged)}
 

@@ -13,7 +13,7 @@ from brainsynth.errors import UserError
 from brainsynth.manifest import DatasetManifest, SampleRecord, ShardManifest, stored_sha256
 from brainsynth.plan import Plan
 from brainsynth.records import record, unseal
-from brainsynth.storage import attempts
+from brainsynth.storage import attempts, quality
 from brainsynth.storage.arrays import GROUP, decode_rows, metadata_keys, shard_key
 from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, read_commit, read_plan, read_samples
 from brainsynth.storage.filesystem import TEMPORARY_PREFIX, Store
@@ -227,7 +227,7 @@ def _wrong_volume(sample: SampleRecord, volumes: list[npt.NDArray[Any] | None]) 
 
 
 def _verify_manifest(store: Store, plan: Plan, expected: set[str]) -> Iterator[Problem]:
-    """dataset.json and the tables that it names; adds those tables to `expected`."""
+    """dataset.json, the tables that it names and those of measured values; adds the tables to `expected`."""
     try:
         manifest = unseal(DatasetManifest, store.read(DATASET_KEY), DATASET_KEY)
     except FileNotFoundError:
@@ -250,3 +250,9 @@ def _verify_manifest(store: Store, plan: Plan, expected: set[str]) -> Iterator[P
             continue
         if hashlib.sha256(data).hexdigest() != sha:
             yield Problem(kind="corrupt", key=key, detail="sha256 differs from dataset.json's")
+    for key in [key for key, _ in store.list(quality.FOLDER) if quality.is_measured(key)]:
+        expected.add(key)
+        try:
+            quality.read_measured(store.read(key), key, manifest.shards_digest)
+        except ValueError as error:
+            yield Problem(kind="corrupt", key=key, detail=str(error))

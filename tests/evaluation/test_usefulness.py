@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from brainsynth.config.evaluation import UsefulnessConfig
 from brainsynth.errors import UserError
-from brainsynth.evaluation.usefulness import UsefulnessConfig, UsefulnessResult, run_usefulness
+from brainsynth.evaluation.usefulness import UsefulnessResult, run_usefulness
 from brainsynth.evaluation.usefulness_scores import estimates, outcome_of, per_seed
 from brainsynth.records import from_dict, to_dict
 

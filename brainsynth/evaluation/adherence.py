@@ -1,0 +1,229 @@
+"""Do the images show what was asked for: each covariate measured on the image, beside the value that was asked.
+
+The ruler of a covariate is fitted or calibrated on the training scans; what it finds on the validation scans, people that
+it was not fitted on, is its own error.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from brainsynth.config.evaluation import EvaluateConfig
+from brainsynth.covariates import Covariate, CovariateSchema
+from brainsynth.errors import UserError
+from brainsynth.evaluation.agreement import Agreement, Discrimination, agreement, discrimination
+from brainsynth.evaluation.bootstrap import bootstrap_interval
+from brainsynth.evaluation.covariate_ruler import CovariateRuler
+from brainsynth.evaluation.finding import LEAST, Finding, finding
+from brainsynth.evaluation.measurement import Measured
+from brainsynth.evaluation.own_rulers import MeasuredTable, check_allowed, function_values
+from brainsynth.evaluation.segmentation import Calibration
+from brainsynth.records import record
+
+F64 = npt.NDArray[np.float64]
+LEAST_TO_FIT = 20
+"""Known values of a covariate below which no ruler is fitted."""
+_CONSTANT = 1e-6
+
+
+@record
+class Scatter:
+    """Asked and measured values of one covariate, for a figure and for the table of measured values."""
+
+    covariate: str
+    unit: str
+    ruler: str
+    """What measured it."""
+    sample_ids: tuple[str, ...]
+    asked: tuple[float, ...]
+    measured: tuple[float, ...]
+    """NaN where nothing could be measured. Binary: the probability of the second category."""
+
+
+def adherence(
+    config: EvaluateConfig,
+    covariates: CovariateSchema,
+    made: Measured,
+    real: Measured,
+    train: npt.NDArray[np.intp],
+    held: npt.NDArray[np.intp],
+) -> tuple[list[Finding], list[Scatter]]:
+    """Every covariate that a ruler can be had for: verdicts, and the values themselves.
+
+    Args:
+        train: rows of `real` that rulers are fitted on.
+        held: rows of `real` that give the rulers' own errors.
+    """
+    findings: list[Finding] = []
+    scatters: list[Scatter] = []
+    for covariate in covariates.covariates:
+        name = covariate.name
+        asked, known = (numbers(t[name], covariate.categories) for t in (made.table, real.table))
+        if len(_usable(train, known)) < LEAST_TO_FIT:
+            continue
+        found, own = _measure(config, covariate, made, real, known, train)
+        ids = tuple(made.table["sample_id"])
+        scatters.append(
+            Scatter(
+                covariate=name,
+                unit=covariate.unit,
+                ruler=ruler_of(config, name),
+                sample_ids=ids,
+                asked=tuple(asked),
+                measured=tuple(found),
+            )
+        )
+        pairs = _usable(np.arange(len(asked)), asked, found), _usable(held, known, own)
+        if min(map(len, pairs)) >= LEAST:
+            compare = _numeric if covariate.kind == "continuous" else _category
+            subjects = real.table["subject"].to_numpy()[pairs[1]]
+            findings += compare(
+                name, covariate.unit, asked[pairs[0]], found[pairs[0]], known[pairs[1]], own[pairs[1]], subjects
+            )
+    return findings, scatters
+
+
+def measured_values(scatters: list[Scatter]) -> pd.DataFrame:
+    """sample_id and one `measured_…` column a covariate, in its unit; of two categories the second's probability."""
+    table = pd.DataFrame({"sample_id": scatters[0].sample_ids if scatters else ()})
+    return table.assign(**{f"measured_{scatter.covariate}": scatter.measured for scatter in scatters})
+
+
+def check_rulers(config: EvaluateConfig, covariates: CovariateSchema, dataset: str) -> None:
+    """Are the rulers of a config such as the dataset's covariates need? Reads the tables; imports and measures nothing.
+
+    Raises UserError for a ruler of no covariate, a structure for a category, a table that does not fit.
+    """
+    known = {c.name: c for c in covariates.covariates}
+    for key in ("structures", "tables", "functions"):
+        absent = [name for name in getattr(config, key) if name not in known]
+        if absent:
+            raise UserError(f"{key}: {', '.join(absent)} is no covariate of {dataset} ({', '.join(known)})")
+    for name in config.structures:
+        if known[name].kind != "continuous":
+            raise UserError(f"structures: {name} is no number; name a table or a function that tells its probability")
+    for name, ruler in config.tables.items():
+        for which in ("dataset", "reference"):
+            MeasuredTable(ruler, which, name, known[name].unit)
+    check_allowed(config.functions)
+
+
+def ruler_of(config: EvaluateConfig, covariate: str) -> str:
+    """What measures a covariate, in words."""
+    if covariate in config.structures:
+        return f"segmentation, {config.structures[covariate]}"
+    if covariate in config.tables:
+        return f"table, {' + '.join(config.tables[covariate].columns)}"
+    return f"function {config.functions[covariate]}" if covariate in config.functions else "ridge on tissue maps"
+
+
+def _measure(
+    config: EvaluateConfig,
+    covariate: Covariate,
+    made: Measured,
+    real: Measured,
+    known: F64,
+    train: npt.NDArray[np.intp],
+) -> tuple[F64, F64]:
+    """One covariate on the dataset and on the reference, in its unit; of two categories, the second's probability."""
+    name = covariate.name
+    if name in config.structures:
+        found, own = (m.table[config.structures[name]].to_numpy(np.float64) for m in (made, real))
+    elif name in config.tables:
+        found, own = (
+            MeasuredTable(config.tables[name], which, name, covariate.unit).of(m.table["sample_id"])
+            for which, m in (("dataset", made), ("reference", real))
+        )
+    elif name in config.functions:
+        found, own = (function_values(m.table, name) for m in (made, real))
+    else:
+        fit = _usable(train, known)
+        kind: Literal["continuous", "binary"] = "continuous" if covariate.kind == "continuous" else "binary"
+        groups = real.table["subject"].to_numpy()[fit]
+        ruler = CovariateRuler.fit(real.tissue[fit], known[fit], groups=groups, kind=kind, own_error=False)
+        return ruler.predict(made.tissue), ruler.predict(real.tissue)
+    if not covariate.categories:
+        return _calibrated(covariate, found, own, known, train)
+    if (both := np.concatenate([found, own]))[np.isfinite(both) & ((both < 0) | (both > 1))].size:
+        raise UserError(f"{name}: the ruler must give the probability of {covariate.categories[1]}, in [0, 1]")
+    return found, own
+
+
+def _calibrated(covariate: Covariate, found: F64, own: F64, known: F64, train: npt.NDArray[np.intp]) -> tuple[F64, F64]:
+    """Both on the scale of the known values, by a line through the training scans."""
+    fit = _usable(train, known, own)
+    try:
+        line = Calibration.fit(own[fit], known[fit])
+    except UserError as error:
+        raise UserError(
+            f"{covariate.name}: the ruler cannot be calibrated on {len(fit)} training scans that have a measured and a "
+            f"known value: {error}"
+        ) from None
+    floor = 0.0 if covariate.low is not None and covariate.low >= 0 else -np.inf
+    return line.apply(found, floor), line.apply(own, floor)
+
+
+def numbers(values: pd.Series, categories: tuple[str, ...]) -> F64:
+    """Values as numbers; of categories, 0 for the first and 1 for the others. NaN where unknown."""
+    if not categories:
+        return values.to_numpy(dtype=np.float64)
+    return np.array([np.nan if pd.isna(v) or v == "" else float(v != categories[0]) for v in values])
+
+
+def _usable(rows: npt.NDArray[np.intp], *columns: Any) -> npt.NDArray[np.intp]:
+    """Those of the rows in which every column is known."""
+    known = np.all([np.isfinite(np.asarray(column, np.float64)[rows]) for column in columns], axis=0)
+    return rows[known]
+
+
+def _numeric(
+    name: str, unit: str, asked: F64, found: F64, known: F64, own: F64, subjects: npt.NDArray[Any]
+) -> list[Finding]:
+    ends = []
+    for pair in ((found, asked), (own, known)):
+        ratio = bootstrap_interval(_spread, pair, paired=True, method="percentile", resamples=500)
+        ends.append([ratio.value, ratio.low, ratio.high])
+    spread = finding(f"{name}: SD measured over SD asked", "", ends[0], len(found), ends[1], len(own), "equal")
+    if ends[0][0] < _CONSTANT:
+        return [spread]  # all images show one value: there is no correlation
+    made, real = agreement(found, asked), agreement(own, known, groups=subjects)
+    return [
+        spread,
+        verdict(f"{name}: r of measured with asked", "", "r", made, real, "higher"),
+        verdict(f"{name}: slope", "", "slope", made, real, "equal"),
+        verdict(f"{name}: bias", unit, "bias", made, real, "equal"),
+        verdict(f"{name}: mean absolute error", unit, "mae", made, real, "lower"),
+    ]
+
+
+def _spread(found: F64, asked: F64) -> float:
+    return float(found.std() / max(asked.std(), 1e-12))
+
+
+def _category(
+    name: str, unit: str, asked: F64, found: F64, known: F64, own: F64, subjects: npt.NDArray[Any]
+) -> list[Finding]:
+    if min(min(np.sum(v), np.sum(1 - v)) for v in (asked, known)) < 2:
+        return []
+    made, real = discrimination(found, asked), discrimination(own, known, groups=subjects)
+    return [
+        verdict(f"{name}: AUC of measured for asked", "", "auc", made, real, "higher"),
+        verdict(f"{name}: balanced accuracy", "", "balanced_accuracy", made, real, "higher"),
+    ]
+
+
+def verdict(
+    metric: str,
+    unit: str,
+    key: str,
+    made: Agreement | Discrimination,
+    real: Agreement | Discrimination,
+    better: Literal["higher", "lower", "equal"],
+) -> Finding:
+    """One figure of the agreement of the dataset beside that of real scans; `key` names it in both."""
+    mine, theirs = ([float(getattr(v, key + end)) for end in ("", "_low", "_high")] for v in (made, real))
+    return finding(metric, unit, mine, made.n, theirs, real.n, better)

@@ -1,0 +1,64 @@
+"""The usefulness section of an evaluation's page."""
+
+from __future__ import annotations
+
+from brainsynth.evaluation.usefulness_scores import METRICS, Estimate
+from brainsynth.evaluation.usefulness_tasks import TaskResult
+from brainsynth.report.html import Page
+from brainsynth.report.usefulness_figure import arms
+
+_ARMS = {
+    "real": "real",
+    "synthetic": "synthetic",
+    "few_real": "few real",
+    "few_real_and_synthetic": "few real and synthetic",
+}
+
+
+def usefulness_section(page: Page, results: list[TaskResult]) -> None:
+    """A figure and a table per task; nothing where the test was not asked for."""
+    if not results:
+        return
+    budget = results[0].result.config
+    page.heading("Usefulness: train on synthetic, test on real")
+    page.text(
+        f"One small network per task, {budget.steps} steps of {budget.batch_size} volumes whatever it is trained on, "
+        f"{len(budget.seeds)} seeds, tested on the real validation scans. (Over seeds) [over test people]: 95 % intervals. "
+        "The networks are yardsticks: an arm near chance on real data says nothing about the synthetic.",
+        "note",
+    )
+    for task in results:
+        found, unit = task.result, f" [{task.unit}]" if task.unit else ""
+        page.text(
+            f"{task.name}: {found.n_test} test scans of {found.n_test_people} people; volumes with a label: "
+            "{} synthetic, {} real to train on, {} to test on.".format(*task.available)
+            + (
+                " Labels are those of the segmentation ruler, on real and synthetic alike."
+                * (task.name == "ventricles")
+            )
+        )
+        metric = METRICS[found.task][0]
+        estimates = [arm.metrics[metric] for arm in found.arms]
+        label = metric.upper() + (unit if metric == "mae" else "")
+        figure = arms(
+            [_ARMS[arm.name] for arm in found.arms],
+            [e.mean for e in estimates],
+            [(e.people_low, e.people_high) for e in estimates],
+            [e.per_seed for e in estimates],
+            found.chance[metric],
+            f"{label}; ring: one seed; dashed: chance",
+        )
+        page.figure(figure, f"usefulness, {task.name}")
+        header = ["trained on", "real", "synthetic", *METRICS[found.task]]
+        rows: list[list[object]] = [
+            [_ARMS[arm.name], arm.n_real, arm.n_synthetic, *map(_cell, arm.metrics.values())] for arm in found.arms
+        ]
+        rows += [
+            [f"{_ARMS[d.first]} minus {_ARMS[d.minus]}", "", "", *map(_cell, d.metrics.values())]
+            for d in found.differences
+        ]
+        page.table(header, [*rows, ["chance", "", "", *(f"{value:.3g}" for value in found.chance.values())]])
+
+
+def _cell(e: Estimate) -> str:
+    return f"{e.mean:.3g} ({e.low:.3g}, {e.high:.3g}) [{e.people_low:.3g}, {e.people_high:.3g}]"

@@ -1,0 +1,199 @@
+"""The usefulness test of an evaluation: which tasks, on which volumes, with which labels.
+
+Labels of synthetic volumes are what was asked of them. Ventricles have no asked outline: there the segmentation ruler
+labels synthetic and real volumes alike, so that test tells whether synthetic volumes teach to segment as that ruler does.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from brainsynth.config.evaluation import VENTRICLES, EvaluateConfig
+from brainsynth.covariates import Covariate, CovariateSchema
+from brainsynth.errors import UserError
+from brainsynth.evaluation.adherence import numbers
+from brainsynth.evaluation.finding import LEAST, Finding, finding
+from brainsynth.evaluation.measurement import measured_marks, measured_table
+from brainsynth.evaluation.usefulness import UsefulnessResult, run_usefulness
+from brainsynth.evaluation.usefulness_scores import METRICS, Task
+from brainsynth.models.device import choose_device, set_threads
+from brainsynth.records import digest, record, seal, to_dict, unseal
+from brainsynth.storage.commit import read_plan
+from brainsynth.storage.filesystem import Store, open_store
+from brainsynth.storage.reader import SyntheticDataset
+
+log = logging.getLogger(__name__)
+CACHE_BYTES = 512 << 20
+"""Volumes of one source that are kept in memory; others are read again whenever they are drawn."""
+
+
+_Sources = tuple[tuple[pd.DataFrame, SyntheticDataset, str], tuple[pd.DataFrame, SyntheticDataset, str]]
+
+
+@record
+class TaskResult:
+    """The usefulness test of one task."""
+
+    name: str
+    """A covariate, or `ventricles`."""
+    unit: str
+    available: tuple[int, int, int]
+    """Volumes with a label: synthetic, real training, real test; at most `volumes` of each were drawn."""
+    result: UsefulnessResult
+
+
+class DatasetVolumes:
+    """Some volumes of a dataset as if they were one (N, X, Y, Z) array; read when needed."""
+
+    def __init__(self, dataset: SyntheticDataset, indices: npt.NDArray[np.intp]) -> None:
+        self.dataset, self.indices = dataset, indices
+        self.shape = (len(indices), *dataset.volume(0).shape)
+        self.ndim = len(self.shape)
+        self._kept: dict[int, npt.NDArray[np.float32]] = {}
+        self._room = CACHE_BYTES // (4 * int(np.prod(self.shape[1:])))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: Any) -> npt.NDArray[np.float32]:
+        if isinstance(place, slice):
+            return np.stack([self[index] for index in range(*place.indices(len(self)))])
+        index = int(place)
+        if index in self._kept:
+            return self._kept[index]
+        volume = self.dataset.volume(int(self.indices[index]))
+        if len(self._kept) < self._room:
+            self._kept[index] = volume
+        return volume
+
+
+def tasks_of(config: EvaluateConfig, covariates: CovariateSchema) -> dict[str, Task]:
+    """Name → kind of every task that is asked for. Raises UserError for a name that is no such task."""
+    assert config.usefulness is not None
+    kinds: dict[str, Literal["continuous", "binary"]] = {
+        c.name: "continuous" if c.kind == "continuous" else "binary"
+        for c in covariates.covariates
+        if c.kind != "categorical"
+    }
+    possible: dict[str, Task] = {**kinds, **({VENTRICLES: "segmentation"} if config.labels_ventricles else {})}
+    wrong = [name for name in config.usefulness.tasks if name not in possible]
+    if wrong:
+        raise UserError(f"usefulness.tasks: {', '.join(wrong)} is none of {', '.join(possible)}")
+    return {name: possible[name] for name in config.usefulness.tasks or possible}
+
+
+def check_usefulness(config: EvaluateConfig, dataset: SyntheticDataset, train: int, test: int) -> None:
+    """Is there enough to train and to test on, before anything is measured? `train` and `test` count real scans."""
+    if config.usefulness is None:
+        return
+    tasks_of(config, read_plan(open_store(dataset.uri)).covariates)
+    least = int(np.ceil(config.usefulness.batch_size / config.usefulness.few_fraction))
+    train = min(train, config.usefulness.volumes)
+    if train < least or test < LEAST or len(dataset) < config.usefulness.batch_size:
+        raise UserError(
+            f"usefulness: needed are {least} real training scans (few_fraction of them fill one batch), {LEAST} in the "
+            f"validation split and {config.usefulness.batch_size} volumes; there are {train}, {test} and {len(dataset)}"
+        )
+
+
+def usefulness_results(
+    config: EvaluateConfig,
+    made_root: str,
+    real_root: str,
+    dataset: SyntheticDataset,
+    reference: SyntheticDataset,
+    store: Store,
+) -> list[TaskResult]:
+    """Every task, trained on the dataset and on the training split and tested on the validation split.
+
+    Args:
+        made_root: measurements of `dataset`; `real_root` those of `reference`.
+        store: of the evaluation, where a task that is done is kept.
+
+    A task that was done before, with the same budget on the same measurements, is read and not trained again.
+    """
+    if config.usefulness is None:
+        return []
+    set_threads(config.runtime.threads_per_worker, 1)
+    plans = [read_plan(open_store(root)) for root in (made_root, real_root)]
+    sources = (
+        (measured_table(made_root), dataset, made_root),
+        (measured_table(real_root), reference, real_root),
+    )
+    covariates = {c.name: c for c in plans[0].covariates.covariates}
+    budget = to_dict(replace(config.usefulness, tasks=()))
+    found = []
+    for name, task in tasks_of(config, plans[0].covariates).items():
+        identity = digest({"task": name, "budget": budget, "measured": [plan.fingerprint for plan in plans]})
+        key = f"usefulness/{name}-{identity[:16]}.json"
+        done = _finished(store, key)
+        if done is None:
+            done = _run(config, name, task, covariates.get(name), sources)
+            store.write(key, seal(done))
+        found.append(done)
+    return found
+
+
+def _finished(store: Store, key: str) -> TaskResult | None:
+    try:
+        return unseal(TaskResult, store.read(key), key)
+    except FileNotFoundError:
+        return None
+
+
+def _run(config: EvaluateConfig, name: str, task: Task, covariate: Covariate | None, sources: _Sources) -> TaskResult:
+    """One task, on at most `volumes` of each source."""
+    budget = config.usefulness
+    assert budget is not None
+    picked, available = [], []
+    for (table, dataset, root), split in (
+        (sources[0], None),
+        (sources[1], "train"),
+        (sources[1], "validation"),
+    ):
+        known = np.ones(len(table), bool) if split is None else (table["split"] == split).to_numpy()
+        values = numbers(table[name], covariate.categories) if covariate else np.zeros(len(table))
+        rows = np.flatnonzero(known & np.isfinite(values))
+        available.append(len(rows))
+        if len(rows) > budget.volumes:
+            rows = np.sort(np.random.default_rng(0).choice(rows, budget.volumes, replace=False))
+        places = table["row"].to_numpy()[rows]
+        labels: npt.NDArray[Any] = values[rows] if covariate else measured_marks(root, places)
+        picked.append((DatasetVolumes(dataset, places), labels, table.iloc[rows]))
+    made, train, test = picked
+    result = run_usefulness(
+        task,
+        *made[:2],
+        *train[:2],
+        *test[:2],
+        budget,
+        real_train_groups=train[2]["subject"].to_numpy(),
+        real_test_groups=test[2]["subject"].to_numpy(),
+        device=choose_device(config.runtime.gpus_per_worker > 0),
+    )
+    unit = covariate.unit if covariate else ""
+    return TaskResult(name=name, unit=unit, available=(available[0], available[1], available[2]), result=result)
+
+
+def usefulness_findings(results: list[TaskResult]) -> list[Finding]:
+    """What synthetic data lose against real data, and what they add to few: a line each, real data being 0.
+
+    The interval spans the one over seeds and the one over test people.
+    """
+    lines = []
+    for task in results:
+        metric = METRICS[task.result.task][0]
+        words = ("synthetic instead of real", "synthetic added to few real")
+        for difference, what in zip(task.result.differences[:2], words, strict=True):
+            e = difference.metrics[metric]
+            text = f"usefulness, {task.name}: change of {metric.upper()}, {what}"
+            mine = [e.mean, min(e.low, e.people_low), max(e.high, e.people_high)]
+            unit, n = task.unit if metric == "mae" else "", task.result.n_test
+            lines.append(finding(text, unit, mine, n, [0.0] * 3, n, "lower" if metric == "mae" else "higher"))
+    return lines
