@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from brainsynth.evaluation.assessment import Finding, Scatter
+from brainsynth.evaluation.adherence import Scatter
+from brainsynth.evaluation.finding import Finding
 from brainsynth.records import to_dict
 from brainsynth.report import figures
 from brainsynth.report.html import Page

@@ -22,6 +22,7 @@ import pandas as pd
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.config.schema import RuntimeConfig
 from brainsynth.errors import UserError
+from brainsynth.evaluation.finding import LEAST
 from brainsynth.evaluation.segmentation import SegmentationRuler, table_line
 from brainsynth.evaluation.tissue_features import tissue_features
 from brainsynth.manifest import describe_sample
@@ -173,6 +174,25 @@ def measured_blocks(root: str, name: str) -> Iterator[F32]:
     for index in range(plan.num_shards):
         values = decode_shard(plan, array, plan.shard(index), store.read(shard_key(array, index)))
         yield values[np.isfinite(values).reshape(len(values), -1).all(axis=1)]
+
+
+class Measured:
+    """The measurements of a dataset: its table and the matrix of tissue features, row by row."""
+
+    def __init__(self, root: str) -> None:
+        self.table = measured_table(root)
+        self.tissue = np.concatenate(list(measured_blocks(root, "tissue")))
+        self.histogram = np.concatenate(list(measured_blocks(root, "histogram"))).astype(np.float64)
+        assert len(self.table) == len(self.tissue) == len(self.histogram)
+
+    def split(self, name: str) -> npt.NDArray[np.intp]:
+        """Rows of one split. Raises UserError when there are too few."""
+        if "split" not in self.table:
+            raise UserError("reference: it has no splits; give a cohort made by jobs/prepare_cohort.py")
+        rows = np.flatnonzero(self.table["split"] == name)
+        if len(rows) < LEAST:
+            raise UserError(f"reference: {len(rows)} measured scans in its {name} split; at least {LEAST} are needed")
+        return rows
 
 
 def instruments_of(root: str) -> str:

@@ -6,8 +6,9 @@ import logging
 
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.errors import UserError
-from brainsynth.evaluation.assessment import Finding, assess, diversity
+from brainsynth.evaluation.assessment import assess, diversity
 from brainsynth.evaluation.evaluation_report import REPORT_KEY, write_report
+from brainsynth.evaluation.finding import Finding
 from brainsynth.evaluation.measurement import (
     check_same_grid,
     instruments_of,

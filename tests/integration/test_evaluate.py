@@ -19,7 +19,7 @@ from brainsynth.cohort.phantom_cohort import write_phantom_cohort
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.config.schema import PrepareConfig
 from brainsynth.errors import UserError
-from brainsynth.evaluation.assessment import Finding
+from brainsynth.evaluation.finding import Finding
 from brainsynth.executors import stages
 from brainsynth.executors.evaluate import describe_evaluate, evaluate
 from brainsynth.storage.filesystem import open_store
