@@ -6,8 +6,9 @@ import logging
 
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.errors import UserError
-from brainsynth.evaluation.assessment import assess, diversity
+from brainsynth.evaluation.assessment import assess
 from brainsynth.evaluation.evaluation_report import REPORT_KEY, write_report
+from brainsynth.evaluation.fidelity import diversity, fidelity
 from brainsynth.evaluation.finding import Finding
 from brainsynth.evaluation.measurement import (
     check_same_grid,
@@ -32,7 +33,7 @@ def evaluate(config: EvaluateConfig) -> list[Finding]:
     dataset = open_volumes(config.dataset, "dataset")
     reference = open_volumes(config.reference, "reference")
     findings, scatters = assess(config, made, real)
-    findings += diversity(dataset, reference, config.pairs)
+    findings += fidelity(made, real) + diversity(dataset, reference, config.pairs)
     facts = {
         "dataset": f"{config.dataset}, {len(dataset)} volumes",
         "reference": f"{config.reference}, {len(reference)} real scans",
