@@ -1,8 +1,14 @@
-"""Does a measured dataset look like real scans, and is it as diverse: each figure beside the real-against-real floor."""
+"""Does a measured dataset look like real scans, and is it as diverse: each figure beside the real-against-real floor.
+
+The floor is the same figure of the validation scans against the training scans. Figures that depend on n (all distances)
+are taken at one n throughout: as many generated volumes, validation scans and training scans, drawn at random; Cohen's d
+and the left-right figure, which do not, use all that is kept.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -10,43 +16,101 @@ import numpy.typing as npt
 
 from brainsynth.evaluation.bootstrap import bootstrap_interval
 from brainsynth.evaluation.distributions import cohens_d, wasserstein_distance
+from brainsynth.evaluation.feature_distances import feature_distances
 from brainsynth.evaluation.finding import LEAST, Finding, finding
-from brainsynth.evaluation.measurement import BINS, Measured
+from brainsynth.evaluation.measured_sample import MeasuredSample
+from brainsynth.evaluation.measurement import BINS
 from brainsynth.evaluation.ssim import four_g_r_ssim, ms_ssim, pair_indices
+from brainsynth.evaluation.tissue_features import tissue_volumes
 from brainsynth.storage.reader import SyntheticDataset
 
 F64 = npt.NDArray[np.float64]
+Better = Literal["higher", "lower", "equal"]
 _WINDOW, _MAX_SCALES = 7, 5
 
 
-def fidelity(made_root: str, real_root: str) -> list[Finding]:
-    """Distances of the dataset from the training scans, beside those of the validation scans from them."""
-    made, real = Measured(made_root), Measured(real_root)
-    train, held = real.split("train"), real.split("validation")
-    out = [_against(_intensity_distance, "voxel intensity: Wasserstein-1 distance to training scans", "",
-                    made.histogram, real.histogram[held], real.histogram[train], "lower")]  # fmt: skip
-    columns = [c for c in real.table if c == "gradient" or str(c).endswith("_ml")]
-    for column in columns:
-        values = [t[column].to_numpy(np.float64) for t in (made.table, real.table.iloc[held], real.table.iloc[train])]
-        values = [v[np.isfinite(v)] for v in values]
-        if min(map(len, values)) < LEAST or any(np.ptp(v) == 0 for v in values[1:]):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fidelity:
+    """Verdicts, and what they were found on, for the figures of a report."""
+
+    findings: list[Finding]
+    remarks: list[str]
+    """What is not judged, and why."""
+    made: MeasuredSample
+    held: MeasuredSample
+    """Validation scans: the floor."""
+    train: MeasuredSample
+
+
+def fidelity(made_root: str, real_root: str) -> Fidelity:
+    """Distances of a measured dataset from the training scans, beside those of the validation scans from them.
+
+    Memory does not grow with the number of volumes: `MeasuredSample` has what is kept.
+
+    Raises:
+        UserError: a set or a split has too few volumes.
+    """
+    made = MeasuredSample.read(made_root)
+    held, train = (MeasuredSample.read(real_root, split) for split in ("validation", "train"))
+    n = min(len(made), len(held), len(train))
+    stacks = [sample.arrays["histogram"][:n].astype(np.float64) for sample in (made, held, train)]
+    metric = "voxel intensity: Wasserstein-1 distance to training scans"
+    found, remarks = feature_distances(made, held, train)
+    found.append(_against(_intensity_distance, metric, "", *stacks, "lower"))
+    sides = _left_right(made, held, train)
+    if sides is None:
+        remarks.append("Left and right: not judged, for the validation scans show no asymmetry of the training scans.")
+    found += [*([sides] if sides else []), *_scalars(made, held, train, n)]
+    return Fidelity(findings=found, remarks=remarks, made=made, held=held, train=train)
+
+
+def measured_volumes(sample: MeasuredSample) -> dict[str, F64]:
+    """Name → ml of each kept volume: tissues by soft tissue maps, and what a segmentation measured (NaN where it failed)."""
+    soft = tissue_volumes(sample.arrays["tissue"], sample.grid)
+    found = {f"{name.replace('_', ' ')} (tissue maps)": values for name, values in soft.items()}
+    for column in (str(c) for c in sample.table if str(c).endswith("_ml") and c not in sample.covariates):
+        found[column[:-3].replace("_", " ")] = sample.table[column].to_numpy(np.float64)
+    return found
+
+
+def _scalars(made: MeasuredSample, held: MeasuredSample, train: MeasuredSample, n: int) -> list[Finding]:
+    """Sharpness, and the volume of each tissue and structure."""
+    columns = [measured_volumes(sample) for sample in (made, held, train)]
+    values = {f"{name} volume": [c[name] for c in columns] for name in columns[2] if all(name in c for c in columns)}
+    values["sharpness (mean gradient)"] = [s.table["gradient"].to_numpy(np.float64) for s in (made, held, train)]
+    out = []
+    for what, sets in values.items():
+        known = [v[np.isfinite(v)] for v in sets]
+        if min(map(len, known)) < LEAST or any(np.ptp(v) == 0 for v in known[1:]):
             continue
-        what = "sharpness (mean gradient)" if column == "gradient" else f"{column[:-3].replace('_', ' ')} volume"
-        out.append(_against(cohens_d, f"{what}: Cohen's d from training scans", "", *values, "equal"))
-        if column != "gradient":
+        out.append(_against(cohens_d, f"{what}: Cohen's d from training scans", "", *known, "equal"))
+        if what.endswith("volume"):
             metric = f"{what}: Wasserstein-1 distance to training scans"
-            out.append(_against(wasserstein_distance, metric, "ml", *values, "lower"))
+            out.append(_against(wasserstein_distance, metric, "ml", *(v[:n] for v in known), "lower"))
     return out
 
 
+def _left_right(made: MeasuredSample, held: MeasuredSample, train: MeasuredSample) -> Finding | None:
+    """Mean correlation of each volume's left-right difference with the training scans' mean one; a flip turns its sign.
+
+    None where real scans have no asymmetry in common, for then nothing tells left from right.
+    """
+    usual = train.arrays["skew"].mean(axis=0, dtype=np.float64)
+    ends = []
+    for sample in (made, held):
+        rows = sample.arrays["skew"].astype(np.float64)
+        lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(usual)
+        scores = rows @ usual / np.maximum(lengths, 1e-12)
+        interval = bootstrap_interval(np.mean, [scores], method="percentile")
+        ends.append([interval.value, interval.low, interval.high])
+    if ends[1][1] <= 0:
+        return None
+    metric = "left-right: correlation with the training scans' mean asymmetry"
+    return finding(metric, "", ends[0], len(made), ends[1], len(held), "higher")
+
+
 def _against(
-    statistic: Callable[[Any, Any], float],
-    metric: str,
-    unit: str,
-    made: F64,
-    held: F64,
-    train: F64,
-    better: Literal["higher", "lower", "equal"],
+    statistic: Callable[[Any, Any], float], metric: str, unit: str, made: F64, held: F64, train: F64, better: Better
 ) -> Finding:
     mine, theirs = (bootstrap_interval(statistic, [v, train], method="percentile", resamples=500) for v in (made, held))
     ends = [[c.value, c.low, c.high] for c in (mine, theirs)]
@@ -60,25 +124,25 @@ def _intensity_distance(first: F64, second: F64) -> float:
 
 
 def diversity(made: SyntheticDataset, real: SyntheticDataset, pairs: int) -> list[Finding]:
-    """MS-SSIM and 4-G-R-SSIM of random pairs of the dataset, beside random pairs of real scans of different people."""
+    """MS-SSIM and 4-G-R-SSIM of random pairs of the dataset, beside as many random pairs of real scans."""
     side = min(made.volume(0).shape)
     scales = max((s for s in range(1, _MAX_SCALES + 1) if _WINDOW * 2 ** (s - 1) <= side), default=0)
     if not scales:
         return []
     names = (f"MS-SSIM of random pairs ({scales} scales, window {_WINDOW})", "4-G-R-SSIM of random pairs")
-    scores = [_pair_scores(dataset, pairs, scales) for dataset in (made, real)]
+    count = min(pairs, *(len(dataset) * (len(dataset) - 1) // 2 for dataset in (made, real)))
+    scores = [_pair_scores(dataset, count, scales) for dataset in (made, real)]
     out = []
     for column, name in enumerate(names):
         ends = []
         for values in scores:
             found = bootstrap_interval(np.mean, [values[:, column]], method="percentile")
             ends.append([found.value, found.low, found.high])
-        out.append(finding(name, "", ends[0], len(scores[0]), ends[1], len(scores[1]), "equal"))
+        out.append(finding(name, "", ends[0], count, ends[1], count, "equal"))
     return out
 
 
-def _pair_scores(dataset: SyntheticDataset, pairs: int, scales: int) -> F64:
-    count = min(pairs, len(dataset) * (len(dataset) - 1) // 2)
+def _pair_scores(dataset: SyntheticDataset, count: int, scales: int) -> F64:
     scores = []
     for i, j in pair_indices(len(dataset), count, seed=0):
         first, second = dataset.volume(int(i)), dataset.volume(int(j))

@@ -17,8 +17,12 @@ from brainsynth.evaluation.measurement import (
     open_volumes,
     plan_measurement,
 )
+from brainsynth.evaluation.trajectories import Trajectory, read_trajectories
 from brainsynth.executors.dataset import dry_run, make_dataset
+from brainsynth.executors.feature_network import feature_network
+from brainsynth.executors.trajectories import plan_trajectories
 from brainsynth.storage.filesystem import open_store, resolve_uri
+from brainsynth.storage.reader import SyntheticDataset
 from brainsynth.storage.work import Work
 
 log = logging.getLogger(__name__)
@@ -26,21 +30,24 @@ log = logging.getLogger(__name__)
 
 def evaluate(config: EvaluateConfig) -> list[Finding]:
     """Measurements of dataset and reference → report.html, report.json, measured.tsv. Returns the verdict table."""
-    works = _plan(config)
+    _plan(config, make=False)  # every mistake is told before an embedder is trained
+    works = _plan(config, make=True)
     for work in works:
         make_dataset(work, config.runtime)
-    made, real = (work.root for work in works)
+    made, real = (work.root for work in works[:2])
     dataset = open_volumes(config.dataset, "dataset")
     reference = open_volumes(config.reference, "reference")
     findings, scatters = assess(config, made, real)
-    findings += fidelity(made, real) + diversity(dataset, reference, config.pairs)
+    looks = fidelity(made, real)
+    findings += looks.findings + diversity(dataset, reference, config.pairs)
     facts = {
         "dataset": f"{config.dataset}, {len(dataset)} volumes",
         "reference": f"{config.reference}, {len(reference)} real scans",
         "instruments": instruments_of(made),
     }
     store = open_store(resolve_uri(config.output, "output"))
-    write_report(store, findings, scatters, dataset, facts, measured_table(made))
+    trajectories = _trajectories(config, works[2].root, real) if config.trajectories else None
+    write_report(store, findings, scatters, dataset, facts, measured_table(made), looks, trajectories)
     for finding in findings:
         log.info(
             "%s: %.3g [%.3g, %.3g] n = %d; real %.3g [%.3g, %.3g] n = %d%s",
@@ -54,10 +61,11 @@ def evaluate(config: EvaluateConfig) -> list[Finding]:
 
 def describe_evaluate(config: EvaluateConfig) -> str:
     """What evaluate would measure."""
-    return "\n".join(dry_run(work, config.runtime) for work in _plan(config))
+    return "\n".join(dry_run(work, config.runtime) for work in _plan(config, make=False))
 
 
-def _plan(config: EvaluateConfig) -> tuple[Work, Work]:
+def _plan(config: EvaluateConfig, make: bool) -> list[Work]:
+    """Measuring dataset and reference, then generating trajectories. With `make`, trains the embedder that is needed."""
     dataset, reference = open_volumes(config.dataset, "dataset"), open_volumes(config.reference, "reference")
     check_same_grid(dataset, reference)
     absent = [name for name in config.structures if name not in dataset.covariates]
@@ -67,7 +75,18 @@ def _plan(config: EvaluateConfig) -> tuple[Work, Work]:
         )
     for split in ("train", "validation"):
         open_volumes(config.reference, "reference", split=split)
-    return (
-        plan_measurement(config, config.dataset, "dataset", "measured-dataset"),
-        plan_measurement(config, config.reference, "reference", "measured-reference"),
-    )
+    network = feature_network(config, make)
+    works = [
+        plan_measurement(config, config.dataset, "dataset", "measured-dataset", network),
+        plan_measurement(config, config.reference, "reference", "measured-reference", network),
+    ]
+    return [*works, plan_trajectories(config, config.trajectories)] if config.trajectories else works
+
+
+def _trajectories(config: EvaluateConfig, root: str, real: str) -> tuple[list[Trajectory], SyntheticDataset]:
+    """Measure the generated trajectories with the dataset's rulers, and read them back."""
+    assert config.trajectories is not None
+    work = plan_measurement(config, root, "trajectories", "measured-trajectories")
+    make_dataset(work, config.runtime)
+    volumes = open_volumes(root, "trajectories")
+    return read_trajectories(config, config.trajectories, work.root, real, volumes), volumes
