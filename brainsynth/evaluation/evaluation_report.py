@@ -45,7 +45,7 @@ def write_report(
     )
     page.heading("Verdicts")
     page.table(
-        ["metric", "value", "95 % CI", "n", "real scans", "95 % CI", "n", "verdict"],
+        ["metric", "value", "95 % CI", "n", "real scans", "their 95 % CI", "their n", "verdict"],
         [_row(f) for f in findings],
         marked={i for i, f in enumerate(findings) if not f.as_real},
     )

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from brainsynth.evaluation.bootstrap import bootstrap_interval
+from brainsynth.evaluation.bootstrap import bootstrap_interval, jackknife_interval
 from brainsynth.evaluation.distributions import cohens_d, wasserstein_distance
 from brainsynth.evaluation.feature_distances import feature_distances
 from brainsynth.evaluation.finding import LEAST, Finding, finding
@@ -112,8 +112,14 @@ def _left_right(made: MeasuredSample, held: MeasuredSample, train: MeasuredSampl
 def _against(
     statistic: Callable[[Any, Any], float], metric: str, unit: str, made: F64, held: F64, train: F64, better: Better
 ) -> Finding:
-    mine, theirs = (bootstrap_interval(statistic, [v, train], method="percentile", resamples=500) for v in (made, held))
-    ends = [[c.value, c.low, c.high] for c in (mine, theirs)]
+    """A figure of made and of held (the floor) against train. Distances, "lower", have the jackknife's interval."""
+    ends = []
+    for values in (made, held):
+        if better == "lower":
+            found = jackknife_interval(statistic, [values, train])
+        else:
+            found = bootstrap_interval(statistic, [values, train], method="percentile", resamples=500)
+        ends.append([found.value, found.low, found.high])
     return finding(metric, unit, ends[0], len(made), ends[1], len(held), better)
 
 
