@@ -21,6 +21,7 @@ from brainsynth.evaluation.trajectories import Trajectory, read_trajectories
 from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.executors.feature_network import feature_network
 from brainsynth.executors.trajectories import plan_trajectories
+from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store, resolve_uri
 from brainsynth.storage.reader import SyntheticDataset
 from brainsynth.storage.work import Work
@@ -44,6 +45,7 @@ def evaluate(config: EvaluateConfig) -> list[Finding]:
         "dataset": f"{config.dataset}, {len(dataset)} volumes",
         "reference": f"{config.reference}, {len(reference)} real scans",
         "instruments": instruments_of(made),
+        "feature network": _network_fact(config, made),
     }
     store = open_store(resolve_uri(config.output, "output"))
     trajectories = _trajectories(config, works[2].root, real) if config.trajectories else None
@@ -57,6 +59,20 @@ def evaluate(config: EvaluateConfig) -> list[Finding]:
         )
     log.info("report: %s/%s", store.uri, REPORT_KEY)
     return findings
+
+
+def _network_fact(config: EvaluateConfig, made: str) -> str:
+    """Which network gave the features, and whose weights those are."""
+    found = read_plan(open_store(made)).identity.get("features")
+    if found is None or config.features is None:
+        return "none"
+    given = config.features.medicalnet or config.features.embedder
+    whose = (
+        f"weights of {given}"
+        if given
+        else f"trained here on the reference's training split, {config.features.steps} steps"
+    )
+    return f"{found['network']}; {whose}; sha256 {found['sha256'][:16]}"
 
 
 def describe_evaluate(config: EvaluateConfig) -> str:

@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 
 from brainsynth.report.figures import data_uri
 
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""A browser that honours it fetches nothing and runs nothing, whatever the page's text holds."""
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1180px;margin:2rem auto;padding:0 1rem;color:#1a202c}
 h1{font-size:1.6rem;margin-bottom:.2rem} h2{font-size:1.15rem;margin-top:2rem;border-bottom:1px solid #e2e8f0}
@@ -56,5 +58,6 @@ class Page:
         """The whole page."""
         return (
             f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(self.title)}</title>'
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
             f"<style>{_STYLE}</style><body>{''.join(self._parts)}</body></html>\n"
         )
