@@ -34,8 +34,8 @@ SCHEMA = CovariateSchema(covariates=(Covariate(name="age", kind="continuous", un
 WIDTH, REFERENCE, SHARD = 128, 2000, 500
 
 
-def write_measurements(root: Path, rows: int, seed: int) -> None:
-    """A finished-looking measured set of noise; 70 % of it is the training split."""
+def write_measurements(root: Path, rows: int, seed: int, usual_seed: int = 0) -> None:
+    """A measured set of noise around one usual volume, that of `usual_seed`; 70 % of it is the training split."""
     rng = np.random.default_rng(seed)
     blank = rng.random(GRID.shape_xyz, np.float32)
     lengths = {"histogram": BINS, "tissue": len(tissue_features(blank, GRID))}
@@ -55,7 +55,8 @@ def write_measurements(root: Path, rows: int, seed: int) -> None:
     )  # fmt: skip
     store = open_store(str(root))
     write_plan(store, plan, samples)
-    usual = {name: rng.random(width, np.float32) for name, width in lengths.items()}
+    common = np.random.default_rng(usual_seed)
+    usual = {name: common.random(width, np.float32) for name, width in lengths.items()}
     for index in range(plan.num_shards):
         shard = plan.shard(index)
         n = shard.stop - shard.start
