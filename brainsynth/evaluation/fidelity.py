@@ -18,10 +18,9 @@ from brainsynth.evaluation.bootstrap import bootstrap_interval, jackknife_interv
 from brainsynth.evaluation.distributions import cohens_d, wasserstein_distance
 from brainsynth.evaluation.feature_distances import feature_distances
 from brainsynth.evaluation.finding import LEAST, Finding, finding
-from brainsynth.evaluation.measured_sample import MeasuredSample
+from brainsynth.evaluation.measured_sample import SIDES, MeasuredSample
 from brainsynth.evaluation.measurement import BINS
 from brainsynth.evaluation.ssim import four_g_r_ssim, ms_ssim, pair_indices
-from brainsynth.evaluation.tissue_features import tissue_volumes
 from brainsynth.storage.reader import SyntheticDataset
 
 F64 = npt.NDArray[np.float64]
@@ -50,32 +49,24 @@ def fidelity(made_root: str, real_root: str) -> Fidelity:
     Raises:
         UserError: a set or a split has too few volumes.
     """
-    made = MeasuredSample.read(made_root)
-    held, train = (MeasuredSample.read(real_root, split) for split in ("validation", "train"))
+    train = MeasuredSample.read(real_root, "train")
+    held = MeasuredSample.read(real_root, "validation", usual_skew=train.mean_skew)
+    made = MeasuredSample.read(made_root, usual_skew=train.mean_skew)
     n = min(len(made), len(held), len(train))
     stacks = [sample.arrays["histogram"][:n].astype(np.float64) for sample in (made, held, train)]
     metric = "voxel intensity: Wasserstein-1 distance to training scans"
     found, remarks = feature_distances(made, held, train)
     found.append(_against(_intensity_distance, metric, "", *stacks, "lower"))
-    sides = _left_right(made, held, train)
+    sides = _left_right(made, held)
     if sides is None:
         remarks.append("Left and right: not judged, for the validation scans show no asymmetry of the training scans.")
     found += [*([sides] if sides else []), *_scalars(made, held, train, n)]
     return Fidelity(findings=found, remarks=remarks, made=made, held=held, train=train)
 
 
-def measured_volumes(sample: MeasuredSample) -> dict[str, F64]:
-    """Name → ml of each kept volume: tissues by soft tissue maps, and what a segmentation measured (NaN where it failed)."""
-    soft = tissue_volumes(sample.arrays["tissue"], sample.grid)
-    found = {f"{name.replace('_', ' ')} (tissue maps)": values for name, values in soft.items()}
-    for column in (str(c) for c in sample.table if str(c).endswith("_ml") and c not in sample.covariates):
-        found[column[:-3].replace("_", " ")] = sample.table[column].to_numpy(np.float64)
-    return found
-
-
 def _scalars(made: MeasuredSample, held: MeasuredSample, train: MeasuredSample, n: int) -> list[Finding]:
     """Sharpness, and the volume of each tissue and structure."""
-    columns = [measured_volumes(sample) for sample in (made, held, train)]
+    columns = [sample.volumes for sample in (made, held, train)]
     values = {f"{name} volume": [c[name] for c in columns] for name in columns[2] if all(name in c for c in columns)}
     values["sharpness (mean gradient)"] = [s.table["gradient"].to_numpy(np.float64) for s in (made, held, train)]
     out = []
@@ -90,18 +81,14 @@ def _scalars(made: MeasuredSample, held: MeasuredSample, train: MeasuredSample, 
     return out
 
 
-def _left_right(made: MeasuredSample, held: MeasuredSample, train: MeasuredSample) -> Finding | None:
+def _left_right(made: MeasuredSample, held: MeasuredSample) -> Finding | None:
     """Mean correlation of each volume's left-right difference with the training scans' mean one; a flip turns its sign.
 
     None where real scans have no asymmetry in common, for then nothing tells left from right.
     """
-    usual = train.arrays["skew"].mean(axis=0, dtype=np.float64)
     ends = []
     for sample in (made, held):
-        rows = sample.arrays["skew"].astype(np.float64)
-        lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(usual)
-        scores = rows @ usual / np.maximum(lengths, 1e-12)
-        interval = bootstrap_interval(np.mean, [scores], method="percentile")
+        interval = bootstrap_interval(np.mean, [sample.table[SIDES].to_numpy(np.float64)], method="percentile")
         ends.append([interval.value, interval.low, interval.high])
     if ends[1][1] <= 0:
         return None

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from brainsynth.evaluation.dataset_report import caption
-from brainsynth.evaluation.fidelity import Fidelity, measured_volumes
+from brainsynth.evaluation.fidelity import Fidelity
 from brainsynth.evaluation.trajectories import Trajectory
 from brainsynth.report import evaluation_figures, figures
 from brainsynth.report.html import Page
@@ -24,7 +24,7 @@ def distributions_section(page: Page, found: Fidelity) -> None:
     page.figure(evaluation_figures.intensities(shares), "voxel intensities")
     background = ", ".join(f"{name} {s[0]:.1%}" for name, s in shares.items())
     page.text(f"Voxels in the darkest bin, the background, are not drawn: {background}.", "note")
-    volumes = {name: measured_volumes(sample) for name, sample in sets.items()}
+    volumes = {name: sample.volumes for name, sample in sets.items()}
     drawn = {
         quantity: {name: volumes[name][quantity] for name in sets}
         for quantity in volumes["training scans"]
