@@ -1,6 +1,6 @@
 """Plants faults in real scans that stand in for generated ones, runs the whole evaluation on each, and prints Markdown.
 
-    python -m benchmarks.planted_faults [--data FOLDER] [--output FOLDER] [--steps 300]
+    python -m benchmarks.fidelity_faults [--data FOLDER] [--output FOLDER] [--steps 300] [--pairs 60]
 
 IXI at 4 mm: 80 people are the reference, the others stand in for a generated dataset, first as they are and then with one
 fault each. Then, for volumes 5 % too large: how often the evaluation's bias figure sees it, by n.
@@ -19,12 +19,12 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from scipy.ndimage import gaussian_filter
+from scipy.special import stdtrit
 
 from benchmarks.usefulness_stand_in import GRID, scans
 from brainsynth.config.evaluation import EvaluateConfig, FeatureConfig
 from brainsynth.config.schema import PrepareConfig, RuntimeConfig, SourceConfig
 from brainsynth.covariates import Covariate, CovariateSchema
-from brainsynth.evaluation.agreement import agreement
 from brainsynth.evaluation.covariate_ruler import CovariateRuler
 from brainsynth.evaluation.finding import Finding
 from brainsynth.evaluation.tissue_features import tissue_features
@@ -32,7 +32,7 @@ from brainsynth.executors import stages
 from brainsynth.executors.evaluate import evaluate
 from brainsynth.volume import resample
 
-REFERENCE = 80
+REFERENCE, DRAWS = 80, 1000
 LARGER = 1.05
 COLUMNS = {"ventricular_volume": "vent_ml", "brain_volume": "brain_ml"}
 SCHEMA = CovariateSchema(
@@ -94,7 +94,7 @@ def prepared(folder: Path, cohort: Cohort, fraction: float) -> str:
     return config.output
 
 
-def judged(dataset: str, reference: str, output: Path, measured: Path | None, steps: int) -> list[Finding]:
+def judged(dataset: str, reference: str, output: Path, measured: Path | None, steps: int, pairs: int) -> list[Finding]:
     """The verdicts; the reference's measurements and the embedder are those of an earlier evaluation, where given."""
     output.mkdir(parents=True)
     if measured is not None:
@@ -102,7 +102,7 @@ def judged(dataset: str, reference: str, output: Path, measured: Path | None, st
         for file in measured.glob("embedder-*.safetensors"):
             shutil.copy(file, output)
     config = EvaluateConfig(
-        dataset=dataset, reference=reference, output=str(output), pairs=60,
+        dataset=dataset, reference=reference, output=str(output), pairs=pairs,
         features=FeatureConfig(steps=steps), runtime=RuntimeConfig(workers=0),
     )  # fmt: skip
     return evaluate(config)
@@ -120,25 +120,24 @@ def line(fault: str, findings: list[Finding]) -> str:
 
 
 def detected(known: Cohort, made: Cohort, covariate: str, rng: np.random.Generator) -> list[str]:
-    """Share of draws of n stand-ins and n validation scans in which their bias intervals do not meet; 5 % against none."""
+    """Share of draws of n stand-ins and n validation scans whose bias intervals (Student's t) do not meet; 5 % and none."""
     column, lines = COLUMNS[covariate], []
     train, rest = np.arange(REFERENCE * 7 // 10), np.arange(REFERENCE * 7 // 10, REFERENCE)
     features = np.stack([tissue_features(v, GRID) for v in known[1]])
     truth = known[0][column].to_numpy(np.float64)
     groups = known[0]["participant_id"].to_numpy()
-    ruler = CovariateRuler.fit(features[train], truth[train], groups=groups[train], own_error=False)
+    ruler = CovariateRuler.fit(features[train], truth[train], groups=groups[train], kind="continuous", own_error=False)
     asked = made[0][column].to_numpy(np.float64)
-    own = ruler.predict(features[rest])
+    own = ruler.predict(features[rest]) - truth[rest]
     for name, volumes in (("as they are", made[1]), ("5 % too large", np.stack([larger(v) for v in made[1]]))):
-        found = ruler.predict(np.stack([tissue_features(v, GRID) for v in volumes]))
-        for n in (8, 12, 16, 24):
-            seen = 0
-            for _ in range(40):
-                a, b = rng.choice(len(asked), n, replace=False), rng.choice(len(rest), n, replace=False)
-                mine, theirs = agreement(found[a], asked[a]), agreement(own[b], truth[rest][b])
-                seen += mine.bias_low > theirs.bias_high or mine.bias_high < theirs.bias_low
-            bias = float(np.mean(found - asked))
-            lines.append(f"| {covariate} | {name} | {bias:+.1f} | {n} | {seen / 40:.2f} |")
+        wrong = ruler.predict(np.stack([tissue_features(v, GRID) for v in volumes])) - asked
+        told = f"| {covariate} | {name} | {wrong.mean():+.1f} ± {wrong.std(ddof=1):.1f} |"
+        for n in (8, 12, 16, 20, 24):
+            reach, seen = float(stdtrit(n - 1, 0.975)) / n**0.5, 0
+            for _ in range(DRAWS):
+                a, b = rng.choice(wrong, n, replace=False), rng.choice(own, n, replace=False)
+                seen += abs(a.mean() - b.mean()) > reach * (a.std(ddof=1) + b.std(ddof=1))
+            lines.append(f"{told} {n} | {seen / DRAWS:.2f} |")
     return lines
 
 
@@ -149,6 +148,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("BRAINSYNTH_DATA", beside)))
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--pairs", type=int, default=60)
     options = parser.parse_args()
     root = options.output or Path(tempfile.mkdtemp())
     table, volumes, _ = scans(options.data / "ixi_2mm")
@@ -166,7 +166,7 @@ def main() -> None:
     for number, (fault, change) in enumerate(FAULTS.items()):
         dataset = prepared(root / f"fault-{number}", change(made), 0.1)
         output = root / f"evaluation-{number}"
-        print(line(fault, judged(dataset, reference, output, first, options.steps)), flush=True)
+        print(line(fault, judged(dataset, reference, output, first, options.steps, options.pairs)), flush=True)
         first = first or output
 
 
