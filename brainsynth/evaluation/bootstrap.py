@@ -101,6 +101,7 @@ def jackknife_interval(
     groups: int = 20,
     level: float = 0.95,
     seed: int = 0,
+    least: float = -math.inf,
 ) -> ConfidenceInterval:
     """Interval of `statistic(*samples)`, independent samples, from leaving out one group of rows after the other.
 
@@ -116,6 +117,7 @@ def jackknife_interval(
         groups: of equal size (to one row) and random, at least 3; at most one per row.
         level: nominal coverage, in (0, 1).
         seed: of the groups.
+        least: what the statistic can never be below, where the interval ends; 0 for a distance.
     """
     arrays = [np.asarray(sample) for sample in samples]
     _check(arrays, False, level, 100)
@@ -132,7 +134,7 @@ def jackknife_interval(
     reach = float(stdtrit(smallest - 1, (1 + level) / 2)) * error
     return ConfidenceInterval(
         value=value,
-        low=value - reach,
+        low=max(value - reach, least),
         high=value + reach,
         standard_error=error,
         level=level,

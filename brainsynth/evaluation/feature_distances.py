@@ -6,6 +6,7 @@ generated volumes, against as many training scans. All but the kernel distance d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -81,7 +82,8 @@ def _frechet_limit(first: F32, second: F32) -> float:
 
 def _distance(name: str, statistic: Callable[..., float], sets: list[F32], groups: int = 20) -> Finding:
     """A distance of made and of held (the floor) from train."""
-    mine, floor = (jackknife_interval(statistic, [rows, sets[2]], groups=groups) for rows in sets[:2])
+    least = 0.0 if statistic is frechet_of_rows else -math.inf  # estimates without bias may be negative
+    mine, floor = (jackknife_interval(statistic, [rows, sets[2]], groups=groups, least=least) for rows in sets[:2])
     return finding(name, "", _ends(mine), len(sets[0]), _ends(floor), len(sets[1]), "lower")
 
 

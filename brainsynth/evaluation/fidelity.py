@@ -103,7 +103,7 @@ def _against(
     ends = []
     for values in (made, held):
         if better == "lower":
-            found = jackknife_interval(statistic, [values, train])
+            found = jackknife_interval(statistic, [values, train], least=0.0)
         else:
             found = bootstrap_interval(statistic, [values, train], method="percentile", resamples=500)
         ends.append([found.value, found.low, found.high])
