@@ -100,6 +100,11 @@ def covariate_rows(source: CovariateSource, bundle: BundleSpec) -> pd.DataFrame:
     rows = bundle.covariates.validate(table, path, allow_out_of_range=source.allow_extrapolation)
     if "sample_id" in table.columns:
         rows.insert(0, "sample_id", table["sample_id"].to_numpy())
+    if "noise_seed" in table.columns:
+        seeds = pd.to_numeric(table["noise_seed"], errors="coerce")
+        if not (np.isfinite(seeds) & (seeds >= 0) & (seeds % 1 == 0)).all():
+            raise UserError(f"covariates.table: {path}: noise_seed must be a whole number of 0 or more in every row")
+        rows.insert(0, "noise_seed", seeds.astype(int).to_numpy())
     return rows
 
 

@@ -131,7 +131,10 @@ def table_digest(samples: pd.DataFrame) -> str:
 def generation_samples(
     rows: pd.DataFrame, schema: CovariateSchema, base_seed: int, extrapolated: npt.NDArray[np.bool_]
 ) -> pd.DataFrame:
-    """The samples table of a generation plan: sample_id, seed, extrapolated, covariates. `rows` must be validated."""
+    """The samples table of a generation plan: sample_id, seed, extrapolated, covariates. `rows` must be validated.
+
+    A row's noise comes from its sample_id; where `rows` has `noise_seed`, rows of one number there share one noise.
+    """
     width = max(6, len(str(len(rows) - 1)))
     if "sample_id" in rows.columns:
         gone = np.flatnonzero(rows["sample_id"].isna())
@@ -146,7 +149,8 @@ def generation_samples(
     if ids.duplicated().any():
         raise UserError(f"sample_id must be unique; given twice: {', '.join(sorted(set(ids[ids.duplicated()]))[:5])}")
     samples = pd.DataFrame({"sample_id": ids.to_numpy()})
-    samples["seed"] = [seed_for(base_seed, sample_id) for sample_id in samples["sample_id"]]
+    names = [f"noise{int(s)}" for s in rows["noise_seed"]] if "noise_seed" in rows.columns else samples["sample_id"]
+    samples["seed"] = [seed_for(base_seed, name) for name in names]
     samples["extrapolated"] = extrapolated
     return pd.concat([samples, rows[list(schema.names)].reset_index(drop=True)], axis=1)
 

@@ -81,6 +81,14 @@ def test_seeds_do_not_depend_on_row_order_or_on_other_rows() -> None:
     assert (samples_of(rows, base_seed=1)["seed"].to_numpy() != samples.to_numpy()).all()
 
 
+def test_rows_of_one_noise_seed_share_their_noise_whatever_their_ids() -> None:
+    rows = rows_of(4, sample_id=["a", "b", "c", "d"], noise_seed=[0, 0, 1, 1])
+    seeds = samples_of(rows)["seed"].tolist()
+    assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
+    assert samples_of(rows, base_seed=1)["seed"].tolist() != seeds
+    assert "noise_seed" not in samples_of(rows)
+
+
 def test_rows_without_ids_get_them() -> None:
     samples = samples_of(rows_of(3, age=[20.0, 95.0, 30.0]))
     assert list(samples.columns) == ["sample_id", "seed", "extrapolated", "age", "sex"]

@@ -193,7 +193,8 @@ class CovariateSource:
     """The rows to generate: a table, or a draw from the bundle's covariate distribution."""
 
     table: str | None = None
-    """A table (.csv, .tsv or .parquet) with the model's covariates, and optionally `sample_id`."""
+    """A table (.csv, .tsv or .parquet) with the model's covariates, and optionally `sample_id` and `noise_seed` (whole
+    numbers; rows of one number start from one noise, so that only their covariates differ)."""
     draw: int | None = None
     """How many rows to draw instead."""
     draw_seed: int = 0

@@ -1,4 +1,4 @@
-"""Confidence intervals by the bootstrap (Efron & Tibshirani 1993), seeded, for any statistic of one or more samples.
+"""Confidence intervals by the bootstrap (Efron & Tibshirani 1993), seeded, for any statistic; and by the jackknife.
 
 The rows are what is drawn again, so they must be independent: subjects, or pairs of subjects, never voxels. A statistic
 that cannot be negative (a distance between distributions) has an interval above 0 even when nothing differs: read it
@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr, ndtri  # type: ignore[import-untyped]
+from scipy.special import ndtr, ndtri, stdtrit  # type: ignore[import-untyped]
 
 from brainsynth.errors import UserError
 from brainsynth.records import record
 
 Array = npt.NDArray[Any]
 F64 = npt.NDArray[np.float64]
-Method = Literal["bca", "percentile"]
+Method = Literal["bca", "percentile", "jackknife"]
 _JACKKNIFE_GROUPS = 1000
 
 
@@ -33,7 +33,7 @@ class ConfidenceInterval:
     low: float
     high: float
     standard_error: float
-    """Standard deviation over the resamples."""
+    """Standard deviation over the resamples, or the jackknife's."""
     level: float
     """Nominal coverage, in (0, 1)."""
     resamples: int
@@ -91,6 +91,55 @@ def bootstrap_interval(
         level=level,
         resamples=resamples,
         method=method,
+    )
+
+
+def jackknife_interval(
+    statistic: Callable[..., float],
+    samples: Sequence[npt.ArrayLike],
+    *,
+    groups: int = 20,
+    level: float = 0.95,
+    seed: int = 0,
+    least: float = -math.inf,
+) -> ConfidenceInterval:
+    """Interval of `statistic(*samples)`, independent samples, from leaving out one group of rows after the other.
+
+    For statistics whose bias depends on the number of different rows, such as distances between distributions: drawing rows
+    again makes doubles and moves the whole bootstrap distribution upwards, leaving out a few rows hardly moves it. The
+    variance is the sum over samples of (g - 1) / g Σ (θᵢ - θ̄)² (Shao & Tu 1995, section 2.3); the interval is
+    θ ± t(g - 1) times its root, the statistic's own bias included. Between samples of one distribution it is too wide (the
+    standard error of a Fréchet or kernel distance comes out 1.3 to 1.7 times too large), so a fault is not cried too soon.
+
+    Args:
+        statistic: takes one array per sample, returns one number; smooth in the rows.
+        samples: arrays, rows along axis 0, at least 3.
+        groups: of equal size (to one row) and random, at least 3; at most one per row.
+        level: nominal coverage, in (0, 1).
+        seed: of the groups.
+        least: what the statistic can never be below, where the interval ends; 0 for a distance.
+    """
+    arrays = [np.asarray(sample) for sample in samples]
+    _check(arrays, False, level, 100)
+    if groups < 3 or min(map(len, arrays)) < 3:
+        raise UserError(f"a jackknife needs 3 groups of rows, not {groups} of {[len(array) for array in arrays]} rows")
+    value, variance, rng = _finite(statistic(*arrays)), 0.0, np.random.default_rng(seed)
+    smallest = min(groups, *map(len, arrays))
+    for which, array in enumerate(arrays):
+        parts = np.array_split(rng.permutation(len(array)), smallest)
+        left = ([*arrays[:which], np.delete(array, part, axis=0), *arrays[which + 1 :]] for part in parts)
+        without = np.array([_finite(statistic(*some)) for some in left])
+        variance += (smallest - 1) / smallest * float(np.square(without - without.mean()).sum())
+    error = math.sqrt(variance)
+    reach = float(stdtrit(smallest - 1, (1 + level) / 2)) * error
+    return ConfidenceInterval(
+        value=value,
+        low=max(value - reach, least),
+        high=value + reach,
+        standard_error=error,
+        level=level,
+        resamples=smallest * len(arrays),
+        method="jackknife",
     )
 
 

@@ -103,7 +103,7 @@ def report_dataset(root: str, ruler: RulerConfig | None, bundle: str) -> Path | 
     )
     if len(chosen):
         table = dataset.table
-        captions = [_caption(table.iloc[i], dataset) for i in chosen]
+        captions = [caption(table.iloc[i], dataset) for i in chosen]
         page.figure(figures.gallery([dataset.volume(int(i)) for i in chosen], captions), "slices of generated volumes")
     page.heading("Rejected and failed rows")
     _rejects(page, subjects)
@@ -179,7 +179,8 @@ def _row(error: RulerError) -> list[object]:
     return [error.n, f"{error.r:.3f}", interval, f"{error.mae_ml:.2f}", f"{error.slope:.3f}", f"{error.bias_ml:+.2f}"]
 
 
-def _caption(row: pd.Series, dataset: SyntheticDataset) -> str:
+def caption(row: pd.Series, dataset: SyntheticDataset) -> str:
+    """The covariates of one line of a dataset's table, short enough to stand above a picture."""
     parts = []
     for name in dataset.covariates:
         value = row[name]

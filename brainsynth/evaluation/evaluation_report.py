@@ -1,4 +1,4 @@
-"""The page of an evaluation: the verdict table first, then scatter plots, distributions and slices."""
+"""The page of an evaluation: the verdict table first, then distributions, scatter plots, slices and trajectories."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import numpy as np
 import pandas as pd
 
 from brainsynth.evaluation.adherence import Scatter, measured_values
+from brainsynth.evaluation.fidelity import Fidelity
+from brainsynth.evaluation.fidelity_report import distributions_section, galleries_section, trajectories_section
 from brainsynth.evaluation.finding import Finding
+from brainsynth.evaluation.trajectories import Trajectory
 from brainsynth.evaluation.usefulness_report import usefulness_section
 from brainsynth.evaluation.usefulness_tasks import TaskResult
 from brainsynth.records import to_dict
@@ -18,7 +21,6 @@ from brainsynth.report.html import Page
 from brainsynth.storage.filesystem import Store
 from brainsynth.storage.reader import SyntheticDataset
 
-GALLERY = 12
 REPORT_KEY, NUMBERS_KEY, MEASURED_KEY = "report.html", "report.json", "measured.tsv"
 
 
@@ -29,6 +31,8 @@ def write_report(
     dataset: SyntheticDataset,
     facts: dict[str, Any],
     measured: pd.DataFrame,
+    fidelity: Fidelity,
+    trajectories: tuple[list[Trajectory], SyntheticDataset] | None,
     usefulness: list[TaskResult],
 ) -> None:
     """report.html, report.json and measured.tsv (one line per volume: asked, measured and every structure in ml).
@@ -44,8 +48,13 @@ def write_report(
     )
     page.heading("Verdicts")
     page.table(
-        ["metric", "value", "95 % CI", "n", "real scans", "95 % CI", "n", "verdict"], [_row(f) for f in findings]
+        ["metric", "value", "95 % CI", "n", "real scans", "their 95 % CI", "their n", "verdict"],
+        [_row(f) for f in findings],
+        marked={i for i, f in enumerate(findings) if not f.as_real},
     )
+    for remark in fidelity.remarks:
+        page.text(remark, "note")
+    distributions_section(page, fidelity)
     page.heading("Asked against measured on the image")
     for scatter in scatters:
         asked, found = np.array(scatter.asked), np.array(scatter.measured)
@@ -53,18 +62,21 @@ def write_report(
         if known.any():
             figure = figures.agreement(asked[known], found[known], scatter.covariate, scatter.unit or "category")
             page.figure(figure, f"{scatter.covariate}: asked against measured")
+    galleries_section(page, fidelity, dataset)
+    if trajectories is not None:
+        trajectories_section(page, *trajectories)
     usefulness_section(page, usefulness)
-    page.heading("Slices")
-    page.text("Evenly spaced through the dataset, nothing picked: sagittal, coronal and axial.", "note")
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, GALLERY).astype(int))
-    ids = dataset.sample_ids
-    page.figure(figures.gallery([dataset.volume(int(i)) for i in chosen], [ids[i] for i in chosen]), "slices")
     page.heading("What was measured, and with what")
     page.table(["", ""], list(facts.items()))
-    lines = [{**to_dict(f), "as_real": f.as_real} for f in findings]
     table = measured.merge(measured_values(scatters), how="left", on="sample_id")
     store.write(MEASURED_KEY, table.to_csv(sep="\t", index=False, na_rep="n/a").encode())
-    numbers = {"facts": facts, "findings": lines, "usefulness": [to_dict(task) for task in usefulness]}
+    numbers = {
+        "facts": facts,
+        "findings": [{**to_dict(f), "as_real": f.as_real} for f in findings],
+        "remarks": fidelity.remarks,
+        "trajectories": [to_dict(line) for line in trajectories[0]] if trajectories else [],
+        "usefulness": [to_dict(task) for task in usefulness],
+    }
     store.write(NUMBERS_KEY, (json.dumps(numbers, indent=1) + "\n").encode())
     store.write(REPORT_KEY, page.render().encode())
 

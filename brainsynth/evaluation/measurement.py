@@ -3,10 +3,10 @@
 A measurement has a plan, shards and commit records like any dataset, so measuring 100,000 volumes resumes, runs on every
 executor and is verified the same way; whoever judges reads kilobytes per volume, never the volumes again.
 
-Arrays: `histogram` (voxels per intensity bin over [0, 1]), `tissue` (`tissue_features`) and, where the usefulness test asks
-for labels, `ventricles` (1 where the segmentation finds them). Scalars, in each
-sample's `extra`: `gradient` (sharpness: mean absolute difference of neighbouring voxels), with a segmentation
-its `table_line`, and what the user's own functions find.
+Arrays: `histogram` (voxels per intensity bin over [0, 1]), `tissue` (`tissue_features`), `skew` (`left_right_difference`),
+with a feature network `features`, and, where the usefulness test asks for labels, `ventricles` (1 where the segmentation
+finds them). Scalars, in each sample's `extra`: `gradient` (sharpness: mean absolute difference of neighbouring voxels), with
+a segmentation its `table_line`, and what the user's own functions find.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import pandas as pd
 from brainsynth.config.evaluation import VENTRICLES, EvaluateConfig
 from brainsynth.config.schema import RuntimeConfig
 from brainsynth.errors import UserError
+from brainsynth.evaluation.feature_network import FeatureNetwork, features_of
 from brainsynth.evaluation.finding import LEAST
 from brainsynth.evaluation.own_rulers import call_functions, load_functions
 from brainsynth.evaluation.segmentation import VENTRICLES as VENTRICLE_NAMES
 from brainsynth.evaluation.segmentation import SegmentationRuler, table_line
-from brainsynth.evaluation.tissue_features import tissue_features
+from brainsynth.evaluation.tissue_features import left_right_difference, tissue_features
 from brainsynth.manifest import describe_sample
 from brainsynth.models.device import choose_device, describe, set_threads
 from brainsynth.models.segmenter import STRUCTURES
@@ -57,12 +58,18 @@ def open_volumes(uri: str, where: str, split: str | None = None) -> SyntheticDat
     return dataset
 
 
-def plan_measurement(config: EvaluateConfig, uri: str, where: str, name: str) -> Work:
+def plan_measurement(
+    config: EvaluateConfig, uri: str, where: str, name: str, network: FeatureNetwork | None = None
+) -> Work:
     """What measuring the volumes of one dataset will store. Raises UserError when dataset or weights are not there."""
     dataset = open_volumes(uri, where)
-    grid = read_plan(open_store(dataset.uri)).volume
-    length = len(tissue_features(dataset.volume(0), grid))
-    identity = {"instruments": ["histogram", "gradient", "tissue"]}
+    grid, first = read_plan(open_store(dataset.uri)).volume, dataset.volume(0)
+    lengths = {"histogram": BINS, "tissue": len(tissue_features(first, grid))}
+    lengths["skew"] = len(left_right_difference(first, grid))
+    identity: dict[str, Any] = {"instruments": ["histogram", "gradient", "tissue", "skew"]}
+    if network is not None:
+        lengths["features"] = network.width
+        identity["features"] = {"network": network.name, "sha256": network.sha256}
     if config.segmentation is not None:
         for key in ("segmenter", "stripper"):
             path = getattr(config.segmentation, key)
@@ -71,16 +78,16 @@ def plan_measurement(config: EvaluateConfig, uri: str, where: str, name: str) ->
         identity["precision"] = config.segmentation.precision
     if config.functions:
         identity["functions"] = config.functions
-    marks = []
+    arrays = [vector_array(name, length) for name, length in lengths.items()]
     if config.labels_ventricles:
         shape, names = grid.shape_xyz, ("subject", "x", "y", "z")
-        marks.append(
+        arrays.append(
             ArraySpec(name=VENTRICLES, sample_shape=shape, chunk_shape=shape, dimension_names=names, dtype="uint8")
         )
-    arrays = (vector_array("histogram", BINS), vector_array("tissue", length), *marks)
-    plan, samples = measured_plan(dataset, identity, arrays)
+    plan, samples = measured_plan(dataset, identity, tuple(arrays))
     root = resolve_uri(config.output.rstrip("/") + f"/{name}", "output")
-    return Work(root, plan, samples, MeasuredShards, {"plan": plan, "uri": dataset.uri, "config": config})
+    arguments = {"plan": plan, "uri": dataset.uri, "config": config, "network": network}
+    return Work(root, plan, samples, MeasuredShards, arguments)
 
 
 def measured_plan(
@@ -130,35 +137,43 @@ def vector_array(name: str, length: int) -> ArraySpec:
 class MeasuredShards:
     """Measures shards of volumes."""
 
-    def __init__(self, plan: Plan, uri: str, config: EvaluateConfig) -> None:
+    def __init__(self, plan: Plan, uri: str, config: EvaluateConfig, network: FeatureNetwork | None) -> None:
         self.plan, runtime = plan, config.runtime
         self.dataset = open_dataset(uri)
         self.ruler: SegmentationRuler | None = None
+        self.labels_ventricles = config.labels_ventricles
         set_threads(runtime.threads_per_worker, runtime.workers)
         self.device = choose_device(_uses_gpu(runtime))
         self.functions = load_functions(config.functions)
         if config.segmentation is not None:
             self.ruler = SegmentationRuler.load(config.segmentation, self.device)
+        self.network = network.load(self.device) if network is not None else None
 
     def make(self, shard: ShardSpec) -> Made:
         """Measure the volumes of one shard."""
         arrays = empty_arrays(self.plan, shard)
-        histograms, tissue, *marks = arrays
         records, ids = [], self.dataset.sample_ids
         for offset, row in enumerate(range(shard.start, shard.stop)):
-            volume = self.dataset.volume(row)
-            histograms[offset] = np.histogram(volume, bins=BINS, range=(0.0, 1.0))[0]
-            tissue[offset] = tissue_features(volume, self.plan.volume)
-            extra: dict[str, str | int | float] = {"gradient": gradient(volume)}
-            if self.ruler is not None:
-                volumes, labels, fine = self.ruler.measure_labelled(volume, self.plan.volume)
-                for mark in marks:
-                    mark[offset] = ventricle_mark(labels, fine, self.plan.volume)
-                found = table_line(volumes)
-                extra |= {k: v for k, v in found.items() if isinstance(v, str) or math.isfinite(v)}
-            extra |= call_functions(self.functions, volume, self.dataset.affine)
+            found, extra = self._measure(self.dataset.volume(row))
+            for array, values in zip(arrays, found, strict=True):
+                array[offset] = values
             records.append(describe_sample(ids[row], row, [array[offset] for array in arrays], extra))
         return Made(arrays, records, describe(self.device))
+
+    def _measure(self, volume: F32) -> tuple[list[npt.NDArray[Any]], dict[str, str | int | float]]:
+        """One volume's arrays, in the plan's order, and its scalars."""
+        grid = self.plan.volume
+        found = [np.histogram(volume, bins=BINS, range=(0.0, 1.0))[0], tissue_features(volume, grid)]
+        found.append(left_right_difference(volume, grid))
+        if self.network is not None:
+            found.append(features_of(self.network, volume, grid))
+        extra: dict[str, str | int | float] = {"gradient": gradient(volume)}
+        if self.ruler is not None:
+            volumes, labels, fine = self.ruler.measure_labelled(volume, grid)
+            if self.labels_ventricles:
+                found.append(ventricle_mark(labels, fine, grid))
+            extra |= {k: v for k, v in table_line(volumes).items() if isinstance(v, str) or math.isfinite(v)}
+        return found, extra | call_functions(self.functions, volume, self.dataset.affine)
 
 
 def _uses_gpu(runtime: RuntimeConfig) -> bool:
@@ -176,29 +191,52 @@ def gradient(volume: F32) -> float:
     return float(np.mean([np.abs(np.diff(volume, axis=axis)).mean() for axis in range(3)]))
 
 
-def measured_table(root: str) -> pd.DataFrame:
-    """One line per measured volume: what was planned (sample_id, split, subject, covariates, …) and every scalar found.
+def measured_shards(root: str, *names: str) -> Iterator[tuple[pd.DataFrame, dict[str, F32]]]:
+    """A shard at a time, in order: what was planned and every scalar found, and the rows of the named arrays.
 
-    Numbers that could not be measured are NaN. Volumes whose measurement failed are left out.
+    Table and arrays have one line per volume (sample_id, row, split, subject, covariates, …). Numbers that could not be
+    measured are NaN. Volumes whose measurement failed are left out.
     """
     store = open_store(root)
     plan = read_plan(store)
-    lines = []
-    for index in range(plan.num_shards):
-        lines += [{"row": s.row, **s.extra} for s in read_commit(store, plan, index).samples if s.status == "ok"]
-    found = pd.DataFrame(lines)
     planned = read_samples(store, plan)
-    return planned.iloc[found["row"]].reset_index(drop=True).join(found)
+    arrays = [array for array in plan.arrays if array.name in names]
+    for index in range(plan.num_shards):
+        shard = plan.shard(index)
+        good = [sample for sample in read_commit(store, plan, index).samples if sample.status == "ok"]
+        rows = np.array([sample.row for sample in good], np.intp)
+        found = pd.DataFrame([{"row": sample.row, **sample.extra} for sample in good])
+        table = planned.iloc[rows].reset_index(drop=True).join(found)
+        data = {a.name: decode_shard(plan, a, shard, store.read(shard_key(a, index))) for a in arrays}
+        yield table, {name: values[rows - shard.start] for name, values in data.items()}
+
+
+def measured_table(root: str) -> pd.DataFrame:
+    """The table of all measured volumes, as `measured_shards` has it."""
+    return pd.concat([table for table, _ in measured_shards(root)], ignore_index=True)
 
 
 def measured_blocks(root: str, name: str) -> Iterator[F32]:
     """(n, …) rows of one array, a shard at a time and in order, without the rows that failed."""
-    store = open_store(root)
-    plan = read_plan(store)
-    array = next(a for a in plan.arrays if a.name == name)
-    for index in range(plan.num_shards):
-        values = decode_shard(plan, array, plan.shard(index), store.read(shard_key(array, index)))
-        yield values[np.isfinite(values).reshape(len(values), -1).all(axis=1)]
+    return (arrays[name] for _, arrays in measured_shards(root, name))
+
+
+class Measured:
+    """The measurements of a dataset: its table and the matrix of tissue features, row by row."""
+
+    def __init__(self, root: str) -> None:
+        self.table = measured_table(root)
+        self.tissue = np.concatenate(list(measured_blocks(root, "tissue")))
+        assert len(self.table) == len(self.tissue)
+
+    def split(self, name: str) -> npt.NDArray[np.intp]:
+        """Rows of one split. Raises UserError when there are too few."""
+        if "split" not in self.table:
+            raise UserError("reference: it has no splits; give a cohort made by jobs/prepare_cohort.py")
+        rows = np.flatnonzero(self.table["split"] == name)
+        if len(rows) < LEAST:
+            raise UserError(f"reference: {len(rows)} measured scans in its {name} split; at least {LEAST} are needed")
+        return rows
 
 
 def measured_marks(root: str, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint8]:
@@ -212,25 +250,6 @@ def measured_marks(root: str, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray
         values = decode_shard(plan, array, shard, store.read(shard_key(array, shard.index)))
         found.append(values[rows[(rows >= shard.start) & (rows < shard.stop)] - shard.start])
     return np.concatenate(found)
-
-
-class Measured:
-    """The measurements of a dataset: its table and the matrix of tissue features, row by row."""
-
-    def __init__(self, root: str) -> None:
-        self.table = measured_table(root)
-        self.tissue = np.concatenate(list(measured_blocks(root, "tissue")))
-        self.histogram = np.concatenate(list(measured_blocks(root, "histogram"))).astype(np.float64)
-        assert len(self.table) == len(self.tissue) == len(self.histogram)
-
-    def split(self, name: str) -> npt.NDArray[np.intp]:
-        """Rows of one split. Raises UserError when there are too few."""
-        if "split" not in self.table:
-            raise UserError("reference: it has no splits; give a cohort made by jobs/prepare_cohort.py")
-        rows = np.flatnonzero(self.table["split"] == name)
-        if len(rows) < LEAST:
-            raise UserError(f"reference: {len(rows)} measured scans in its {name} split; at least {LEAST} are needed")
-        return rows
 
 
 def instruments_of(root: str) -> str:

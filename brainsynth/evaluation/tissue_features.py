@@ -48,6 +48,31 @@ def tissue_features(image: npt.NDArray[np.floating[Any]], grid: VolumeSpec) -> F
     return half
 
 
+def tissue_volumes(features: npt.NDArray[np.floating[Any]], grid: VolumeSpec) -> dict[str, npt.NDArray[np.float64]]:
+    """CSF, grey and white matter in ml, (N,) each, of (N, F) `tissue_features` on `grid`: soft shares times volume."""
+    counts = [n // size for n, size in zip(grid.shape_xyz, _block(grid), strict=True)]
+    half = (counts[0] + 1) // 2
+    # The features are means over left and right; where the number of blocks is odd, the midline has no partner.
+    sides = np.full(half, 2.0)
+    sides[-1] = 2.0 if counts[0] % 2 == 0 else 1.0
+    block_ml = float(np.prod(_block(grid)) * np.prod(grid.spacing_mm)) / 1000
+    shares = np.asarray(features, np.float64).reshape(-1, 3, half, counts[1] * counts[2]).sum(3)
+    ml = shares @ sides * block_ml
+    return dict(zip(("csf", "grey_matter", "white_matter"), ml.T, strict=True))
+
+
+def left_right_difference(image: npt.NDArray[np.floating[Any]], grid: VolumeSpec) -> F32:
+    """(A,) mean intensity of each 8 mm block minus that of its mirror block, one side only; a flip changes every sign.
+
+    Args:
+        image: (X, Y, Z) intensities; X runs across the midline, blocks are those of `tissue_features`.
+        grid: its grid.
+    """
+    blocks = _block_means(np.asarray(image, np.float32), grid)
+    difference: F32 = (blocks - blocks[::-1])[: blocks.shape[0] // 2].ravel()
+    return difference
+
+
 def _ramp(values: F32, ends: tuple[float, float]) -> F32:
     out: F32 = np.clip((values - np.float32(ends[0])) * np.float32(1 / (ends[1] - ends[0])), 0, 1)
     return out

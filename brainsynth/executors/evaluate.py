@@ -6,8 +6,9 @@ import logging
 
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.evaluation.adherence import check_rulers, measured_values
-from brainsynth.evaluation.assessment import assess, diversity
+from brainsynth.evaluation.assessment import assess
 from brainsynth.evaluation.evaluation_report import REPORT_KEY, write_report
+from brainsynth.evaluation.fidelity import diversity, fidelity
 from brainsynth.evaluation.finding import Finding
 from brainsynth.evaluation.measurement import (
     check_same_grid,
@@ -17,11 +18,15 @@ from brainsynth.evaluation.measurement import (
     plan_measurement,
 )
 from brainsynth.evaluation.own_rulers import load_functions
+from brainsynth.evaluation.trajectories import Trajectory, read_trajectories
 from brainsynth.evaluation.usefulness_tasks import check_usefulness, usefulness_findings, usefulness_results
 from brainsynth.executors.dataset import dry_run, make_dataset
+from brainsynth.executors.feature_network import feature_network
+from brainsynth.executors.trajectories import plan_trajectories
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store, resolve_uri
 from brainsynth.storage.quality import put_measured
+from brainsynth.storage.reader import SyntheticDataset
 from brainsynth.storage.work import Work
 
 log = logging.getLogger(__name__)
@@ -29,16 +34,18 @@ log = logging.getLogger(__name__)
 
 def evaluate(config: EvaluateConfig) -> list[Finding]:
     """Measurements of dataset and reference → report.html, report.json, measured.tsv. Returns the verdict table."""
-    works = _plan(config)
-    load_functions(config.functions)  # a mistake is told before anything is written
+    _plan(config, make=False)  # every mistake is told before an embedder is trained
+    load_functions(config.functions)
+    works = _plan(config, make=True)
     for work in works:
         make_dataset(work, config.runtime)
-    made, real = (work.root for work in works)
+    made, real = (work.root for work in works[:2])
     dataset = open_volumes(config.dataset, "dataset")
     reference = open_volumes(config.reference, "reference")
     store = open_store(resolve_uri(config.output, "output"))
     findings, scatters = assess(config, made, real)
-    findings += diversity(dataset, reference, config.pairs)
+    looks = fidelity(made, real)
+    findings += looks.findings + diversity(dataset, reference, config.pairs)
     usefulness = usefulness_results(config, made, real, dataset, reference, store)
     findings += usefulness_findings(usefulness)
     facts = {
@@ -46,8 +53,10 @@ def evaluate(config: EvaluateConfig) -> list[Finding]:
         "reference": f"{config.reference}, {len(reference)} real scans",
         "instruments": instruments_of(made),
         "rulers": "; ".join(f"{s.covariate}: {s.ruler}" for s in scatters),
+        "feature network": _network_fact(config, made),
     }
-    write_report(store, findings, scatters, dataset, facts, measured_table(made), usefulness)
+    trajectories = _trajectories(config, works[2].root, real) if config.trajectories else None
+    write_report(store, findings, scatters, dataset, facts, measured_table(made), looks, trajectories, usefulness)
     if config.publish and scatters:
         beside = {"reference": reference.manifest["shards_digest"], "instruments": facts["instruments"]}
         digest = dataset.manifest["shards_digest"]
@@ -65,18 +74,44 @@ def evaluate(config: EvaluateConfig) -> list[Finding]:
     return findings
 
 
+def _network_fact(config: EvaluateConfig, made: str) -> str:
+    """Which network gave the features, and whose weights those are."""
+    found = read_plan(open_store(made)).identity.get("features")
+    if found is None or config.features is None:
+        return "none"
+    given = config.features.medicalnet or config.features.embedder
+    whose = (
+        f"weights of {given}"
+        if given
+        else f"trained here on the reference's training split, {config.features.steps} steps"
+    )
+    return f"{found['network']}; {whose}; sha256 {found['sha256'][:16]}"
+
+
 def describe_evaluate(config: EvaluateConfig) -> str:
     """What evaluate would measure."""
-    return "\n".join(dry_run(work, config.runtime) for work in _plan(config))
+    return "\n".join(dry_run(work, config.runtime) for work in _plan(config, make=False))
 
 
-def _plan(config: EvaluateConfig) -> tuple[Work, Work]:
+def _plan(config: EvaluateConfig, make: bool) -> list[Work]:
+    """Measuring dataset and reference, then generating trajectories. With `make`, trains the embedder that is needed."""
     dataset, reference = open_volumes(config.dataset, "dataset"), open_volumes(config.reference, "reference")
     check_same_grid(dataset, reference)
     check_rulers(config, read_plan(open_store(dataset.uri)).covariates, config.dataset)
     counts = [len(open_volumes(config.reference, "reference", split=split)) for split in ("train", "validation")]
     check_usefulness(config, dataset, *counts)
-    return (
-        plan_measurement(config, config.dataset, "dataset", "measured-dataset"),
-        plan_measurement(config, config.reference, "reference", "measured-reference"),
-    )
+    network = feature_network(config, make)
+    works = [
+        plan_measurement(config, config.dataset, "dataset", "measured-dataset", network),
+        plan_measurement(config, config.reference, "reference", "measured-reference", network),
+    ]
+    return [*works, plan_trajectories(config, config.trajectories)] if config.trajectories else works
+
+
+def _trajectories(config: EvaluateConfig, root: str, real: str) -> tuple[list[Trajectory], SyntheticDataset]:
+    """Measure the generated trajectories with the dataset's rulers, and read them back."""
+    assert config.trajectories is not None
+    work = plan_measurement(config, root, "trajectories", "measured-trajectories")
+    make_dataset(work, config.runtime)
+    volumes = open_volumes(root, "trajectories")
+    return read_trajectories(config, config.trajectories, work.root, real, volumes), volumes

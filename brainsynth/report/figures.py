@@ -27,7 +27,7 @@ def data_uri(figure: Figure) -> str:
 def gallery(volumes: Sequence[Volume], captions: Sequence[str], columns: int = 4) -> Figure:
     """Sagittal, coronal and axial slices of each volume, with its covariates."""
     rows = -(-len(volumes) // columns)
-    figure = Figure(figsize=(4.2 * columns, 1.75 * rows))
+    figure = Figure(figsize=(4.2 * columns, (1.75 if not any("\n" in c for c in captions) else 2.1) * rows))
     axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
     for axis in axes:
         axis.axis("off")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from matplotlib.figure import Figure
 
 from brainsynth.report.figures import data_uri
 
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""A browser that honours it fetches nothing and runs nothing, whatever the page's text holds."""
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1180px;margin:2rem auto;padding:0 1rem;color:#1a202c}
 h1{font-size:1.6rem;margin-bottom:.2rem} h2{font-size:1.15rem;margin-top:2rem;border-bottom:1px solid #e2e8f0}
 table{border-collapse:collapse;font-size:.88rem} td,th{padding:.25rem .8rem .25rem 0;text-align:left;vertical-align:top}
 th{color:#4a5568;font-weight:600} img{max-width:100%;height:auto} .note{color:#4a5568;font-size:.9rem}
+.bad td{background:#fffaf0} .bad td:last-child{color:#c05621;font-weight:600}
 .warning{background:#fffaf0;border-left:4px solid #dd6b20;padding:.5rem .8rem} code{background:#edf2f7;padding:0 .25rem}
 """
 
@@ -36,10 +39,15 @@ class Page:
         """A paragraph; `note` and `warning` have their own look."""
         self._parts.append(f'<p class="{kind}">{html.escape(text)}</p>')
 
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """A table of plain values."""
+    def table(
+        self, header: Sequence[str], rows: Sequence[Sequence[object]], marked: Collection[int] = frozenset()
+    ) -> None:
+        """A table of plain values; rows whose numbers are `marked` stand out."""
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in rows)
+        body = ""
+        for number, row in enumerate(rows):
+            cells = "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row)
+            body += ('<tr class="bad">' if number in marked else "<tr>") + cells + "</tr>"
         self._parts.append(f"<table><tr>{head}</tr>{body}</table>")
 
     def figure(self, figure: Figure, alternative: str) -> None:
@@ -50,5 +58,6 @@ class Page:
         """The whole page."""
         return (
             f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(self.title)}</title>'
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
             f"<style>{_STYLE}</style><body>{''.join(self._parts)}</body></html>\n"
         )

@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 
 from brainsynth.errors import UserError
-from brainsynth.evaluation.bootstrap import bootstrap_interval, mean_difference
+from brainsynth.evaluation.bootstrap import bootstrap_interval, jackknife_interval, mean_difference
+from brainsynth.evaluation.frechet import GaussianStats, frechet_distance
 
 
 def test_a_normal_mean_has_the_textbook_interval():
@@ -105,3 +106,32 @@ def test_what_has_no_interval_is_refused():
         bootstrap_interval(np.mean, [x], level=95)
     with pytest.raises(UserError, match="statistic is nan"):
         bootstrap_interval(np.mean, [np.array([1.0, np.nan])])
+
+
+def test_the_jackknife_of_a_mean_is_the_textbook_standard_error():
+    """Leaving out one row at a time: exactly s / √n, and for a difference of means the root of both squares."""
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(3, 2, 40), rng.normal(1, 1, 40)
+    found = jackknife_interval(np.mean, [x], groups=40)
+    assert found.standard_error == pytest.approx(x.std(ddof=1) / 40**0.5, rel=1e-9)
+    assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, 39) * found.standard_error, rel=1e-9)
+    both = jackknife_interval(mean_difference, [x, y], groups=40)
+    assert both.standard_error == pytest.approx(((x.var(ddof=1) + y.var(ddof=1)) / 40) ** 0.5, rel=1e-9)
+
+
+def test_the_jackknife_of_a_distance_is_near_its_spread_over_samples_and_never_below():
+    def draw(seed: int) -> list[np.ndarray]:
+        rng = np.random.default_rng(seed)
+        return [rng.normal(0, 1, (60, 4)), rng.normal(0.4, 1.3, (60, 4))]
+
+    def distance(a: np.ndarray, b: np.ndarray) -> float:
+        return frechet_distance(GaussianStats.of(a), GaussianStats.of(b))
+
+    spread = np.std([distance(*draw(seed)) for seed in range(200)])
+    errors = [jackknife_interval(distance, draw(seed)).standard_error for seed in range(20)]
+    assert 0.9 * spread < np.mean(errors) < 1.6 * spread
+
+
+def test_the_jackknife_refuses_too_few_rows():
+    with pytest.raises(UserError, match="3 groups of rows"):
+        jackknife_interval(np.mean, [np.arange(2.0)])

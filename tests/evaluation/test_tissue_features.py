@@ -7,7 +7,7 @@ import pytest
 
 from brainsynth.cohort.phantom import make_phantom, phantom_grid
 from brainsynth.errors import UserError
-from brainsynth.evaluation.tissue_features import tissue_features
+from brainsynth.evaluation.tissue_features import left_right_difference, tissue_features, tissue_volumes
 from brainsynth.volume import VolumeSpec
 
 GRID = phantom_grid(4.0, (40, 52, 40))
@@ -82,3 +82,25 @@ def test_what_cannot_be_measured_is_refused(brain: np.ndarray) -> None:
         spoilt[0, 0, 0] = bad
         with pytest.raises(ValueError, match="NaN"):
             tissue_features(spoilt, GRID)
+
+
+@pytest.mark.parametrize("blocks", [4, 5])
+def test_tissue_volumes_are_the_shares_times_the_space(blocks: int) -> None:
+    """White matter in all of a box but one slab of 8 mm, with an even and an odd number of blocks across the midline."""
+    grid = VolumeSpec(shape_xyz=(4 * blocks, 32, 32), spacing_mm=(2.0, 2.0, 2.0), origin_mm=(0, 0, 0))
+    shares = np.zeros((3, blocks, 8, 8), np.float32)
+    shares[2] = 1.0
+    shares[2, :, 0] = 0.0
+    shares[0, :, 0] = 0.5
+    half = ((shares + shares[:, ::-1]) / 2)[:, : (blocks + 1) // 2]
+    found = tissue_volumes(np.stack([half.ravel(), 0 * half.ravel()]), grid)
+    assert found["white_matter"] == pytest.approx([blocks * 7 * 8 * 0.512, 0])
+    assert found["csf"] == pytest.approx([blocks * 8 * 0.512 / 2, 0])
+    assert found["grey_matter"] == pytest.approx([0, 0])
+
+
+def test_a_flip_turns_the_sign_of_the_left_right_difference(brain: np.ndarray) -> None:
+    found = left_right_difference(brain, GRID)
+    np.testing.assert_allclose(left_right_difference(brain[::-1], GRID), -found, atol=1e-6)
+    assert np.abs(found).max() > 0.01
+    assert np.abs(left_right_difference(brain + brain[::-1], GRID)).max() < 1e-6

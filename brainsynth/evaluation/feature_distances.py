@@ -1,0 +1,117 @@
+"""Fréchet and kernel distance, precision, recall, density and coverage of a measured dataset, beside the real floor.
+
+The yardstick of each is the same figure between real people and real people at the same n: as many validation scans as
+generated volumes, against as many training scans. All but the kernel distance depend on n.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import binomtest  # type: ignore[import-untyped]
+
+from brainsynth.errors import UserError
+from brainsynth.evaluation.bootstrap import ConfidenceInterval, bootstrap_interval, jackknife_interval
+from brainsynth.evaluation.finding import LEAST, Finding, finding
+from brainsynth.evaluation.frechet import GaussianStats, frechet_distance, frechet_distance_infinity, squared_mmd
+from brainsynth.evaluation.manifold import manifold_membership
+from brainsynth.evaluation.measured_sample import MeasuredSample
+
+F32 = npt.NDArray[np.float32]
+PAIRWISE = 2000
+"""Rows a set at most where all pairs of rows are looked at."""
+NEIGHBOURS = 5
+_LIMIT_GROUPS, _LIMIT_POINTS = 10, 7
+
+
+def feature_distances(
+    made: MeasuredSample, held: MeasuredSample, train: MeasuredSample
+) -> tuple[list[Finding], list[str]]:
+    """Verdicts, and remarks on what is not judged; nothing of either without features.
+
+    Intervals of the distances are the jackknife's; those of precision, recall and coverage are Wilson's and that of
+    density the bootstrap's, over the rows that are counted, with the manifolds as they are.
+    """
+    if made.stats is None or train.stats is None:
+        return [], ["No feature network was asked for: no Fréchet or kernel distance, precision or recall."]
+    n = min(len(made), len(held), len(train))
+    sets = [sample.arrays["features"][:n] for sample in (made, held, train)]
+    few = [rows[:PAIRWISE] for rows in sets]
+    out = [
+        _distance("Fréchet distance to training scans", frechet_of_rows, sets),
+        _distance("kernel distance (KID) to training scans", squared_mmd, few),
+        *_manifolds(few),
+    ]
+    remarks = [
+        f"Fréchet distance of all {made.count} generated volumes from all {train.count} training scans: "
+        f"{frechet_distance(made.stats, train.stats):.4g} (not judged: it falls with n, and no real scans are so many)."
+    ]
+    width = sets[0].shape[1]
+    if n >= 5 * width:  # a jackknife group less must leave the 4 rows a feature that the extrapolation needs
+        name = "Fréchet distance extrapolated to infinite n"
+        out.insert(1, _distance(name, _frechet_limit, sets, groups=_LIMIT_GROUPS))
+    else:
+        remarks.append(
+            f"Fréchet distance for infinite n: not given. It needs {5 * width} rows in each set for {width} features; there "
+            f"are {made.count} generated, {train.count} training and {held.count} validation volumes. The kernel distance "
+            "has no bias at any n."
+        )
+    return out, remarks
+
+
+def frechet_of_rows(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
+    """Fréchet distance of two (n, d) sets of features; exact and quick also where d is far above n.
+
+    Rows and their means lie in a space of n + m dimensions at most, and turning it changes no distance.
+    """
+    x, y = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if len(x) + len(y) < x.shape[1]:
+        both = np.concatenate([x, y])
+        centre = both.mean(axis=0)
+        basis = np.linalg.qr((both - centre).T)[0]
+        x, y = (x - centre) @ basis, (y - centre) @ basis
+    return frechet_distance(GaussianStats.of(x), GaussianStats.of(y))
+
+
+def _frechet_limit(first: F32, second: F32) -> float:
+    return frechet_distance_infinity(first, second, points=_LIMIT_POINTS).value
+
+
+def _distance(name: str, statistic: Callable[..., float], sets: list[F32], groups: int = 20) -> Finding:
+    """A distance of made and of held (the floor) from train."""
+    least = 0.0 if statistic is frechet_of_rows else -math.inf  # estimates without bias may be negative
+    mine, floor = (jackknife_interval(statistic, [rows, sets[2]], groups=groups, least=least) for rows in sets[:2])
+    return finding(name, "", _ends(mine), len(sets[0]), _ends(floor), len(sets[1]), "lower")
+
+
+def _manifolds(sets: list[F32]) -> list[Finding]:
+    """Precision, recall, density and coverage with k = 5."""
+    if min(map(len, sets)) < max(LEAST, NEIGHBOURS + 1):
+        raise UserError(f"precision and recall need more than {NEIGHBOURS} rows in each set")
+    found = [manifold_membership(sets[2], rows, k=NEIGHBOURS) for rows in sets[:2]]
+    shares = {
+        "precision": [m.generated_realistic for m in found],
+        "recall": [m.reference_reached for m in found],
+        "coverage": [m.reference_covered for m in found],
+    }
+    n = [len(rows) for rows in sets[:2]]
+    out = []
+    for name, flags in shares.items():
+        mine, floor = (_share(values) for values in flags)
+        out.append(finding(f"{name} (k = {NEIGHBOURS})", "", mine, n[0], floor, n[1], "higher"))
+    balls = [bootstrap_interval(np.mean, [m.real_balls / m.k], method="percentile") for m in found]
+    density = finding(f"density (k = {NEIGHBOURS})", "", _ends(balls[0]), n[0], _ends(balls[1]), n[1], "equal")
+    return [*out, density]
+
+
+def _share(flags: npt.NDArray[np.bool_]) -> list[float]:
+    """A share with Wilson's interval, which has a width also at 0 and 1."""
+    ends = binomtest(int(flags.sum()), len(flags)).proportion_ci(method="wilson")
+    return [float(flags.mean()), float(ends.low), float(ends.high)]
+
+
+def _ends(found: ConfidenceInterval) -> list[float]:
+    return [found.value, found.low, found.high]

@@ -1,0 +1,145 @@
+"""Does a measured dataset look like real scans, and is it as diverse: each figure beside the real-against-real floor.
+
+The floor is the same figure of the validation scans against the training scans. Figures that depend on n (all distances)
+are taken at one n throughout: as many generated volumes, validation scans and training scans, drawn at random; Cohen's d
+and the left-right figure, which do not, use all that is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from brainsynth.evaluation.bootstrap import bootstrap_interval, jackknife_interval
+from brainsynth.evaluation.distributions import cohens_d, wasserstein_distance
+from brainsynth.evaluation.feature_distances import feature_distances
+from brainsynth.evaluation.finding import LEAST, Finding, finding
+from brainsynth.evaluation.measured_sample import SIDES, MeasuredSample
+from brainsynth.evaluation.measurement import BINS
+from brainsynth.evaluation.ssim import four_g_r_ssim, ms_ssim, pair_indices
+from brainsynth.storage.reader import SyntheticDataset
+
+F64 = npt.NDArray[np.float64]
+Better = Literal["higher", "lower", "equal"]
+_WINDOW, _MAX_SCALES = 7, 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fidelity:
+    """Verdicts, and what they were found on, for the figures of a report."""
+
+    findings: list[Finding]
+    remarks: list[str]
+    """What is not judged, and why."""
+    made: MeasuredSample
+    held: MeasuredSample
+    """Validation scans: the floor."""
+    train: MeasuredSample
+
+
+def fidelity(made_root: str, real_root: str) -> Fidelity:
+    """Distances of a measured dataset from the training scans, beside those of the validation scans from them.
+
+    Memory does not grow with the number of volumes: `MeasuredSample` has what is kept.
+
+    Raises:
+        UserError: a set or a split has too few volumes.
+    """
+    train = MeasuredSample.read(real_root, "train")
+    held = MeasuredSample.read(real_root, "validation", usual_skew=train.mean_skew)
+    made = MeasuredSample.read(made_root, usual_skew=train.mean_skew)
+    n = min(len(made), len(held), len(train))
+    stacks = [sample.arrays["histogram"][:n].astype(np.float64) for sample in (made, held, train)]
+    metric = "voxel intensity: Wasserstein-1 distance to training scans"
+    found, remarks = feature_distances(made, held, train)
+    found.append(_against(_intensity_distance, metric, "", *stacks, "lower"))
+    sides = _left_right(made, held)
+    if sides is None:
+        remarks.append("Left and right: not judged, for the validation scans show no asymmetry of the training scans.")
+    found += [*([sides] if sides else []), *_scalars(made, held, train, n)]
+    return Fidelity(findings=found, remarks=remarks, made=made, held=held, train=train)
+
+
+def _scalars(made: MeasuredSample, held: MeasuredSample, train: MeasuredSample, n: int) -> list[Finding]:
+    """Sharpness, and the volume of each tissue and structure."""
+    columns = [sample.volumes for sample in (made, held, train)]
+    values = {f"{name} volume": [c[name] for c in columns] for name in columns[2] if all(name in c for c in columns)}
+    values["sharpness (mean gradient)"] = [s.table["gradient"].to_numpy(np.float64) for s in (made, held, train)]
+    out = []
+    for what, sets in values.items():
+        known = [v[np.isfinite(v)] for v in sets]
+        if min(map(len, known)) < LEAST or any(np.ptp(v) == 0 for v in known[1:]):
+            continue
+        out.append(_against(cohens_d, f"{what}: Cohen's d from training scans", "", *known, "equal"))
+        if what.endswith("volume"):
+            metric = f"{what}: Wasserstein-1 distance to training scans"
+            out.append(_against(wasserstein_distance, metric, "ml", *(v[:n] for v in known), "lower"))
+    return out
+
+
+def _left_right(made: MeasuredSample, held: MeasuredSample) -> Finding | None:
+    """Mean correlation of each volume's left-right difference with the training scans' mean one; a flip turns its sign.
+
+    None where real scans have no asymmetry in common, for then nothing tells left from right.
+    """
+    ends = []
+    for sample in (made, held):
+        interval = bootstrap_interval(np.mean, [sample.table[SIDES].to_numpy(np.float64)], method="percentile")
+        ends.append([interval.value, interval.low, interval.high])
+    if ends[1][1] <= 0:
+        return None
+    metric = "left-right: correlation with the training scans' mean asymmetry"
+    return finding(metric, "", ends[0], len(made), ends[1], len(held), "higher")
+
+
+def _against(
+    statistic: Callable[[Any, Any], float], metric: str, unit: str, made: F64, held: F64, train: F64, better: Better
+) -> Finding:
+    """A figure of made and of held (the floor) against train. Distances, "lower", have the jackknife's interval."""
+    ends = []
+    for values in (made, held):
+        if better == "lower":
+            found = jackknife_interval(statistic, [values, train], least=0.0)
+        else:
+            found = bootstrap_interval(statistic, [values, train], method="percentile", resamples=500)
+        ends.append([found.value, found.low, found.high])
+    return finding(metric, unit, ends[0], len(made), ends[1], len(held), better)
+
+
+def _intensity_distance(first: F64, second: F64) -> float:
+    """Wasserstein-1 distance of two stacks of (N, BINS) histograms over [0, 1], all volumes of a stack together."""
+    gap = np.cumsum(first.sum(0) / first.sum() - second.sum(0) / second.sum())
+    return float(np.abs(gap).sum() / BINS)
+
+
+def diversity(made: SyntheticDataset, real: SyntheticDataset, pairs: int) -> list[Finding]:
+    """MS-SSIM and 4-G-R-SSIM of random pairs of the dataset, beside as many random pairs of real scans."""
+    side = min(made.volume(0).shape)
+    scales = max((s for s in range(1, _MAX_SCALES + 1) if _WINDOW * 2 ** (s - 1) <= side), default=0)
+    if not scales:
+        return []
+    names = (f"MS-SSIM of random pairs ({scales} scales, window {_WINDOW})", "4-G-R-SSIM of random pairs")
+    count = min(pairs, *(len(dataset) * (len(dataset) - 1) // 2 for dataset in (made, real)))
+    scores = [_pair_scores(dataset, count, scales) for dataset in (made, real)]
+    out = []
+    for column, name in enumerate(names):
+        ends = []
+        for values in scores:
+            found = bootstrap_interval(np.mean, [values[:, column]], method="percentile")
+            ends.append([found.value, found.low, found.high])
+        out.append(finding(name, "", ends[0], count, ends[1], count, "equal"))
+    return out
+
+
+def _pair_scores(dataset: SyntheticDataset, count: int, scales: int) -> F64:
+    scores = []
+    for i, j in pair_indices(len(dataset), count, seed=0):
+        first, second = dataset.volume(int(i)), dataset.volume(int(j))
+        scores.append(
+            [float(ms_ssim(first, second, window=_WINDOW, scales=scales)), float(four_g_r_ssim(first, second))]
+        )
+    return np.array(scores)

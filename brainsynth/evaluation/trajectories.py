@@ -1,0 +1,103 @@
+"""What one covariate does to one brain: volumes of one noise in which it alone moves, and what a ruler reads on them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from brainsynth.bundle import BundleSpec
+from brainsynth.config.evaluation import EvaluateConfig, TrajectoryConfig
+from brainsynth.errors import UserError
+from brainsynth.evaluation.adherence import adherence
+from brainsynth.evaluation.measurement import Measured
+from brainsynth.records import record
+from brainsynth.storage.commit import read_plan
+from brainsynth.storage.filesystem import open_store
+from brainsynth.storage.reader import SyntheticDataset
+
+F64 = npt.NDArray[np.float64]
+LOW, HIGH = 0.05, 0.95
+"""Quantiles of the training distribution between which a covariate moves."""
+
+
+@record
+class Trajectory:
+    """One covariate over the points of every noise."""
+
+    covariate: str
+    unit: str
+    sample_ids: tuple[tuple[str, ...], ...]
+    """(seeds, points)"""
+    asked: tuple[float, ...]
+    """(points,) ascending."""
+    measured: tuple[tuple[float, ...], ...] | None
+    """(seeds, points) in the unit; None where there is no ruler."""
+
+
+def trajectory_rows(config: TrajectoryConfig, bundle: BundleSpec) -> pd.DataFrame:
+    """The table to generate: `sample_id`, `noise_seed` and every covariate.
+
+    All others stay at their median in training; categories at the first one.
+
+    Raises:
+        UserError: a covariate to move is none of the model's, or is no number.
+    """
+    continuous = [c.name for c in bundle.covariates.covariates if c.kind == "continuous"]
+    wrong = [name for name in config.covariates if name not in continuous]
+    if wrong:
+        raise UserError(
+            f"trajectories.covariates: {', '.join(wrong)} is none of the model's numbers, {', '.join(continuous)}"
+        )
+    usual = {
+        c.name: bundle.distribution.quantile(c.name, 0.5) if c.kind == "continuous" else c.categories[0]
+        for c in bundle.covariates.covariates
+    }
+    rows = []
+    for name in config.covariates:
+        ends = (bundle.distribution.quantile(name, q) for q in (LOW, HIGH))
+        for point, value in enumerate(np.linspace(*ends, config.points)):
+            for seed in range(config.seeds):
+                rows.append({"sample_id": _id(name, seed, point), "noise_seed": seed, **usual, name: float(value)})
+    return pd.DataFrame(rows)
+
+
+def read_trajectories(
+    config: EvaluateConfig, options: TrajectoryConfig, made_root: str, real_root: str, dataset: SyntheticDataset
+) -> list[Trajectory]:
+    """Asked and measured values of the generated trajectories, with the rulers that judge the dataset."""
+    made, real = Measured(made_root), Measured(real_root)
+    schema = read_plan(open_store(made_root)).covariates
+    known = dataset.table.set_index("sample_id")
+    out = []
+    for covariate in (c for c in schema.covariates if c.name in options.covariates):
+        name = covariate.name
+        ids = [[_id(name, seed, point) for point in range(options.points)] for seed in range(options.seeds)]
+        flat = [i for line in ids for i in line]
+        lost = [i for i in flat if i not in known.index]
+        if lost:
+            raise UserError(f"trajectories: {', '.join(lost[:5])} could not be made; see its dataset's manifest")
+        part = copy.copy(made)
+        rows = np.flatnonzero(made.table["sample_id"].isin(flat))
+        part.table, part.tissue = made.table.iloc[rows].reset_index(drop=True), made.tissue[rows]
+        one = dataclasses.replace(schema, covariates=(covariate,))
+        _, scatters = adherence(config, one, part, real, real.split("train"), real.split("validation"))
+        found = dict(zip(scatters[0].sample_ids, scatters[0].measured, strict=True)) if scatters else None
+        out.append(
+            Trajectory(
+                covariate=name,
+                unit=covariate.unit,
+                sample_ids=tuple(map(tuple, ids)),
+                asked=tuple(float(known.loc[i, name]) for i in ids[0]),
+                measured=tuple(tuple(found.get(i, float("nan")) for i in line) for line in ids) if found else None,
+            )
+        )
+    return out
+
+
+def _id(name: str, seed: int, point: int) -> str:
+    return f"{re.sub('[^A-Za-z0-9]', '', name)[:40]}seed{seed}point{point:02d}"

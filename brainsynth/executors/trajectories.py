@@ -1,0 +1,40 @@
+"""Makes the volumes of an evaluation's trajectories by the ordinary line, as a small dataset in the evaluation's output."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from brainsynth.config.evaluation import EvaluateConfig, TrajectoryConfig
+from brainsynth.config.schema import CovariateSource, GenerateConfig
+from brainsynth.errors import UserError
+from brainsynth.evaluation.trajectories import trajectory_rows
+from brainsynth.generate import plan_generation
+from brainsynth.models.weights import read_bundle
+from brainsynth.storage.commit import read_plan
+from brainsynth.storage.filesystem import local_folder, open_store
+from brainsynth.storage.work import Work
+
+FOLDER = "trajectories"
+
+
+def plan_trajectories(config: EvaluateConfig, options: TrajectoryConfig) -> Work:
+    """The generation of the trajectories' volumes. Raises UserError on a bundle of another grid, or as `plan_generation`."""
+    bundle = read_bundle(local_folder(options.bundle, "trajectories.bundle"))
+    reference = read_plan(open_store(config.reference)).volume
+    if bundle.volume.shape_xyz != reference.shape_xyz or (bundle.volume.affine != reference.affine).any():
+        raise UserError(f"trajectories.bundle: {options.bundle} makes volumes on another grid than {config.reference}")
+    with tempfile.TemporaryDirectory() as scratch:
+        table = Path(scratch) / "trajectories.csv"
+        trajectory_rows(options, bundle).to_csv(table, index=False)
+        return plan_generation(
+            GenerateConfig(
+                bundle=options.bundle,
+                output=f"{config.output.rstrip('/')}/{FOLDER}",
+                covariates=CovariateSource(table=str(table), allow_extrapolation=True),
+                sampler=options.sampler,
+                precision=options.precision,
+                samples_per_shard=options.seeds,
+                runtime=config.runtime,
+            )
+        )
