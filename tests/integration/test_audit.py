@@ -137,7 +137,8 @@ def test_planted_copies_fail_and_name_the_right_people(world: World, planted: tu
     page = (output / "report.html").read_text()
     assert "contains real scans: not for publication" in page
     assert page.count("<img") == 3
-    assert "http" not in page
+    assert "http://" not in page
+    assert "https://" not in page
 
 
 def test_a_second_run_makes_only_what_is_missing(planted: tuple[int, Path]) -> None:
