@@ -130,7 +130,7 @@ def test_sound_volumes_pass_and_are_reported(cohorts: tuple[Path, Path, str]) ->
     output = cohorts[0] / "sound-evaluation"
     page = (output / "report.html").read_text()
     assert page.count("<img") >= 4
-    assert "http" not in page
+    assert "://" not in page
     numbers = json.loads((output / "report.json").read_text())
     assert {line["metric"] for line in numbers["findings"]} == set(found)
     measured = pd.read_csv(output / "measured.tsv", sep="\t")
