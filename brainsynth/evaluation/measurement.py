@@ -23,11 +23,11 @@ from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.config.schema import RuntimeConfig
 from brainsynth.errors import UserError
 from brainsynth.evaluation.segmentation import SegmentationRuler, table_line
-from brainsynth.evaluation.tissue_features import tissue_features
 from brainsynth.manifest import describe_sample
 from brainsynth.models.device import choose_device, describe, set_threads
 from brainsynth.models.weights import file_sha256
 from brainsynth.plan import ArraySpec, Plan, ShardSpec, table_digest
+from brainsynth.quality.tissue_features import tissue_features
 from brainsynth.storage.arrays import decode_shard, empty_arrays, shard_key
 from brainsynth.storage.commit import read_commit, read_plan, read_samples
 from brainsynth.storage.filesystem import open_store, resolve_uri
