@@ -22,6 +22,8 @@ import numpy.typing as npt
 from brainsynth.errors import UserError
 from brainsynth.quality.gate_features import F64, Measured, measure
 from brainsynth.quality.gate_maps import CoarseMaps
+from brainsynth.quality.linear_ruler import LinearRuler
+from brainsynth.quality.tissue_features import tissue_features
 from brainsynth.records import record
 from brainsynth.volume import VolumeSpec
 
@@ -66,6 +68,22 @@ _FLOOR = {
 
 
 @record
+class RulerSpec:
+    """A ruler that travels with a gate, beside its two arrays; one continuous covariate."""
+
+    name: str
+    unit: str
+    intercept: float
+    calibration: tuple[float, float]
+    n: int
+    """People on whom its error was found, none of whom it was fitted on (cross-validation)."""
+    mae: float
+    """Its own mean absolute error, in the unit."""
+    r: float
+    """Correlation of measured and true."""
+
+
+@record
 class GateSpec:
     """What a gate is, beside its arrays."""
 
@@ -80,6 +98,8 @@ class GateSpec:
     """Share of left-out volumes that the left-right check told from their mirror images."""
     exempt: tuple[str, ...] = ()
     """Checks that are measured and reported, but reject nothing."""
+    rulers: tuple[RulerSpec, ...] = ()
+    """Covariates that can be read off a volume."""
 
 
 @record
@@ -105,6 +125,8 @@ class QualityGate:
     envelope: F64
     """(F, 4) middle, spread below, spread above, limit (in spreads) of each number."""
     maps: CoarseMaps
+    rulers: tuple[LinearRuler, ...] = ()
+    """In the order of `spec.rulers`."""
 
     @staticmethod
     def fit(
@@ -151,7 +173,19 @@ class QualityGate:
     def exempting(self, *checks: str) -> QualityGate:
         """The same gate with these checks, and no others, only reported. Raises UserError for an unknown name."""
         _check_exempt(checks)
-        return QualityGate(replace(self.spec, exempt=checks), self.envelope, self.maps)
+        return replace(self, spec=replace(self.spec, exempt=checks))
+
+    def with_rulers(self, specs: Sequence[RulerSpec], rulers: Sequence[LinearRuler]) -> QualityGate:
+        """The same gate, able to measure covariates."""
+        return replace(self, spec=replace(self.spec, rulers=tuple(specs)), rulers=tuple(rulers))
+
+    def measure_covariates(self, volume: npt.NDArray[np.floating[Any]]) -> dict[str, float]:
+        """Covariate → value in its unit, shrinkage corrected, as read off one volume. Raises UserError for a blank."""
+        if not self.rulers:
+            return {}
+        x = tissue_features(volume, self.spec.volume)[None]
+        pairs = zip(self.spec.rulers, self.rulers, strict=True)
+        return {spec.name: float(ruler.predict(x, corrected=True)[0]) for spec, ruler in pairs}
 
     def check(self, volume: npt.NDArray[np.floating[Any]]) -> GateResult:
         """Judge one (X, Y, Z) volume on the gate's grid. Raises UserError for another shape."""

@@ -1,4 +1,4 @@
-"""A quality gate ⇄ one safetensors file (under 1 MB), or its arrays and record for a file of somebody else."""
+"""A quality gate ⇄ one safetensors file (half a megabyte for a head in blocks of 8 mm)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from brainsynth.errors import UserError
 from brainsynth.quality.gate import GateSpec, QualityGate
 from brainsynth.quality.gate_features import COARSE_MM, blocks
 from brainsynth.quality.gate_maps import COMPONENTS, CoarseMaps, Subspace
+from brainsynth.quality.linear_ruler import LinearRuler
+from brainsynth.quality.tissue_features import tissue_length
 from brainsynth.records import canonical_json, from_dict, to_dict
 
+MAX_BYTES = 64 << 20
 METADATA_KEY = "quality_gate"
+_RULER_PARTS = ("mean", "weights")
 _PARTS, _SINGLE = ("mean", "components", "spread", "rough"), ("certain", "direction")
 
 
@@ -27,7 +31,10 @@ def gate_tensors(gate: QualityGate) -> dict[str, npt.NDArray[Any]]:
     found |= {f"gate.{name}": getattr(gate.maps, name) for name in _SINGLE}
     for kind in ("bright", "filled"):
         found |= {f"gate.{kind}.{part}": getattr(getattr(gate.maps, kind), part) for part in _PARTS}
-    return {k: np.ascontiguousarray(v, np.float64 if k == "gate.envelope" else np.float16) for k, v in found.items()}
+    found = {k: np.ascontiguousarray(v, np.float64 if k == "gate.envelope" else np.float16) for k, v in found.items()}
+    for spec, ruler in zip(gate.spec.rulers, gate.rulers, strict=True):
+        found |= {f"ruler.{spec.name}.{part}": getattr(ruler, part) for part in _RULER_PARTS}
+    return found
 
 
 def gate_from_tensors(spec: GateSpec, tensors: dict[str, npt.NDArray[Any]], where: str) -> QualityGate:
@@ -39,6 +46,8 @@ def gate_from_tensors(spec: GateSpec, tensors: dict[str, npt.NDArray[Any]], wher
     for kind in ("bright", "filled"):
         wanted |= {f"gate.{kind}.{part}": grid for part in _PARTS if part != "components"}
         wanted[f"gate.{kind}.components"] = (min(COMPONENTS, _leading(tensors, f"gate.{kind}.components")), *grid)
+    features = tissue_length(spec.volume) if spec.rulers else 0
+    wanted |= {f"ruler.{ruler.name}.{part}": (features,) for ruler in spec.rulers for part in _RULER_PARTS}
     wrong = sorted(set(wanted) ^ set(tensors))
     wrong += [k for k in wanted if k in tensors and tensors[k].shape != wanted[k]]
     wrong += [k for k in wanted if k in tensors and not np.isfinite(tensors[k]).all()]
@@ -48,7 +57,18 @@ def gate_from_tensors(spec: GateSpec, tensors: dict[str, npt.NDArray[Any]], wher
         raise UserError(f"{where} is no quality gate for {spec.volume.shape_xyz} voxels: see {', '.join(wrong[:5])}")
     maps = {k: v.astype(np.float64 if k == "gate.envelope" else np.float32) for k, v in tensors.items()}
     kinds = [Subspace(**{part: maps[f"gate.{kind}.{part}"] for part in _PARTS}) for kind in ("bright", "filled")]
-    return QualityGate(spec, maps["gate.envelope"], CoarseMaps(*kinds, *(maps[f"gate.{name}"] for name in _SINGLE)))
+    rulers = tuple(
+        LinearRuler(
+            kind="continuous",
+            mean=maps[f"ruler.{ruler.name}.mean"],
+            weights=maps[f"ruler.{ruler.name}.weights"],
+            intercept=ruler.intercept,
+            calibration=ruler.calibration,
+        )
+        for ruler in spec.rulers
+    )
+    coarse = CoarseMaps(*kinds, *(maps[f"gate.{name}"] for name in _SINGLE))
+    return QualityGate(spec, maps["gate.envelope"], coarse, rulers)
 
 
 def _leading(tensors: dict[str, npt.NDArray[Any]], name: str) -> int:
@@ -63,6 +83,8 @@ def save_gate(gate: QualityGate, path: Path) -> None:
 def load_gate(path: Path) -> QualityGate:
     """Read what `save_gate` wrote. Raises UserError when it is missing, damaged or something else."""
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path} is no quality gate: it is larger than {MAX_BYTES >> 20} MiB")
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)

@@ -48,6 +48,12 @@ def tissue_features(image: npt.NDArray[np.floating[Any]], grid: VolumeSpec) -> F
     return half
 
 
+def tissue_length(grid: VolumeSpec) -> int:
+    """F, the number of features of a grid."""
+    x, y, z = (n // size for n, size in zip(grid.shape_xyz, _block(grid), strict=True))
+    return 3 * ((x + 1) // 2) * y * z
+
+
 def _ramp(values: F32, ends: tuple[float, float]) -> F32:
     out: F32 = np.clip((values - np.float32(ends[0])) * np.float32(1 / (ends[1] - ends[0])), 0, 1)
     return out
