@@ -6,10 +6,8 @@ import functools
 import logging
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 
@@ -17,7 +15,7 @@ from brainsynth.bundle import GATE_FILE, BundleSpec
 from brainsynth.config.gate import GateConfig
 from brainsynth.config.schema import CovariateSource, GenerateConfig
 from brainsynth.errors import UserError, WorkerBroken
-from brainsynth.manifest import SampleRecord, describe_sample
+from brainsynth.manifest import SampleRecord
 from brainsynth.models.device import (
     autocast,
     choose_device,
@@ -31,9 +29,10 @@ from brainsynth.models.sampling import check_sampler, draw_noise, guided, sample
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import check_bundle_files, load_models, read_bundle
 from brainsynth.plan import Plan, ShardSpec, attempt_seed, generation_plan, generation_samples
+from brainsynth.quality.drawn import Drawn
 from brainsynth.quality.gate import QualityGate
 from brainsynth.quality.gate_file import load_gate
-from brainsynth.quality.gatekeeper import Gatekeeper, GateRules, Verdict, gate_rules
+from brainsynth.quality.gatekeeper import Gatekeeper, GateRules, gate_rules
 from brainsynth.records import from_dict, record, to_dict
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_samples
@@ -148,46 +147,6 @@ class GeneratorSettings:
     threads: int
     workers: int
     use_gpu: bool
-
-
-class Drawn:
-    """One row while it is drawn: its last volume, and what the gate said of every attempt."""
-
-    def __init__(self) -> None:
-        self.voxels: npt.NDArray[Any] | None = None
-        self.verdicts: list[Verdict] = []
-
-    def add(self, stored: npt.NDArray[Any] | None, verdict: Verdict | None) -> None:
-        """One more attempt: voxels in stored dtype (None: not finite), and the gate's verdict if there is a gate."""
-        self.verdicts += [] if verdict is None else [verdict]
-        self.voxels = None if self.refused else stored
-
-    @property
-    def refused(self) -> bool:
-        """True when the gate refused the last attempt."""
-        return bool(self.verdicts) and not self.verdicts[-1].passed
-
-    def record(self, sample_id: str, row: int, voxels: npt.NDArray[Any]) -> SampleRecord:
-        """The row's record; `voxels` are as stored, empty for a row that is set aside.
-
-        With a gate, `extra` says how many attempts were made (the last is the one kept), by which check each of the others
-        was refused, the score and the worst check of the last, and the covariates measured on it.
-        """
-        if not self.verdicts:
-            return describe_sample(sample_id, row, [voxels])
-        last, tries = self.verdicts[-1], len(self.verdicts)
-        extra: dict[str, str | int | float] = {
-            "gate_attempts": tries,
-            "gate_score": last.score,
-            "gate_check": last.check,
-        }
-        extra["gate_refused"] = " ".join(v.check for v in self.verdicts if not v.passed)
-        if last.passed:
-            return describe_sample(
-                sample_id, row, [voxels], extra | {f"measured_{k}": v for k, v in last.measured.items()}
-            )
-        reason = f"quality gate, {tries} attempt{'s' if tries > 1 else ''}, the last: {last.reason}"
-        return SampleRecord(sample_id=sample_id, row=row, status="rejected", reason=reason, extra=extra)
 
 
 class GeneratedShards:

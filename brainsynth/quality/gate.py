@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brainsynth.errors import UserError
+from brainsynth.quality.envelope import FOLDS, deviations, fit_envelope
 from brainsynth.quality.gate_features import F64, Measured, measure
 from brainsynth.quality.gate_maps import CoarseMaps
 from brainsynth.quality.linear_ruler import LinearRuler
@@ -27,8 +28,8 @@ from brainsynth.quality.tissue_features import tissue_features
 from brainsynth.records import record
 from brainsynth.volume import VolumeSpec
 
-MIN_COHORT, RESERVOIR, FOLDS = 30, 2000, 5
-RANGE_TOLERANCE, LEAST_LIMIT, WORST = 0.01, 3.0, 99.0
+MIN_COHORT, RESERVOIR = 30, 2000
+RANGE_TOLERANCE, WORST = 0.01, 99.0
 FLIP_ACCURACY = 0.98
 """The left-right check is used only if it tells at least this share of left-out scans from their mirror images."""
 
@@ -53,18 +54,6 @@ CHECKS = {
     "bias": "uneven brightness",
 }
 """Name of each check → what it says when a volume fails it."""
-
-_SIDE = dict.fromkeys(
-    ["cut", "background", "pieces", "shape", "hole", "lump", "checkerboard", "stripes", "slices"], 1
-) | {"flip": -1}
-_FLOOR = {
-    "foreground": 0.05, "cut": 0.8, "background": 0.2, "pieces": 0.03, "shape": 0.05, "hole": 0.05, "lump": 0.05,
-    "flip": 0.1, "checkerboard": 0.15, "stripes": 0.15, "sharpness": 0.06, "noise": 0.1, "slices": 0.15,
-    "contrast": 0.03, "bias": 0.05, "cut.x_step": 0.4, "cut.y_step": 0.4, "cut.z_step": 0.4, "hole.bright_size": 0.02,
-    "hole.filled_size": 0.02, "hole.enclosed": 0.02, "lump.bright_size": 0.02,
-    "lump.filled_size": 0.02,
-}  # fmt: skip
-# A cohort may be more alike than any eye can see (a background of exactly 0): no spread is taken to be smaller than this.
 
 
 @record
@@ -192,11 +181,15 @@ class QualityGate:
         if volume.shape != self.spec.volume.shape_xyz:
             raise UserError(f"this gate is for volumes of {self.spec.volume.shape_xyz} voxels, not {volume.shape}")
         hard = _hard_faults(volume)
-        found = None if hard else measure(volume.astype(np.float32, copy=False), self.spec.volume.spacing_mm)
+        with np.errstate(divide="ignore"):
+            found = None if hard else measure(volume.astype(np.float32, copy=False), self.spec.volume.spacing_mm)
         if found is None:
             name = hard or "empty"
             return GateResult(passed=False, reason=CHECKS[name], score=WORST, worst=name, values={name: WORST})
-        return self.judge(found)
+        with np.errstate(
+            divide="ignore", invalid="ignore"
+        ):  # a constant volume has no correlation: NaN counts as worst
+            return self.judge(found)
 
     def judge(self, found: Measured) -> GateResult:
         """Judge a volume that was measured before."""
@@ -259,52 +252,3 @@ def _left_out(sample: list[Measured]) -> tuple[list[dict[str, float]], list[floa
             lines[i] = sample[i].numbers | maps.numbers(sample[i])
             mirrored[i] = -lines[i]["flip.side"]  # the mirror image has the negative map
     return lines, mirrored
-
-
-def fit_envelope(table: F64, names: Sequence[str], false_reject_rate: float) -> F64:
-    """(F, 4) middle, spread below, spread above and limit of each column of (N, F) left-out numbers.
-
-    Limits put all numbers on one scale: each lies where the number's own tail falls to one in a thousand. Then all grow or
-    shrink together until the given share of volumes would fail by their worst number, judged by limits of the other folds.
-    """
-    fold = np.random.default_rng(2).permutation(len(table)) % FOLDS
-    worst = np.zeros(len(table))
-    for k in range(FOLDS):
-        others = _own_limits(table[fold != k], names)
-        worst[fold == k] = (deviations(table[fold == k], others, names) / others[:, 3]).max(1)
-    envelope = _own_limits(table, names)
-    envelope[:, 3] *= tail_quantile(worst, false_reject_rate)
-    return envelope
-
-
-def _own_limits(table: F64, names: Sequence[str]) -> F64:
-    middle, low, high = np.median(table, 0), np.quantile(table, 0.1, axis=0), np.quantile(table, 0.9, axis=0)
-    floor = np.array([_FLOOR.get(name, _FLOOR.get(name.split(".")[0])) for name in names])
-    spread = [np.maximum(floor, side / 1.2816) for side in (middle - low, high - middle)]
-    envelope = np.stack([middle, *spread, np.ones_like(middle)], 1)
-    distance = deviations(table, envelope, names)
-    envelope[:, 3] = np.maximum([tail_quantile(d, 0.001) for d in distance.T], LEAST_LIMIT)
-    return envelope
-
-
-def tail_quantile(scores: F64, rate: float) -> float:
-    """The value that a new score exceeds with probability `rate`: an order statistic of many scores.
-
-    Else it is extrapolated: an exponential tail through the quantiles 0.75 and 0.95. Not through the largest scores: a
-    cohort may hold a few broken scans, which must not widen the gate for themselves.
-    """
-    ordered = np.sort(scores)
-    rank = math.ceil((len(ordered) + 1) * (1 - rate))
-    if rank <= len(ordered) - 5:
-        return float(ordered[rank - 1])
-    start, end = np.quantile(ordered, [0.75, 0.95])
-    return float(end + (end - start) / math.log(5) * math.log(0.05 / rate))
-
-
-def deviations(table: F64, envelope: F64, names: Sequence[str]) -> F64:
-    """(N, F) distances from the middle in spreads of that side; 0 on the side that a check does not mind."""
-    side = np.array([_SIDE.get(name.split(".")[0], 0) for name in names])
-    away = table - envelope[:, 0]
-    return np.maximum(
-        np.where(side >= 0, away / envelope[:, 2], 0), np.where(side <= 0, -away / envelope[:, 1], 0)
-    ).clip(0)
