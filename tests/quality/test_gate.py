@@ -220,14 +220,18 @@ def test_any_shape_and_spacing_can_be_measured() -> None:
 
 @pytest.mark.real
 def test_real_scans_pass_and_broken_ones_do_not(data_root: Path) -> None:
-    """OASIS-1 at 4 mm, every second subject of those not developed on: fitted on 60 %, a first look at the rest."""
+    """OASIS-1 at 4 mm: fitted on 92 people that the gate was not developed on, a first look at 24 others.
+
+    Not on fewer: limits are extrapolated, and widen as people become few. A gate of 46 lets one of the two failed scans
+    pass, and catches half of the planted wrong orientations where one of 90 catches nearly all (docs/quality-gate.md).
+    """
     if not (data_root / "oasis1_2mm" / "participants.tsv").exists():
         pytest.skip(f"the scans are not in {data_root}")
     grid, table = GRIDS["4 mm"], scans(data_root, "OASIS-1")
-    good = table[table.good].iloc[::2]
+    good = table[table.good].iloc[:116]
     volumes = [prepared(row, grid) for row in good.itertuples()]
-    gate = QualityGate.fit(volumes[:46], grid)
-    rest = volumes[46:]
+    gate = QualityGate.fit(volumes[:92], grid)
+    rest = volumes[92:]
     assert sum(not gate.check(x).passed for x in rest) <= 2
     for kind in ("cropped", "checkerboard", "ghosting", "noise", "blur", "wrap_around", "bias"):
         found = [
