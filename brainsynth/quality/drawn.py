@@ -42,9 +42,8 @@ class Drawn:
             "gate_check": last.check,
         }
         extra["gate_refused"] = " ".join(v.check for v in self.verdicts if not v.passed)
+        extra |= {f"measured_{name}": value for name, value in last.measured.items()}
         if last.passed:
-            return describe_sample(
-                sample_id, row, [voxels], extra | {f"measured_{k}": v for k, v in last.measured.items()}
-            )
+            return describe_sample(sample_id, row, [voxels], extra)
         reason = f"quality gate, {tries} attempt{'s' if tries > 1 else ''}, the last: {last.reason}"
         return SampleRecord(sample_id=sample_id, row=row, status="rejected", reason=reason, extra=extra)

@@ -166,11 +166,11 @@ def test_resume_regenerate_verify_and_report(
     before, rows = dataset
     root = tmp_path / "data"
     shutil.copytree(before, root)
-    digest = json.loads((root / "dataset.json").read_text())
+    digest = json.loads((root / "dataset.json").read_text())["record"]["shards_digest"]
     for key in ("commits/shard-000001.json", "dataset.json"):
         (root / key).unlink()
     made(gated(line, tight, root), tmp_path)
-    assert json.loads((root / "dataset.json").read_text()) == digest
+    assert json.loads((root / "dataset.json").read_text())["record"]["shards_digest"] == digest
     redrawn = int((rows["gate_attempts"] > 1).sum() - (rows["status"] == "rejected").sum())
     report = verify_dataset(open_store(str(root)))
     assert report.ok
