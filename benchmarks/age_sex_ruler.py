@@ -23,7 +23,7 @@ import pandas as pd
 
 from brainsynth.evaluation.agreement import agreement, discrimination
 from brainsynth.evaluation.covariate_ruler import CovariateRuler, cross_predict
-from brainsynth.evaluation.tissue_features import tissue_features
+from brainsynth.quality.tissue_features import tissue_features
 from brainsynth.records import to_dict
 from brainsynth.volume import VolumeSpec, resample
 

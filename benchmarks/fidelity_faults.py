@@ -27,9 +27,9 @@ from brainsynth.config.schema import PrepareConfig, RuntimeConfig, SourceConfig
 from brainsynth.covariates import Covariate, CovariateSchema
 from brainsynth.evaluation.covariate_ruler import CovariateRuler
 from brainsynth.evaluation.finding import Finding
-from brainsynth.evaluation.tissue_features import tissue_features
 from brainsynth.executors import stages
 from brainsynth.executors.evaluate import evaluate
+from brainsynth.quality.tissue_features import tissue_features
 from brainsynth.volume import resample
 
 REFERENCE, DRAWS = 80, 1000

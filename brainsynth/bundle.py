@@ -1,10 +1,11 @@
-"""BundleSpec: everything generation needs, beside two weight files. A *bundle* is released for inference; a
+"""BundleSpec: everything generation needs, beside its files of numbers. A *bundle* is released for inference; a
 *checkpoint* resumes training.
 
 ```
 <bundle>/bundle.json              this record, sealed with its own sha256
 <bundle>/autoencoder.safetensors  decoder and encoder, EMA weights
 <bundle>/diffusion.safetensors    denoiser, EMA weights
+<bundle>/gate.safetensors         the quality gate, if it was fitted
 ```
 """
 
@@ -22,6 +23,7 @@ from brainsynth.volume import VolumeSpec
 BUNDLE_FILE = "bundle.json"
 AUTOENCODER_FILE = "autoencoder.safetensors"
 DIFFUSION_FILE = "diffusion.safetensors"
+GATE_FILE = "gate.safetensors"
 
 
 @record
@@ -60,8 +62,10 @@ class BundleSpec:
     provenance: dict[str, str | int | float]
 
     def __post_init__(self) -> None:
-        if set(self.weights) != {AUTOENCODER_FILE, DIFFUSION_FILE}:
-            raise ValueError(f"weights must name {AUTOENCODER_FILE} and {DIFFUSION_FILE} and nothing else")
+        if set(self.weights) - {GATE_FILE} != {AUTOENCODER_FILE, DIFFUSION_FILE}:
+            raise ValueError(
+                f"weights must name {AUTOENCODER_FILE} and {DIFFUSION_FILE}, perhaps {GATE_FILE}, and nothing else"
+            )
 
     @property
     def digest(self) -> str:

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from brainsynth.bundle import BundleSpec
+from brainsynth.bundle import GATE_FILE, BundleSpec
+from brainsynth.config.gate import GateConfig
 from brainsynth.config.schema import CovariateSource, GenerateConfig
 from brainsynth.errors import UserError, WorkerBroken
-from brainsynth.manifest import describe_sample
+from brainsynth.manifest import SampleRecord
 from brainsynth.models.device import (
     autocast,
     choose_device,
@@ -27,8 +28,12 @@ from brainsynth.models.device import (
 from brainsynth.models.sampling import check_sampler, draw_noise, guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import check_bundle_files, load_models, read_bundle
-from brainsynth.plan import Plan, ShardSpec, generation_plan, generation_samples
-from brainsynth.records import record
+from brainsynth.plan import Plan, ShardSpec, attempt_seed, generation_plan, generation_samples
+from brainsynth.quality.drawn import Drawn
+from brainsynth.quality.gate import QualityGate
+from brainsynth.quality.gate_file import load_gate
+from brainsynth.quality.gatekeeper import Gatekeeper, GateRules, gate_rules
+from brainsynth.records import from_dict, record, to_dict
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_samples
 from brainsynth.storage.filesystem import local_folder, open_store, read_table, resolve_uri
@@ -66,6 +71,7 @@ def plan_generation(config: GenerateConfig) -> Work:
             extrapolated.sum(),
             len(rows),
         )
+    rules = None if config.gate is None else to_dict(planned_rules(config.gate, folder, bundle))
     samples = generation_samples(rows, bundle.covariates, config.base_seed, extrapolated)
     plan = generation_plan(
         bundle.digest,
@@ -76,6 +82,7 @@ def plan_generation(config: GenerateConfig) -> Work:
         config.precision,
         config.base_seed,
         config.samples_per_shard,
+        rules,
     )
     root = resolve_uri(config.output, "output")
     settings = GeneratorSettings(
@@ -87,6 +94,24 @@ def plan_generation(config: GenerateConfig) -> Work:
         use_gpu=config.runtime.gpus_per_worker > 0,
     )
     return Work(root, plan, samples, GeneratedShards, {"plan": plan, "config": config, "settings": settings})
+
+
+def planned_rules(config: GateConfig, folder: Path, bundle: BundleSpec) -> GateRules:
+    """What the bundle's gate may refuse. Raises UserError when it has none, or the config does not suit it."""
+    if GATE_FILE not in bundle.weights:
+        raise UserError(
+            f"gate: the bundle {folder} has no quality gate; export it again with gate in the config of "
+            "jobs/export_bundle.py, or leave gate out here"
+        )
+    return gate_rules(config, bundle_gate(folder, bundle), bundle.weights[GATE_FILE])
+
+
+def bundle_gate(folder: Path, bundle: BundleSpec) -> QualityGate:
+    """The gate of a bundle whose files were checked. Raises UserError when it is damaged or for another grid."""
+    gate = load_gate(folder / GATE_FILE)
+    if (gate.spec.volume.shape_xyz, gate.spec.volume.spacing_mm) != (bundle.volume.shape_xyz, bundle.volume.spacing_mm):
+        raise UserError(f"{folder / GATE_FILE} is for volumes of another grid than the bundle's")
+    return gate
 
 
 def covariate_rows(source: CovariateSource, bundle: BundleSpec) -> pd.DataFrame:
@@ -143,6 +168,10 @@ class GeneratedShards:
             raise UserError(f"the bundle {folder} changed while the dataset was being made")
         self.autoencoder, self.denoiser = load_models(folder, self.bundle, self.device)
         self.schedule = NoiseSchedule(self.bundle.schedule)
+        self.gatekeeper: Gatekeeper | None = None
+        if "gate" in plan.identity:
+            rules = from_dict(GateRules, plan.identity["gate"], "the plan's gate")
+            self.gatekeeper = Gatekeeper(bundle_gate(folder, self.bundle), rules)
 
     @functools.cached_property
     def samples(self) -> pd.DataFrame:
@@ -157,21 +186,45 @@ class GeneratedShards:
         rows = self.samples.iloc[shard.start : shard.stop]
         (voxels,) = empty_arrays(self.plan, shard)
         seconds = {"sample_s": 0.0, "decode_s": 0.0}
-        start = 0
-        while start < len(rows):
+        records: list[SampleRecord] = []
+        while len(records) < len(rows):
+            start = len(records)
             part = rows.iloc[start : start + self.micro_batch]
             try:
-                volumes = self.volumes(part, seconds)
+                drawn = self._draw(part, seconds)
             except Exception as error:
                 self._after(error)
                 continue
-            for offset, volume in enumerate(volumes):
-                if np.isfinite(volume).all():
-                    voxels[start + offset] = self.plan.volume.quantise(volume)
-            start += len(part)
-        ids = rows["sample_id"].tolist()
-        records = [describe_sample(ids[i], shard.start + i, [voxels[i]]) for i in range(len(rows))]
+            for offset, one in enumerate(drawn, start=start):
+                if one.voxels is not None:
+                    voxels[offset] = one.voxels
+                sample_id, row = str(rows["sample_id"].iloc[offset]), shard.start + offset
+                records.append(one.record(sample_id, row, voxels[offset]))
         return Made([voxels], records, {**describe(self.device), "micro_batch": self.micro_batch, **seconds})
+
+    def _draw(self, rows: pd.DataFrame, seconds: dict[str, float]) -> list[Drawn]:
+        """The volumes of one micro-batch. Those that the gate refuses are drawn again, together, from their next seeds."""
+        drawn = [Drawn() for _ in range(len(rows))]
+        waiting = list(range(len(rows)))
+        for attempt in range(self.gatekeeper.rules.max_attempts if self.gatekeeper else 1):
+            part = rows.iloc[waiting]
+            seeds = [attempt_seed(int(seed), attempt) for seed in part["seed"]]
+            volumes = self.volumes(part.assign(seed=seeds), seconds)
+            began = time.monotonic()
+            for place, volume in zip(waiting, volumes, strict=True):
+                stored = self.plan.volume.quantise(volume) if np.isfinite(volume).all() else None
+                verdict = None
+                if self.gatekeeper is not None:
+                    seen = volume if stored is None else self.plan.volume.dequantise(stored)
+                    asked = {name: float(rows[name].iloc[place]) for name in self.gatekeeper.rules.tolerance}
+                    verdict = self.gatekeeper.judge(seen, asked)
+                drawn[place].add(stored, verdict)
+            if self.gatekeeper is not None:
+                seconds["gate_s"] = seconds.get("gate_s", 0.0) + time.monotonic() - began
+            waiting = [place for place in waiting if drawn[place].refused]
+            if not waiting:
+                break
+        return drawn
 
     def _after(self, error: Exception) -> None:
         """Make ready for another try with a smaller micro-batch; raises where none can help."""

@@ -122,6 +122,14 @@ def seed_for(base_seed: int, sample_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
 
+def attempt_seed(seed: int, attempt: int) -> int:
+    """63-bit seed of a row's next attempt after the quality gate refused it; attempt 0 has the row's own seed."""
+    if attempt == 0:
+        return seed
+    key = f"brainsynth-attempt-v1\0{seed}\0{attempt}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+
+
 def table_digest(samples: pd.DataFrame) -> str:
     """sha256 of a samples table's content, independent of file format."""
     text = samples.to_csv(index=False, float_format="%.17g", lineterminator="\n")
@@ -164,8 +172,9 @@ def generation_plan(
     precision: str,
     base_seed: int,
     samples_per_shard: int,
+    gate: dict[str, Any] | None = None,
 ) -> Plan:
-    """The plan of a generated dataset. Pure: needs no torch, no storage."""
+    """The plan of a generated dataset. Pure: needs no torch, no storage. Only a gate that is used is part of it."""
     return Plan(
         kind="generated",
         identity={
@@ -174,6 +183,7 @@ def generation_plan(
             "precision": precision,
             "base_seed": base_seed,
             "noise": "philox4x64",
+            **({} if gate is None else {"gate": gate}),
         },
         volume=volume,
         covariates=schema,

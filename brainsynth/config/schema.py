@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Literal
 
+from brainsynth.config.gate import GateConfig, GateFitConfig
 from brainsynth.config.training import Precision
 from brainsynth.covariates import CovariateSchema
 from brainsynth.distribution import Constraint
@@ -141,6 +142,8 @@ class ExportConfig:
     """SPDX name or text: the terms under which weights and samples may be used; depends on the training data."""
     training_data: str
     """What the weights were trained on, in a sentence, with attribution."""
+    gate: GateFitConfig | None = None
+    """Fit a quality gate, which travels in the bundle; without it no dataset can ask for one."""
 
 
 @record
@@ -234,6 +237,8 @@ class GenerateConfig:
     samples_per_shard: int = 16
     stored_dtype: Literal["float16", "float32", "uint16", "uint8"] = "float16"
     ruler: RulerConfig | None = None
+    gate: GateConfig | None = None
+    """Refuse volumes that fail the bundle's quality gate, and draw them again."""
     runtime: RuntimeConfig = RuntimeConfig()
 
     def __post_init__(self) -> None:

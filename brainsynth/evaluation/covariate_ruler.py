@@ -6,20 +6,16 @@ Quote the ruler's own error on real scans (`own_error`) beside what it measures 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from brainsynth.errors import UserError
 from brainsynth.evaluation.agreement import Agreement, Discrimination, agreement, discrimination
+from brainsynth.quality.linear_ruler import F32, F64, Kind, LinearRuler, calibrated
 from brainsynth.records import record
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-Kind = Literal["continuous", "binary"]
 
 _ALPHAS = 10.0 ** np.arange(-5, 3.1, 0.5)
 """Penalties tried, in units of the mean squared length of a centred row."""
@@ -41,19 +37,11 @@ class OwnError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CovariateRuler:
+class CovariateRuler(LinearRuler):
     """A fitted ruler. Make one with `fit`."""
 
-    kind: Kind
-    mean: F32
-    """(F,) mean features of the fitting set."""
-    weights: F32
-    """(F,) covariate (binary: score) per feature."""
-    intercept: float
     alpha: float
     """Penalty, relative to the mean squared length of a centred row."""
-    calibration: tuple[float, float]
-    """(offset, slope). Continuous: out-of-fold prediction = offset + slope * true. Binary: log odds of a score."""
     own_error: OwnError | None
 
     @classmethod
@@ -96,26 +84,6 @@ class CovariateRuler:
             calibration=line,
             own_error=_nested_error(gram, y, unit, kind, seed) if own_error else None,
         )
-
-    def predict(self, features: npt.NDArray[np.floating[Any]], *, corrected: bool = False) -> F64:
-        """(N,) values in the covariate's unit, or probabilities of the second category, of (N, F) features.
-
-        Args:
-            corrected: continuous only: undo the shrinkage towards the mean, (prediction - offset) / slope, with the line
-                that out-of-fold predictions of the fitting set follow (Cole et al. 2018). It needs no true value.
-
-        Raises:
-            UserError: another number of features than the ruler was fitted on, or values that are not finite.
-        """
-        x = np.asarray(features)
-        if x.ndim != 2 or x.shape[1] != len(self.mean):
-            raise UserError(
-                f"features of shape {x.shape} do not fit a ruler of {len(self.mean)} features: use one grid throughout"
-            )
-        if not np.isfinite(x).all():
-            raise UserError("some features are not finite; leave out images that cannot be measured")
-        raw = (x - self.mean).astype(np.float64) @ self.weights.astype(np.float64) + self.intercept
-        return _calibrated(raw, self.kind, self.calibration, corrected)
 
 
 def _checked(
@@ -216,14 +184,6 @@ def _log_odds(score: F64, y: F64) -> tuple[float, float]:
     return float(beta[0] - 0.5 * slope), slope
 
 
-def _calibrated(raw: F64, kind: Kind, line: tuple[float, float], corrected: bool) -> F64:
-    offset, slope = line
-    if kind == "binary":
-        odds: F64 = 1 / (1 + np.exp(-np.clip(offset + slope * raw, -math.log(1e9), math.log(1e9))))
-        return odds
-    return (raw - offset) / slope if corrected else raw
-
-
 def cross_predict(
     features: npt.NDArray[np.floating[Any]],
     values: npt.ArrayLike,
@@ -249,8 +209,8 @@ def _cross_predict(gram: F64, y: F64, unit: npt.NDArray[np.intp], kind: Kind, se
         alpha, line = _choose(gram[np.ix_(train, train)], y[train], _units(unit[train]), kind, seed)
         dual, mean = _solve(gram, y, train, alpha)
         raw = _centred(gram, test, train) @ dual + mean
-        plain[test] = _calibrated(raw, kind, line, False)
-        corrected[test] = _calibrated(raw, kind, line, True)
+        plain[test] = calibrated(raw, kind, line, False)
+        corrected[test] = calibrated(raw, kind, line, True)
     return plain, corrected
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 
 from brainsynth.config.schema import RulerConfig
 from brainsynth.errors import UserError
+from brainsynth.evaluation.gate_report import gate_section
 from brainsynth.evaluation.ventricles import RulerError, VentricleRuler, agreement, ruler_error
 from brainsynth.models.weights import read_bundle
 from brainsynth.plan import Plan
@@ -105,6 +106,8 @@ def report_dataset(root: str, ruler: RulerConfig | None, bundle: str) -> Path | 
         table = dataset.table
         captions = [caption(table.iloc[i], dataset) for i in chosen]
         page.figure(figures.gallery([dataset.volume(int(i)) for i in chosen], captions), "slices of generated volumes")
+    if "gate" in plan.identity:
+        result["gate"] = gate_section(page, plan, dataset, subjects)
     page.heading("Rejected and failed rows")
     _rejects(page, subjects)
     store.write("report.html", page.render().encode())
@@ -135,8 +138,14 @@ def _facts(shards_parquet: bytes, dataset: SyntheticDataset, plan: Plan) -> dict
         "device": ", ".join(sorted({entry["device"] for entry in runtime})),
         "worker time": f"{busy_s:.1f} s, of which sampling {sum(e['sample_s'] for e in runtime):.1f} s and decoding "
         f"{sum(e['decode_s'] for e in runtime):.1f} s",
+        **_gate_time(runtime, busy_s),
         "volumes per worker-second": f"{manifest['num_samples'] / max(busy_s, 1e-9):.2f}",
     }
+
+
+def _gate_time(runtime: list[dict[str, Any]], busy_s: float) -> dict[str, str]:
+    gate_s = sum(entry.get("gate_s", 0.0) for entry in runtime)
+    return {"of which the quality gate": f"{gate_s:.1f} s ({gate_s / max(busy_s, 1e-9):.1%})"} if gate_s else {}
 
 
 def _ventricles(page: Page, config: RulerConfig, plan: Plan, dataset: SyntheticDataset) -> dict[str, Any]:

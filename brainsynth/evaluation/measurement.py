@@ -28,12 +28,12 @@ from brainsynth.evaluation.finding import LEAST
 from brainsynth.evaluation.own_rulers import call_functions, load_functions
 from brainsynth.evaluation.segmentation import VENTRICLES as VENTRICLE_NAMES
 from brainsynth.evaluation.segmentation import SegmentationRuler, table_line
-from brainsynth.evaluation.tissue_features import left_right_difference, tissue_features
 from brainsynth.manifest import describe_sample
 from brainsynth.models.device import choose_device, describe, set_threads
 from brainsynth.models.segmenter import STRUCTURES
 from brainsynth.models.weights import file_sha256
 from brainsynth.plan import ArraySpec, Plan, ShardSpec, table_digest
+from brainsynth.quality.tissue_features import left_right_difference, tissue_features
 from brainsynth.storage.arrays import decode_shard, empty_arrays, shard_key
 from brainsynth.storage.commit import read_commit, read_plan, read_samples
 from brainsynth.storage.filesystem import open_store, resolve_uri

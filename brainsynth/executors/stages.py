@@ -17,6 +17,7 @@ from brainsynth.config.schema import (
 )
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.evaluation.dataset_report import check_ruler, report_dataset
+from brainsynth.evaluation.gate_fit import reference_rows, write_gate
 from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.executors.ray_train import train
 from brainsynth.generate import estimate_s, plan_generation
@@ -103,14 +104,18 @@ def _describe_training(config: AutoencoderTrainConfig | DiffusionTrainConfig) ->
 
 def make_bundle(config: ExportConfig) -> None:
     """Trained runs → bundle."""
-    spec = export_bundle(config)
+    describe_bundle(config)  # everything that can be refused
+    spec = export_bundle(config, write_gate)
     log.info("bundle %s: %s (digest %s)", spec.name, config.output, spec.digest[:12])
 
 
 def describe_bundle(config: ExportConfig) -> str:
     """What make_bundle would write."""
     _, folder, spec = plan_bundle(config)
-    return f"bundle {spec.name} (digest {spec.digest[:12]}), {len(spec.weights)} weight files → {folder}"
+    gate = ""
+    if config.gate is not None:
+        gate = f" and a quality gate fitted on {len(reference_rows(config.gate, spec)[1])} people's {config.gate.reference}"
+    return f"bundle {spec.name} (digest {spec.digest[:12]}), {len(spec.weights)} weight files{gate} → {folder}"
 
 
 def generate(config: GenerateConfig) -> Path | None:

@@ -46,6 +46,12 @@ _SUBJECT_FIELDS = [
     pa.field("extra", pa.string()),
     pa.field("shard", pa.int64()),
 ]
+_GATE_FIELDS = [
+    pa.field("gate_attempts", pa.int64()),
+    pa.field("gate_score", pa.float64()),
+    pa.field("gate_check", pa.string()),
+    pa.field("gate_refused", pa.string()),
+]
 _SHARD_FIELDS = [
     pa.field("shard", pa.int64()),
     pa.field("array", pa.string()),
@@ -133,7 +139,9 @@ class _Fold:
         self.digest = hashlib.sha256()
         """Over every object's and every sample's digest, in order: equal for equal data, however it was made."""
         planned = pa.Schema.from_pandas(samples, preserve_index=False)
-        self.subjects = _Parquet(pa.schema([*planned, *_SUBJECT_FIELDS]))
+        gated = _gate_fields(plan)
+        self.gate_names = [field.name for field in gated]
+        self.subjects = _Parquet(pa.schema([*planned, *_SUBJECT_FIELDS, *gated]))
         self.shards = _Parquet(pa.schema(_SHARD_FIELDS))
         self.participants, self.rejects = io.StringIO(), io.StringIO()
         self._rows: list[dict[str, Any]] = []
@@ -156,6 +164,7 @@ class _Fold:
             self.counts[sample.status] += 1
             self.digest.update(f"sample {sample.sample_id} {sample.status} {sample.voxel_sha256}\n".encode())
             row = to_dict(sample)
+            row |= {name: sample.extra.get(name) for name in self.gate_names}
             row["extra"] = json.dumps(row["extra"], sort_keys=True)
             self._rows.append({**row, "shard": commit.shard})
         if len(self._rows) >= BLOCK_ROWS:
@@ -183,6 +192,14 @@ class _Fold:
             rejected[columns].to_csv(
                 self.rejects, sep="\t", index=False, na_rep="n/a", header=header, lineterminator="\n"
             )
+
+
+def _gate_fields(plan: Plan) -> list[pa.Field]:
+    """Columns of a dataset that was made with a quality gate; null where a row has none (it failed)."""
+    if "gate" not in plan.identity:
+        return []
+    measures = [pa.field(f"measured_{name}", pa.float64()) for name in plan.identity["gate"]["measures"]]
+    return [*_GATE_FIELDS, *measures]
 
 
 class _Parquet:

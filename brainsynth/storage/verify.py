@@ -49,6 +49,8 @@ class VerifyReport:
     samples_ok: int
     samples_rejected: int
     samples_failed: int
+    samples_redrawn: int
+    """Volumes that are ok but not the first of their row: the quality gate refused those before."""
     size_bytes: int
     problems: tuple[Problem, ...]
 
@@ -61,7 +63,8 @@ class VerifyReport:
         """One line, and one more per problem."""
         head = (
             f"{'ok' if self.ok else 'NOT ok'}: {self.shards} shards, {self.samples_ok} volumes ok, "
-            f"{self.samples_rejected} rejected, {self.samples_failed} failed, {self.size_bytes / 1e6:.1f} MB read"
+            f"{self.samples_rejected} rejected, {self.samples_failed} failed, "
+            f"{f'{self.samples_redrawn} redrawn, ' if self.samples_redrawn else ''}{self.size_bytes / 1e6:.1f} MB read"
         )
         return "\n".join([head, *(f"  {p.kind}: {p.key}: {p.detail}" for p in self.problems)])
 
@@ -74,7 +77,7 @@ class _Verification:
         self.present = dict(store.list())
         self.problems: list[Problem] = []
         self.counts = {"ok": 0, "rejected": 0, "failed": 0}
-        self.shards = self.size_bytes = 0
+        self.shards = self.size_bytes = self.redrawn = 0
         self.expected = {PLAN_KEY, SAMPLES_KEY, DATASET_KEY, *metadata_keys(plan), *_BESIDE}
         self.owners: dict[str, str] = {}
         """sha256 → the key that should hold it."""
@@ -103,6 +106,7 @@ class _Verification:
         self.size_bytes += sum(o.size_bytes for o in commit.objects)
         for sample in commit.samples:
             self.counts[sample.status] += 1
+            self.redrawn += sample.status == "ok" and int(sample.extra.get("gate_attempts", 1)) > 1
         shard = plan.shard(index)
         if sample_ids and [s.sample_id for s in commit.samples] != sample_ids[shard.start : shard.stop]:
             detail = "its samples are not the planned ones"
@@ -210,6 +214,7 @@ def verify_dataset(store: Store, progress: Callable[[int, int], None] | None = N
         samples_ok=found.counts["ok"],
         samples_rejected=found.counts["rejected"],
         samples_failed=found.counts["failed"],
+        samples_redrawn=found.redrawn,
         size_bytes=found.size_bytes,
         problems=tuple(found.problems),
     )

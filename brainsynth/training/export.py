@@ -1,15 +1,17 @@
-"""Trained runs → bundle: two weight files and one sealed record; generation needs nothing else."""
+"""Trained runs → bundle: weight files, perhaps a quality gate, and one sealed record; generation needs nothing else."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from brainsynth.bundle import BUNDLE_FILE, BundleSpec
+from brainsynth.bundle import BUNDLE_FILE, GATE_FILE, BundleSpec
+from brainsynth.config.gate import GateFitConfig
 from brainsynth.config.schema import ExportConfig
 from brainsynth.errors import UserError
-from brainsynth.models.weights import check_bundle_files, read_bundle
+from brainsynth.models.weights import check_bundle_files, file_sha256, read_bundle
 from brainsynth.records import seal
 from brainsynth.storage.filesystem import local_folder
 from brainsynth.training.runs import DiffusionRun, read_run
@@ -25,19 +27,35 @@ def plan_bundle(config: ExportConfig) -> tuple[Path, Path, BundleSpec]:
         training_data=config.training_data,
     )
     check_bundle_files(source, spec)
+    if config.gate is not None:
+        gate = {"gate_reference": config.gate.reference, "gate_false_reject_rate": config.gate.false_reject_rate}
+        spec = dataclasses.replace(spec, provenance={**spec.provenance, **gate})
     folder = local_folder(config.output, "output")
     if (folder / BUNDLE_FILE).exists():
-        if read_bundle(folder).digest != spec.digest:
+        if without_gate(read_bundle(folder)).digest != spec.digest:
             raise UserError(f"{folder} holds another bundle; give another output folder")
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no bundle; give a new output folder")
     return source, folder, spec
 
 
-def export_bundle(config: ExportConfig) -> BundleSpec:
-    """Write the bundle, its record last; harmless to repeat."""
+def without_gate(spec: BundleSpec) -> BundleSpec:
+    """A bundle's record before its gate was fitted."""
+    return dataclasses.replace(spec, weights={name: sha for name, sha in spec.weights.items() if name != GATE_FILE})
+
+
+def export_bundle(
+    config: ExportConfig, write_gate: Callable[[GateFitConfig, Path, BundleSpec, Path], None]
+) -> BundleSpec:
+    """Write the bundle, its record last; harmless to repeat.
+
+    Args:
+        config: what to export.
+        write_gate: fits the quality gate from (its config, training folder, record) and writes it to a path.
+    """
     source, folder, spec = plan_bundle(config)
     if (folder / BUNDLE_FILE).exists():
+        spec = read_bundle(folder)
         check_bundle_files(folder, spec)
         return spec
     temporary = folder.with_name(f".tmp-{folder.name}")
@@ -45,6 +63,9 @@ def export_bundle(config: ExportConfig) -> BundleSpec:
     temporary.mkdir(parents=True)
     for name in spec.weights:
         shutil.copyfile(source / name, temporary / name)
+    if config.gate is not None:
+        write_gate(config.gate, source, spec, temporary / GATE_FILE)
+        spec = dataclasses.replace(spec, weights={**spec.weights, GATE_FILE: file_sha256(temporary / GATE_FILE)})
     (temporary / BUNDLE_FILE).write_bytes(seal(spec))
     check_bundle_files(temporary, spec)
     if folder.exists():

@@ -48,6 +48,12 @@ def tissue_features(image: npt.NDArray[np.floating[Any]], grid: VolumeSpec) -> F
     return half
 
 
+def tissue_length(grid: VolumeSpec) -> int:
+    """F, the number of features of a grid."""
+    x, y, z = (n // size for n, size in zip(grid.shape_xyz, _block(grid), strict=True))
+    return 3 * ((x + 1) // 2) * y * z
+
+
 def tissue_volumes(features: npt.NDArray[np.floating[Any]], grid: VolumeSpec) -> dict[str, npt.NDArray[np.float64]]:
     """CSF, grey and white matter in ml, (N,) each, of (N, F) `tissue_features` on `grid`: soft shares times volume."""
     counts = [n // size for n, size in zip(grid.shape_xyz, _block(grid), strict=True)]

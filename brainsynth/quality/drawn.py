@@ -1,0 +1,49 @@
+"""One row of a dataset while it is being drawn: every attempt, and the record that comes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+
+from brainsynth.manifest import SampleRecord, describe_sample
+from brainsynth.quality.gatekeeper import Verdict
+
+
+class Drawn:
+    """One row while it is drawn: its last volume, and what the gate said of every attempt."""
+
+    def __init__(self) -> None:
+        self.voxels: npt.NDArray[Any] | None = None
+        self.verdicts: list[Verdict] = []
+
+    def add(self, stored: npt.NDArray[Any] | None, verdict: Verdict | None) -> None:
+        """One more attempt: voxels in stored dtype (None: not finite), and the gate's verdict if there is a gate."""
+        self.verdicts += [] if verdict is None else [verdict]
+        self.voxels = None if self.refused else stored
+
+    @property
+    def refused(self) -> bool:
+        """True when the gate refused the last attempt."""
+        return bool(self.verdicts) and not self.verdicts[-1].passed
+
+    def record(self, sample_id: str, row: int, voxels: npt.NDArray[Any]) -> SampleRecord:
+        """The row's record; `voxels` are as stored, empty for a row that is set aside.
+
+        With a gate, `extra` says how many attempts were made (the last is the one kept), by which check each of the others
+        was refused, the score and the worst check of the last, and the covariates measured on it.
+        """
+        if not self.verdicts:
+            return describe_sample(sample_id, row, [voxels])
+        last, tries = self.verdicts[-1], len(self.verdicts)
+        extra: dict[str, str | int | float] = {
+            "gate_attempts": tries,
+            "gate_score": last.score,
+            "gate_check": last.check,
+        }
+        extra["gate_refused"] = " ".join(v.check for v in self.verdicts if not v.passed)
+        extra |= {f"measured_{name}": value for name, value in last.measured.items()}
+        if last.passed:
+            return describe_sample(sample_id, row, [voxels], extra)
+        reason = f"quality gate, {tries} attempt{'s' if tries > 1 else ''}, the last: {last.reason}"
+        return SampleRecord(sample_id=sample_id, row=row, status="rejected", reason=reason, extra=extra)
