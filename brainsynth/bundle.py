@@ -10,13 +10,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from brainsynth.config.training import AutoencoderArchitecture, DiffusionArchitecture, ScheduleConfig
 from brainsynth.covariates import CovariateSchema
 from brainsynth.distribution import CovariateDistribution
 from brainsynth.errors import UserError
-from brainsynth.records import digest, record
+from brainsynth.records import digest, record, to_dict
 from brainsynth.volume import VolumeSpec
 
 BUNDLE_FILE = "bundle.json"
@@ -50,9 +50,12 @@ class BundleSpec:
     schedule: ScheduleConfig
     latents: LatentSpec
     covariates: CovariateSchema
-    distribution: CovariateDistribution
-    """The joint distribution of the training cohort's covariates, from which rows are drawn."""
+    distribution: CovariateDistribution | None
+    """The joint distribution of the training cohort's covariates, from which rows are drawn; None where it is unknown: then
+    rows come from a table only."""
     volume: VolumeSpec
+    flipped_axes: tuple[Literal[0, 1, 2], ...] = ()
+    """Axes (0 X, 1 Y, 2 Z) along which the networks run against RAS+: (0,) for networks that make LAS volumes."""
     weights: dict[str, str]
     """File name → sha256."""
     licence: str
@@ -62,11 +65,18 @@ class BundleSpec:
     def __post_init__(self) -> None:
         if set(self.weights) != {AUTOENCODER_FILE, DIFFUSION_FILE}:
             raise ValueError(f"weights must name {AUTOENCODER_FILE} and {DIFFUSION_FILE} and nothing else")
+        if len(set(self.flipped_axes)) != len(self.flipped_axes):
+            raise ValueError("flipped_axes names an axis twice")
 
     @property
     def digest(self) -> str:
         """sha256 of the record; covers the weights through their digests."""
-        return digest(self)
+        content: dict[str, Any] = to_dict(self)
+        if not self.flipped_axes:
+            del content[
+                "flipped_axes"
+            ]  # bundles from before this field, and datasets made with them, keep their digest
+        return digest(content)
 
 
 def check_latent_grid(

@@ -19,6 +19,7 @@ from brainsynth.models.device import (
     autocast,
     choose_device,
     describe,
+    explain,
     free_memory,
     is_broken,
     is_out_of_memory,
@@ -58,7 +59,9 @@ def plan_generation(config: GenerateConfig) -> Work:
         dtype=config.stored_dtype,
         step=bundle.volume.step,
     )
-    extrapolated = bundle.covariates.out_of_range(rows) | ~bundle.distribution.in_support(rows)
+    extrapolated = bundle.covariates.out_of_range(rows)
+    if bundle.distribution is not None:
+        extrapolated |= ~bundle.distribution.in_support(rows)
     if extrapolated.any():
         log.warning(
             "%d of %d rows lie outside the training support (a value, or an unusual combination of values): they are made, "
@@ -85,6 +88,7 @@ def plan_generation(config: GenerateConfig) -> Work:
         threads=config.runtime.threads_per_worker,
         workers=config.runtime.workers,
         use_gpu=config.runtime.gpus_per_worker > 0,
+        exact_rewrites=config.runtime.exact_rewrites,
     )
     return Work(root, plan, samples, GeneratedShards, {"plan": plan, "config": config, "settings": settings})
 
@@ -92,6 +96,11 @@ def plan_generation(config: GenerateConfig) -> Work:
 def covariate_rows(source: CovariateSource, bundle: BundleSpec) -> pd.DataFrame:
     """The validated rows to generate, from a table or drawn from the bundle's distribution."""
     if source.draw is not None:
+        if bundle.distribution is None:
+            raise UserError(
+                f"covariates.draw: the bundle {bundle.name} has no covariate distribution to draw from, because that of its "
+                f"training cohort is not known; give covariates.table with the columns {', '.join(bundle.covariates.names)}"
+            )
         return bundle.distribution.draw(source.draw, source.draw_seed, source.constraints)
     path = str(source.table)
     table = read_table(path, "covariates.table")
@@ -127,6 +136,7 @@ class GeneratorSettings:
     threads: int
     workers: int
     use_gpu: bool
+    exact_rewrites: bool
 
 
 class GeneratedShards:
@@ -141,7 +151,9 @@ class GeneratedShards:
         self.bundle = read_bundle(folder)
         if self.bundle.digest != plan.identity["bundle"]:
             raise UserError(f"the bundle {folder} changed while the dataset was being made")
-        self.autoencoder, self.denoiser = load_models(folder, self.bundle, self.device)
+        how = (config.precision, settings.exact_rewrites)
+        self.autoencoder, self.denoiser = load_models(folder, self.bundle, self.device, *how)
+        explain(self.device, *how)
         self.schedule = NoiseSchedule(self.bundle.schedule)
 
     @functools.cached_property
@@ -171,7 +183,12 @@ class GeneratedShards:
             start += len(part)
         ids = rows["sample_id"].tolist()
         records = [describe_sample(ids[i], shard.start + i, [voxels[i]]) for i in range(len(rows))]
-        return Made([voxels], records, {**describe(self.device), "micro_batch": self.micro_batch, **seconds})
+        runtime = {
+            **describe(self.device),
+            "micro_batch": self.micro_batch,
+            "exact_rewrites": int(self.settings.exact_rewrites),
+        }
+        return Made([voxels], records, {**runtime, **seconds})
 
     def _after(self, error: Exception) -> None:
         """Make ready for another try with a smaller micro-batch; raises where none can help."""
