@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from brainsynth.bundle import BundleSpec
 from brainsynth.models.sampling import NoiseSchedule
-from brainsynth.models.weights import load_models
+from brainsynth.models.weights import load_models, read_bundle
 from brainsynth.published import PAPER, import_bundle
 
 RESULT = Path(__file__).parents[1] / "docs" / "published-weights.json"
@@ -88,7 +88,7 @@ def old() -> tuple[nn.Module, nn.Module] | None:
         )
 
 
-def timed(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
+def timed(run: Callable[[], Any]) -> tuple[Any, float]:
     """Result and CPU seconds of this process."""
     began = time.process_time()
     result = run()
@@ -151,54 +151,66 @@ def compare_denoiser(writer: nn.Module, file: str, bundle: Path, spec: BundleSpe
 
 
 @torch.no_grad()
-def compare_decoder(writer: nn.Module, bundle: Path, spec: BundleSpec) -> dict[str, Any]:
-    """One full-size decode by the writer's network and by ours, rewritten, RAS+."""
+def compare_decoder(file: str, bundle: Path, latents_xyz: tuple[int, int, int]) -> dict[str, Any]:
+    """One decode by MONAI core's network with its own converter, and by ours, rewritten, in RAS+."""
     torch.manual_seed(8)
-    z = torch.randn(1, 3, 20, 28, 20)
-    wanted, peer_s = timed(lambda: writer.decode(z))
-    low, high = float(wanted.min()), float(wanted.max())
-    wanted = wanted.clamp(0, 1).flip(2)
-    autoencoder, denoiser = load_models(bundle, spec, torch.device("cpu"), rewrites=True)
-    del denoiser
-    gc.collect()
+    z = torch.randn(1, 3, *latents_xyz)
+    peer = core()[0].to_empty(device="cpu")
+    peer.load_old_state_dict(torch.load(file, weights_only=True))
+    peer.requires_grad_(False).eval()
+    wanted, peer_s = timed(lambda: peer.decode(z))
+    spec = read_bundle(bundle)
+    autoencoder, _ = load_models(bundle, spec, torch.device("cpu"), rewrites=True)
+    raw: list[Tensor] = []
+    autoencoder.network.decoder.register_forward_hook(lambda _module, _inputs, output: raw.append(output))
     found, own_s = timed(lambda: autoencoder.decode(z))
     return {
-        "writer_cpu_s": peer_s,
+        "latents_xyz": latents_xyz,
+        "monai_cpu_s": peer_s,
         "rewritten_cpu_s": own_s,
-        "writer_range": [low, high],
-        "rewritten_against_writer": difference(found, wanted),
+        "rewritten_against_monai": difference(raw[0], wanted),
+        "as_stored_against_monai": difference(found, wanted.clamp(0, 1).flip(2)),
     }
 
 
 def main() -> None:
-    """Run it once; everything in one thread, so that CPU seconds mean something on a busy machine."""
+    """Everything in one thread, so that CPU seconds mean something on a busy machine."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="a scratch folder; it is emptied")
-    work = parser.parse_args().work
+    parser.add_argument(
+        "--work", type=Path, required=True, help="a scratch folder, emptied first; kept for --decoder-only"
+    )
+    parser.add_argument("--decoder-only", action="store_true", help="with the files of an earlier run")
+    parser.add_argument("--latents-xyz", type=int, nargs=3, default=PAPER.latents.shape_cxyz[1:], help="decoder's grid")
+    arguments = parser.parse_args()
+    work = arguments.work
     torch.set_num_threads(1)
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    files, (autoencoder, unet) = save_files(work)
-    result: dict[str, Any] = {"machine": platform.machine(), "torch": torch.__version__, "styles": sorted(files)}
-    bundles = {}
-    for style, (a, d) in files.items():
-        spec, result[f"import_{style}_cpu_s"] = timed(
-            lambda a=a, d=d, style=style: import_bundle(a, d, str(work / f"bundle-{style}"), own=OWN, model=PAPER)
-        )
-        bundles[style] = spec
-    result["same_weights_from_both_styles"] = len({tuple(s.weights.items()) for s in bundles.values()}) == 1
-    style = "old" if "old" in files else "core"
-    bundle, spec = work / f"bundle-{style}", bundles[style]
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    result["denoiser"] = compare_denoiser(unet, files[style][1], bundle, spec)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    del unet
-    gc.collect()
-    result["decoder"] = compare_decoder(autoencoder, bundle, spec)
+    result: dict[str, Any] = {"machine": platform.machine(), "torch": torch.__version__}
+    if arguments.decoder_only:
+        result = json.loads(RESULT.read_text())
+    else:
+        make_and_import(work, result)
+    style = result["styles"][-1]
+    result["decoder"] = compare_decoder(str(work / f"{style}-ae.pt"), work / f"bundle-{style}", arguments.latents_xyz)
     result["peak_memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 1)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
-    shutil.rmtree(work)
+
+
+def make_and_import(work: Path, result: dict[str, Any]) -> None:
+    """Weight files, bundles and the denoiser's comparison, into `work` and `result`."""
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    files, (_, unet) = save_files(work)
+    result["styles"] = sorted(files)
+    bundles = {}
+    for style, (a, d) in files.items():
+        bundles[style], result[f"import_{style}_cpu_s"] = timed(
+            lambda a=a, d=d, style=style: import_bundle(a, d, str(work / f"bundle-{style}"), own=OWN, model=PAPER)
+        )
+    result["same_weights_from_both_styles"] = len({tuple(s.weights.items()) for s in bundles.values()}) == 1
+    style = result["styles"][-1]
+    result["denoiser"] = compare_denoiser(unet, files[style][1], work / f"bundle-{style}", bundles[style])
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
