@@ -87,7 +87,8 @@ def arranged(networks: Networks, rung: Rung) -> Networks:
         rewrite(autoencoder, denoiser)
         layout(autoencoder.network)
     if rung.precision == "bfloat16":
-        round_weights(autoencoder), round_weights(denoiser)
+        round_weights(autoencoder)
+        round_weights(denoiser)
     return autoencoder, denoiser
 
 

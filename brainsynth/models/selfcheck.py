@@ -7,6 +7,7 @@ Known cases: cuDNN 9.8 to 9.14 on large inputs (pytorch#163539), oneDNN on AMX w
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 
 import torch
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from brainsynth.errors import UserError
+from brainsynth.models.device import free_memory, is_out_of_memory
 
+log = logging.getLogger(__name__)
 _TOLERANCE = 0.02  # of the root mean square; rounding the output to bfloat16 alone costs 0.002
-_CPU_CELLS = 8
+_FEW_CELLS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +70,7 @@ def check_bfloat16(shapes: list[ConvolutionShape], device: torch.device) -> None
         UserError: one differs by more than rounding can explain.
     """
     for shape in shapes:
-        error = relative_error(shape, device)
+        error = _measured(shape, device)
         if not error <= _TOLERANCE:  # NaN counts as wrong
             raise UserError(
                 f"precision: bfloat16 is wrong on this device ({device}, torch {torch.__version__}, cuDNN "
@@ -77,9 +80,26 @@ def check_bfloat16(shapes: list[ConvolutionShape], device: torch.device) -> None
             )
 
 
-def relative_error(shape: ConvolutionShape, device: torch.device) -> float:
-    """Root mean square difference of the bfloat16 result, as a share of the float32 result's root mean square."""
-    cells = [min(n, _CPU_CELLS) if device.type == "cpu" else n for n in shape.input_xyz]
+def _measured(shape: ConvolutionShape, device: torch.device) -> float:
+    if device.type == "cpu":
+        return relative_error(shape, device, _FEW_CELLS)
+    try:
+        return relative_error(shape, device)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    log.warning("bfloat16: too little memory to check a convolution on %s cells; checked on fewer", shape.input_xyz)
+    free_memory()
+    return relative_error(shape, device, _FEW_CELLS)
+
+
+def relative_error(shape: ConvolutionShape, device: torch.device, most_cells: int | None = None) -> float:
+    """Root mean square difference of the bfloat16 result, as a share of the float32 result's root mean square.
+
+    Args:
+        most_cells: along each axis; None computes the whole grid.
+    """
+    cells = [min(n, most_cells or n) for n in shape.input_xyz]
     generator = torch.Generator().manual_seed(0)
     inputs = shape.weight_shape[0 if shape.transposed else 1]
     x = torch.randn(1, inputs, *cells, generator=generator).to(device, torch.bfloat16)

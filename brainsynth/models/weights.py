@@ -106,7 +106,8 @@ def load_models(
         module.requires_grad_(False).eval().to(device)
     _arrange(autoencoder, denoiser, rewrites)
     if precision == "bfloat16":
-        round_weights(autoencoder), round_weights(denoiser)
+        round_weights(autoencoder)
+        round_weights(denoiser)
     return autoencoder, denoiser
 
 

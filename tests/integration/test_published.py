@@ -232,7 +232,7 @@ def generation(bundle: Path, folder: Path, **changes: Any) -> GenerateConfig:
         "output": str(folder / "data"),
         "covariates": CovariateSource(table=str(table)),
         "sampler": SamplerConfig(method="ddim", steps=3),
-        "runtime": RuntimeConfig(workers=0),
+        "runtime": RuntimeConfig(workers=0, threads_per_worker=1),
     }
     return GenerateConfig(**(values | changes))
 
@@ -257,7 +257,10 @@ def test_a_dataset_keeps_values_and_affine(files: Files, bundle: Path, tmp_path:
         np.testing.assert_array_equal(sample["affine"], SMALL.volume.affine)
     assert all(found.same_voxels for found in regenerate(config.output, str(bundle), [0, 2]))
     plain = generation(
-        bundle, tmp_path, output=str(tmp_path / "plain"), runtime=RuntimeConfig(workers=0, exact_rewrites=False)
+        bundle,
+        tmp_path,
+        output=str(tmp_path / "plain"),
+        runtime=RuntimeConfig(workers=0, threads_per_worker=1, exact_rewrites=False),
     )
     assert plan_generation(plain).plan.fingerprint == work.plan.fingerprint  # circumstance, not identity
     make_dataset(plan_generation(plain), plain.runtime)
