@@ -28,12 +28,15 @@ _RENAMED = (  # style of GenerativeModels → style of MONAI core
 
 
 def file_digests(path: Path) -> dict[str, str]:
-    """md5, under which the files are published, and sha256 of a file's bytes, both in hex."""
+    """md5, under which the files are published, and sha256 of a file's bytes, both in hex. Raises UserError."""
     digests = {"md5": hashlib.md5(usedforsecurity=False), "sha256": hashlib.sha256()}
-    with open(path, "rb") as handle:
-        while block := handle.read(1 << 22):
-            for each in digests.values():
-                each.update(block)
+    try:
+        with open(path, "rb") as handle:
+            while block := handle.read(1 << 22):
+                for each in digests.values():
+                    each.update(block)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
     return {name: each.hexdigest() for name, each in digests.items()}
 
 
@@ -103,7 +106,7 @@ def _load(path: Path) -> dict[str, Tensor]:
             if unpacked > path.stat().st_size:  # torch stores tensors as they are
                 raise UserError(f"{path} unpacks to more than its own size: it was not written by torch.save")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (UserError, OSError):
+    except UserError:
         raise
     except Exception as error:  # torch.load raises as many types as there are ways to damage a file
         reason = str(error).strip().splitlines() or [type(error).__name__]
