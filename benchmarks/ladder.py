@@ -31,7 +31,8 @@ from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import autocast, layout, round_weights
 from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.rewrites import rewrite
-from brainsynth.models.sampling import NoiseSchedule, guided, sample_latents
+from brainsynth.models.sampling import guided, sample_latents
+from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.published import PAPER
 
 RESULT = Path(__file__).parents[1] / "docs" / "ladder.json"
@@ -61,9 +62,9 @@ RUNGS = (
     Rung("the zoo's loop: float32, one volume at a time, MONAI's DDIM", "monai", 50, rewrites=False),
     Rung("+ exact rewrites, decoder channels last", "ddim", 50),
     Rung("+ bfloat16, weights rounded once", "ddim", 50, "bfloat16"),
-    Rung("+ DPM-Solver++ (2M), 10 steps", "dpmpp_2m", 10, "bfloat16"),
-    Rung("+ 8 steps", "dpmpp_2m", 8, "bfloat16"),
-    Rung("+ micro-batch of 4", "dpmpp_2m", 8, "bfloat16", batch=4),
+    Rung("+ UniPC, 12 steps", "unipc", 12, "bfloat16"),
+    Rung("+ micro-batch of 4", "unipc", 12, "bfloat16", batch=4),
+    Rung("8 steps in place of 12", "unipc", 8, "bfloat16", batch=4),
 )
 
 

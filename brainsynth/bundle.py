@@ -10,13 +10,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from brainsynth.config.training import AutoencoderArchitecture, DiffusionArchitecture, ScheduleConfig
 from brainsynth.covariates import CovariateSchema
 from brainsynth.distribution import CovariateDistribution
 from brainsynth.errors import UserError
-from brainsynth.records import digest, record, to_dict
+from brainsynth.records import digest, left_out_at, record
 from brainsynth.volume import VolumeSpec
 
 BUNDLE_FILE = "bundle.json"
@@ -54,7 +54,7 @@ class BundleSpec:
     """The joint distribution of the training cohort's covariates, from which rows are drawn; None where it is unknown: then
     rows come from a table only."""
     volume: VolumeSpec
-    flipped_axes: tuple[Literal[0, 1, 2], ...] = ()
+    flipped_axes: Annotated[tuple[Literal[0, 1, 2], ...], left_out_at(())] = ()
     """Axes (0 X, 1 Y, 2 Z) along which the networks run against RAS+: (0,) for networks that make LAS volumes."""
     weights: dict[str, str]
     """File name → sha256."""
@@ -71,12 +71,7 @@ class BundleSpec:
     @property
     def digest(self) -> str:
         """sha256 of the record; covers the weights through their digests."""
-        content: dict[str, Any] = to_dict(self)
-        if not self.flipped_axes:
-            del content[
-                "flipped_axes"
-            ]  # bundles from before this field, and datasets made with them, keep their digest
-        return digest(content)
+        return digest(self)
 
 
 def check_latent_grid(

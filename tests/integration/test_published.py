@@ -39,7 +39,8 @@ from brainsynth.executors.dataset import make_dataset
 from brainsynth.generate import plan_generation
 from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.diffusion import Denoiser
-from brainsynth.models.sampling import NoiseSchedule, draw_noise, sample_latents
+from brainsynth.models.sampling import draw_noise, sample_latents
+from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_models
 from brainsynth.published import PAPER, import_bundle
 from brainsynth.regenerate import regenerate
