@@ -56,7 +56,7 @@ def main() -> None:
         out / f"{run.name}-generated.png", dpi=90, bbox_inches="tight"
     )
     bundle = read_bundle(run / "bundle")
-    autoencoder = Autoencoder(build_autoencoder(bundle.autoencoder), bundle.latents).eval()
+    autoencoder = Autoencoder(build_autoencoder(bundle.autoencoder), bundle.latents, bundle.flipped_axes).eval()
     load_weights(autoencoder.network, run / "bundle" / AUTOENCODER_FILE)
     train, validation = (open_dataset(str(run / "cohort"), split=s) for s in ("train", "validation"))
     with torch.no_grad():

@@ -11,13 +11,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from brainsynth.config.training import AutoencoderArchitecture, DiffusionArchitecture, ScheduleConfig
 from brainsynth.covariates import CovariateSchema
 from brainsynth.distribution import CovariateDistribution
 from brainsynth.errors import UserError
-from brainsynth.records import digest, record
+from brainsynth.records import digest, left_out_at, record
 from brainsynth.volume import VolumeSpec
 
 BUNDLE_FILE = "bundle.json"
@@ -52,9 +52,12 @@ class BundleSpec:
     schedule: ScheduleConfig
     latents: LatentSpec
     covariates: CovariateSchema
-    distribution: CovariateDistribution
-    """The joint distribution of the training cohort's covariates, from which rows are drawn."""
+    distribution: CovariateDistribution | None
+    """The joint distribution of the training cohort's covariates, from which rows are drawn; None where it is unknown: then
+    rows come from a table only."""
     volume: VolumeSpec
+    flipped_axes: Annotated[tuple[Literal[0, 1, 2], ...], left_out_at(())] = ()
+    """Axes (0 X, 1 Y, 2 Z) along which the networks run against RAS+: (0,) for networks that make LAS volumes."""
     weights: dict[str, str]
     """File name → sha256."""
     licence: str
@@ -66,6 +69,8 @@ class BundleSpec:
             raise ValueError(
                 f"weights must name {AUTOENCODER_FILE} and {DIFFUSION_FILE}, perhaps {GATE_FILE}, and nothing else"
             )
+        if len(set(self.flipped_axes)) != len(self.flipped_axes):
+            raise ValueError("flipped_axes names an axis twice")
 
     @property
     def digest(self) -> str:

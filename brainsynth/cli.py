@@ -1,4 +1,4 @@
-"""`brainsynth VERB URI`: for whoever holds a dataset. Making one is the jobs' work (jobs/)."""
+"""`brainsynth VERB`: for whoever holds a dataset, or the published weights. Making a dataset is the jobs' work (jobs/)."""
 
 from __future__ import annotations
 
@@ -51,6 +51,17 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--gpu", action="store_true", help="on a GPU, as they were made")
     again.set_defaults(run=_regenerate)
 
+    published = verbs.add_parser("import-bundle", help="make a bundle of the paper's published weights (docs/)")
+    published.add_argument("--autoencoder", required=True, metavar="FILE", help="the zoo's models/autoencoder.pt")
+    published.add_argument("--diffusion", required=True, metavar="FILE", help="the zoo's models/model.pt")
+    published.add_argument("--output", required=True, metavar="FOLDER", help="the bundle, new")
+    published.add_argument("--inference", metavar="FILE", help="the zoo's configs/inference.json, compared as data")
+    published.add_argument("--covariates", metavar="TABLE", help="people from whose joint distribution rows are drawn")
+    published.add_argument("--licence", help="of weights of your own in the published architecture")
+    published.add_argument("--training-data", help="what your own weights were trained on, in a sentence")
+    published.add_argument("--origin-mm", nargs=3, type=float, metavar=("X", "Y", "Z"), help="place of the first voxel")
+    published.set_defaults(run=_import_bundle)
+
     for verb in (verify, gc, again):
         verb.add_argument("uri", help="the dataset's folder: a path or an object-store URI")
     return parser
@@ -99,6 +110,25 @@ def _regenerate(arguments: argparse.Namespace) -> int:
         )
     print(f"{len(rows) - different} of {len(rows)} rows have the voxels that their records name")
     return DAMAGED if different else 0
+
+
+def _import_bundle(arguments: argparse.Namespace) -> int:
+    from brainsynth.published import import_bundle
+
+    own = (arguments.licence, arguments.training_data)
+    if (own[0] is None) != (own[1] is None):
+        raise UserError("--licence and --training-data describe weights of your own: give both")
+    spec = import_bundle(
+        arguments.autoencoder,
+        arguments.diffusion,
+        arguments.output,
+        inference=arguments.inference,
+        covariates=arguments.covariates,
+        own=None if own[0] is None else own,
+        origin_mm=None if arguments.origin_mm is None else tuple(arguments.origin_mm),
+    )
+    print(f"bundle {spec.name}: {arguments.output} (digest {spec.digest[:12]}), licence {spec.licence}")
+    return 0
 
 
 def _progress(done: int, total: int) -> None:

@@ -25,7 +25,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from scipy.special import chdtri, ndtri  # type: ignore[import-untyped]
+from scipy.special import chdtri, ndtri
 
 from brainsynth import copula
 from brainsynth.constraints import Constraint, constraint_problems, satisfied, scarcity

@@ -20,6 +20,7 @@ from brainsynth.models.device import (
     autocast,
     choose_device,
     describe,
+    explain,
     free_memory,
     is_broken,
     is_out_of_memory,
@@ -63,7 +64,9 @@ def plan_generation(config: GenerateConfig) -> Work:
         dtype=config.stored_dtype,
         step=bundle.volume.step,
     )
-    extrapolated = bundle.covariates.out_of_range(rows) | ~bundle.distribution.in_support(rows)
+    extrapolated = bundle.covariates.out_of_range(rows)
+    if bundle.distribution is not None:
+        extrapolated |= ~bundle.distribution.in_support(rows)
     if extrapolated.any():
         log.warning(
             "%d of %d rows lie outside the training support (a value, or an unusual combination of values): they are made, "
@@ -92,6 +95,7 @@ def plan_generation(config: GenerateConfig) -> Work:
         threads=config.runtime.threads_per_worker,
         workers=config.runtime.workers,
         use_gpu=config.runtime.gpus_per_worker > 0,
+        exact_rewrites=config.runtime.exact_rewrites,
     )
     return Work(root, plan, samples, GeneratedShards, {"plan": plan, "config": config, "settings": settings})
 
@@ -117,6 +121,11 @@ def bundle_gate(folder: Path, bundle: BundleSpec) -> QualityGate:
 def covariate_rows(source: CovariateSource, bundle: BundleSpec) -> pd.DataFrame:
     """The validated rows to generate, from a table or drawn from the bundle's distribution."""
     if source.draw is not None:
+        if bundle.distribution is None:
+            raise UserError(
+                f"covariates.draw: the bundle {bundle.name} has no covariate distribution to draw from, because that of its "
+                f"training cohort is not known; give covariates.table with the columns {', '.join(bundle.covariates.names)}"
+            )
         return bundle.distribution.draw(source.draw, source.draw_seed, source.constraints)
     path = str(source.table)
     table = read_table(path, "covariates.table")
@@ -152,6 +161,7 @@ class GeneratorSettings:
     threads: int
     workers: int
     use_gpu: bool
+    exact_rewrites: bool
 
 
 class GeneratedShards:
@@ -166,7 +176,9 @@ class GeneratedShards:
         self.bundle = read_bundle(folder)
         if self.bundle.digest != plan.identity["bundle"]:
             raise UserError(f"the bundle {folder} changed while the dataset was being made")
-        self.autoencoder, self.denoiser = load_models(folder, self.bundle, self.device)
+        how = (config.precision, settings.exact_rewrites)
+        self.autoencoder, self.denoiser = load_models(folder, self.bundle, self.device, *how)
+        explain(self.device, *how)
         self.schedule = NoiseSchedule(self.bundle.schedule)
         self.gatekeeper: Gatekeeper | None = None
         if "gate" in plan.identity:
@@ -200,7 +212,12 @@ class GeneratedShards:
                     voxels[offset] = one.voxels
                 sample_id, row = str(rows["sample_id"].iloc[offset]), shard.start + offset
                 records.append(one.record(sample_id, row, voxels[offset]))
-        return Made([voxels], records, {**describe(self.device), "micro_batch": self.micro_batch, **seconds})
+        runtime = {
+            **describe(self.device),
+            "micro_batch": self.micro_batch,
+            "exact_rewrites": int(self.settings.exact_rewrites),
+        }
+        return Made([voxels], records, {**runtime, **seconds})
 
     def _draw(self, rows: pd.DataFrame, seconds: dict[str, float]) -> list[Drawn]:
         """The volumes of one micro-batch. Those that the gate refuses are drawn again, together, from their next seeds."""

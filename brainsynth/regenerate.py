@@ -54,8 +54,8 @@ def rows_named(store: Store, names: list[str]) -> list[int]:
 def regenerate(uri: str, bundle: str, rows: list[int], use_gpu: bool = False) -> Iterator[Comparison]:
     """Each of the rows, made again and compared with what is stored.
 
-    A row is made in the micro-batch, and with the number of threads, that its commit record names: on the same kind of
-    machine the voxels are then equal to the last bit.
+    A row is made in the micro-batch, with the number of threads and in the form of the networks that its commit record
+    names: on the same kind of machine the voxels are then equal to the last bit.
 
     Raises:
         UserError: no generated dataset, another bundle, or rows that are not committed.
@@ -72,20 +72,27 @@ def regenerate(uri: str, bundle: str, rows: list[int], use_gpu: bool = False) ->
             f"{folder} is {spec.digest[:12]}…"
         )
     check_bundle_files(folder, spec)
-    makers: dict[tuple[int, int], GeneratedShards] = {}
+    makers: dict[tuple[int, int, bool], GeneratedShards] = {}
     for row in rows:
         shard = plan.shard(row // plan.samples_per_shard)
         try:
             commit = read_commit(store, plan, shard.index)
         except FileNotFoundError:
             raise UserError(f"row {row} is not made yet: shard {shard.index} has no commit record") from None
-        how = (int(commit.runtime.get("micro_batch", 1)), int(commit.runtime.get("threads", 1)))
+        recorded = [int(commit.runtime.get(key, default)) for key, default in _RECORDED.items()]
+        how = (recorded[0], recorded[1], bool(recorded[2]))
         if how not in makers:
             makers[how] = _maker(uri, plan, folder, *how, use_gpu)
         yield _compare(store, plan, shard, commit, makers[how], row)
 
 
-def _maker(uri: str, plan: Plan, bundle: Path, micro_batch: int, threads: int, use_gpu: bool) -> GeneratedShards:
+_RECORDED = {"micro_batch": 1, "threads": 1, "exact_rewrites": 0}
+"""What a commit record says of how its rows were made, and what held before it said so."""
+
+
+def _maker(
+    uri: str, plan: Plan, bundle: Path, micro_batch: int, threads: int, exact_rewrites: bool, use_gpu: bool
+) -> GeneratedShards:
     config = GenerateConfig(
         bundle=str(bundle),
         output=uri,
@@ -94,7 +101,13 @@ def _maker(uri: str, plan: Plan, bundle: Path, micro_batch: int, threads: int, u
         precision=plan.identity["precision"],
     )
     settings = GeneratorSettings(
-        root=uri, bundle=str(bundle), micro_batch=micro_batch, threads=threads, workers=1, use_gpu=use_gpu
+        root=uri,
+        bundle=str(bundle),
+        micro_batch=micro_batch,
+        threads=threads,
+        workers=1,
+        use_gpu=use_gpu,
+        exact_rewrites=exact_rewrites,
     )
     return GeneratedShards(plan, config, settings)
 

@@ -29,6 +29,9 @@ class RuntimeConfig:
     """Volumes that go through a network together."""
     threads_per_worker: int = 0
     """CPU threads of each worker; 0 shares the machine's cores evenly."""
+    exact_rewrites: bool = True
+    """Generation runs the networks in a form that is algebraically the same and takes fewer operations; only rounding
+    differs, as it does between micro-batches. Recorded with each shard, so that `regenerate` repeats it."""
     progress_every_s: float = 5.0
     max_attempts: int = 3
     """A row that fails, or kills its worker, this often is set aside with its reason; the run goes on."""

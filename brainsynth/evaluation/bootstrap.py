@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr, ndtri, stdtrit  # type: ignore[import-untyped]
+from scipy.special import ndtr, ndtri, stdtrit
 
 from brainsynth.errors import UserError
 from brainsynth.records import record

@@ -15,7 +15,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import fisher_exact, rankdata  # type: ignore[import-untyped]
+from scipy.stats import fisher_exact, rankdata
 
 from brainsynth.errors import UserError
 from brainsynth.evaluation.bootstrap import ConfidenceInterval, bootstrap_interval

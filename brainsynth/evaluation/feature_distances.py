@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest  # type: ignore[import-untyped]
+from scipy.stats import binomtest
 
 from brainsynth.errors import UserError
 from brainsynth.evaluation.bootstrap import ConfidenceInterval, bootstrap_interval, jackknife_interval

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import betabinom, mannwhitneyu  # type: ignore[import-untyped]
+from scipy.stats import betabinom, mannwhitneyu
 
 from brainsynth.errors import UserError
 from brainsynth.evaluation.neighbours import nearest_subjects

@@ -1,10 +1,13 @@
 """The autoencoder: MONAI's `AutoencoderKL`, with the latent whitening inside, so that decode cannot forget it.
 
 Three spaces: images x in [0, 1], raw latents (mu, sigma) of the network, and latents z = (raw - shift) * scale, which the
-denoiser sees. Shapes: B batch, C latent channels, XYZ voxels in RAS+ order.
+denoiser sees. Shapes: B batch, C latent channels, XYZ voxels in RAS+ order. Raw latents run along the network's own axes,
+which may be flipped against RAS+.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from monai.networks.nets import AutoencoderKL
@@ -32,20 +35,21 @@ def build_autoencoder(architecture: AutoencoderArchitecture) -> AutoencoderKL:
 
 
 class Autoencoder(nn.Module):
-    """The trained network together with its latent shift and scale."""
+    """The trained network together with its latent shift and scale, and its axes that run against RAS+."""
 
-    def __init__(self, network: AutoencoderKL, latents: LatentSpec) -> None:
+    def __init__(self, network: AutoencoderKL, latents: LatentSpec, flipped_axes: Sequence[int] = ()) -> None:
         super().__init__()
         self.network = network
+        self.flipped = [2 + axis for axis in flipped_axes]
         self.register_buffer("shift", torch.tensor(latents.shift).view(1, -1, 1, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(latents.scale).view(1, -1, 1, 1, 1), persistent=False)
 
     def encode(self, x_B1XYZ: Tensor) -> Tensor:  # noqa: N803
         """Mean latents z_BCXYZ of images in [0, 1]."""
-        mu, _ = self.network.encode(x_B1XYZ)
+        mu, _ = self.network.encode(x_B1XYZ.flip(self.flipped))
         return (mu - self.shift) * self.scale
 
     def decode(self, z_BCXYZ: Tensor) -> Tensor:  # noqa: N803
         """Images x_B1XYZ, float32, clipped to [0, 1]. NaN stays NaN, so that it is noticed downstream."""
         decoded = self.network.decode(z_BCXYZ / self.scale + self.shift)
-        return decoded.float().clamp(0.0, 1.0)
+        return decoded.float().clamp(0.0, 1.0).flip(self.flipped)

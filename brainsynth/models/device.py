@@ -43,6 +43,22 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def explain(device: torch.device, precision: str, rewrites: bool) -> None:
+    """Log how the networks run, each choice with its reason."""
+    if precision == "bfloat16":
+        log.info(
+            "precision bfloat16: as configured; each kind of convolution agrees with float32 here, solver state is float32"
+        )
+    elif device.type == "cuda":
+        tf32 = "allowed" if torch.backends.cudnn.allow_tf32 else "off"
+        log.info("precision float32: as configured; TF32 in convolutions is %s, as torch has it", tf32)
+    else:
+        log.info("precision float32: as configured")
+    log.info("memory layout: decoder channels last (few channels, wide grids), denoiser plain (faster there)")
+    how = "on: fewer operations, results differ by rounding" if rewrites else "off: as configured, or as recorded"
+    log.info("exact rewrites %s", how)
+
+
 def describe(device: torch.device) -> dict[str, str | int | float]:
     """Facts of this process for a commit record."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
@@ -57,6 +73,18 @@ def describe(device: torch.device) -> dict[str, str | int | float]:
 def layout(module: nn.Module) -> nn.Module:
     """Channels-last weights: 3D convolutions with few channels run up to twice as fast on CPUs, and on tensor cores."""
     return module.to(memory_format=torch.channels_last_3d)
+
+
+def round_weights(module: nn.Module) -> nn.Module:
+    """Weights of convolutions and linear maps in bfloat16, for use under `autocast(…, "bfloat16")`.
+
+    The results are the same to the last bit: autocast rounds the same weights, but frozen ones anew at every call. Norms
+    stay float32. Casting the whole network instead fails on CPUs (average pooling) and where attention is upcast.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv3d | nn.ConvTranspose3d | nn.Linear):
+            part.to(torch.bfloat16)
+    return module
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import fft, ndimage  # type: ignore[import-untyped]
+from scipy import fft, ndimage
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

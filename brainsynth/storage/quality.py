@@ -32,8 +32,8 @@ def put_measured(store: Store, table: pd.DataFrame, shards_digest: str, facts: d
         shards_digest: of the dataset's manifest: the volumes that were measured.
         facts: plain JSON: which instruments, calibrated on what.
     """
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     wrong = [c for c in table if c != "sample_id" and not str(c).startswith("measured_")]
     if wrong or "sample_id" not in table:
@@ -59,8 +59,8 @@ def read_measured(data: bytes, key: str, shards_digest: str) -> tuple[pd.DataFra
     Raises:
         ValueError: it is damaged, or tells of another state of the dataset than the manifest with this digest.
     """
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     name = _NAME.fullmatch(key)
     if name is None or hashlib.sha256(data).hexdigest()[:32] != name[1]:

@@ -92,8 +92,8 @@ def check_parquet(file: IO[bytes]) -> None:
     An Arrow extension type is built by code that somebody registered (Ray Data does) as soon as pyarrow opens the file, so
     those are looked for in the bytes of the footer.
     """
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow
+    import pyarrow.parquet
 
     if any(mark in _footer(file) for mark in _EXTENSION_MARKS):
         raise ValueError("a column is of an Arrow extension type; save the table with plain columns")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from brainsynth.bundle import BUNDLE_FILE, GATE_FILE, BundleSpec
@@ -34,8 +35,8 @@ def plan_bundle(config: ExportConfig) -> tuple[Path, Path, BundleSpec]:
     if (folder / BUNDLE_FILE).exists():
         if without_gate(read_bundle(folder)).digest != spec.digest:
             raise UserError(f"{folder} holds another bundle; give another output folder")
-    elif folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty and holds no bundle; give a new output folder")
+    else:
+        check_empty(folder)
     return source, folder, spec
 
 
@@ -58,17 +59,39 @@ def export_bundle(
         spec = read_bundle(folder)
         check_bundle_files(folder, spec)
         return spec
+    with new_bundle(folder) as temporary:
+        for name in spec.weights:
+            shutil.copyfile(source / name, temporary / name)
+        if config.gate is not None:
+            write_gate(config.gate, source, spec, temporary / GATE_FILE)
+            spec = dataclasses.replace(spec, weights={**spec.weights, GATE_FILE: file_sha256(temporary / GATE_FILE)})
+        (temporary / BUNDLE_FILE).write_bytes(seal(spec))
+    return spec
+
+
+@contextlib.contextmanager
+def new_bundle(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill, which becomes the bundle when it is whole; after an error nothing is left of it.
+
+    Raises:
+        UserError: `folder` is not empty, or a file in the temporary folder is not what its record names.
+    """
+    check_empty(folder)
     temporary = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for name in spec.weights:
-        shutil.copyfile(source / name, temporary / name)
-    if config.gate is not None:
-        write_gate(config.gate, source, spec, temporary / GATE_FILE)
-        spec = dataclasses.replace(spec, weights={**spec.weights, GATE_FILE: file_sha256(temporary / GATE_FILE)})
-    (temporary / BUNDLE_FILE).write_bytes(seal(spec))
-    check_bundle_files(temporary, spec)
-    if folder.exists():
-        folder.rmdir()
-    temporary.rename(folder)
-    return spec
+    try:
+        yield temporary
+        check_bundle_files(temporary, read_bundle(temporary))
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def check_empty(folder: Path) -> None:
+    """Raises UserError when there is something in the folder."""
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no bundle; give a new output folder")

@@ -1,0 +1,118 @@
+"""Weight files as MONAI's model zoo publishes them → our tensors, strictly: every key, shape and type must match.
+
+Two key styles are read. The published files have that of the `GenerativeModels` package, where both networks were first
+written; MONAI core, which took them over, renamed two kinds of layers. Files are read as plain tensors; they run nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brainsynth.bundle import BundleSpec
+from brainsynth.errors import UserError, problems_error
+from brainsynth.models.autoencoder import build_autoencoder
+from brainsynth.models.diffusion import Denoiser
+
+_RENAMED = (  # style of GenerativeModels → style of MONAI core
+    (re.compile(r"^(decoder\.blocks\.\d+)\.conv\.conv\."), r"\1.postconv.conv."),
+    (re.compile(r"\.upsampler\.conv\.conv\."), ".upsampler.postconv.conv."),
+    (re.compile(r"\.to_out\.0\."), ".out_proj."),
+)
+
+
+def file_digests(path: Path) -> dict[str, str]:
+    """md5, under which the files are published, and sha256 of a file's bytes, both in hex. Raises UserError."""
+    digests = {"md5": hashlib.md5(usedforsecurity=False), "sha256": hashlib.sha256()}
+    try:
+        with open(path, "rb") as handle:
+            while block := handle.read(1 << 22):
+                for each in digests.values():
+                    each.update(block)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    return {name: each.hexdigest() for name, each in digests.items()}
+
+
+def read_autoencoder(path: Path, spec: BundleSpec) -> dict[str, Tensor]:
+    """State of the autoencoder that `spec` describes. Raises UserError as `read_state` does."""
+    with torch.device("meta"):
+        network = build_autoencoder(spec.autoencoder)
+    return read_state(path, network, "autoencoder")
+
+
+def read_denoiser(path: Path, spec: BundleSpec) -> dict[str, Tensor]:
+    """State of the denoiser that `spec` describes. Raises UserError as `read_state` does."""
+    with torch.device("meta"):
+        denoiser = Denoiser(spec.diffusion, spec.latents.shape_cxyz[0], spec.covariates.context_size)
+    return {f"unet.{key}": tensor for key, tensor in read_state(path, denoiser.unet, "diffusion").items()}
+
+
+def read_state(path: Path, network: nn.Module, what: str) -> dict[str, Tensor]:
+    """The tensors of a file made by `torch.save(network.state_dict())`, in either key style, under MONAI core's names.
+
+    Args:
+        network: tells the wanted keys and shapes; may be on the meta device.
+        what: "autoencoder" or "diffusion", for errors.
+
+    Raises:
+        UserError: the file is damaged or holds anything but float32 tensors that fit the network exactly.
+    """
+    state = _load(path)
+    other = {"autoencoder": ("time_embed.", "diffusion"), "diffusion": ("encoder.", "autoencoder")}[what]
+    if any(str(key).startswith(other[0]) for key in state):
+        raise UserError(f"--{what} {path} is the file of the {other[1]}; were the two files swapped?")
+    renamed: dict[str, Tensor] = {}
+    problems = []
+    for key in list(state):
+        name = str(key)
+        for pattern, new in _RENAMED:
+            name = pattern.sub(new, name)
+        if name in renamed:
+            problems.append(f"{key}: given in both key styles")
+        renamed[name] = state.pop(key)
+    wanted = network.state_dict()
+    problems += [f"{key}: missing" for key in wanted if key not in renamed]
+    problems += [f"{key}: unknown" for key in renamed if key not in wanted]
+    for key in wanted:
+        problems += [f"{key}: {wrong}" for wrong in _wrong(renamed.get(key), wanted[key])]
+    if problems:
+        raise problems_error(f"--{what} {path} does not fit the published architecture", problems, limit=5)
+    # Copies, one at a time: a tensor may be a view of a larger storage, or share it with another.
+    return {key: renamed.pop(key).clone(memory_format=torch.contiguous_format) for key in wanted}
+
+
+def _wrong(found: Any, wanted: Tensor) -> list[str]:
+    if found is None:
+        return []
+    if found.shape != wanted.shape:
+        return [f"shape {tuple(found.shape)}, want {tuple(wanted.shape)}"]
+    if found.dtype != torch.float32:
+        return [f"{found.dtype}, want torch.float32"]
+    return [] if found.isfinite().all() else ["holds NaN or infinity"]
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > path.stat().st_size:  # torch stores tensors as they are
+                raise UserError(f"{path} unpacks to more than its own size: it was not written by torch.save")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # torch.load raises as many types as there are ways to damage a file
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{path} is no file of plain tensors made by torch.save: {reason[0][:200]}") from None
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(
+            f"{path} is no plain state dict (key → tensor); save it with torch.save(network.state_dict(), path)"
+        )
+    return dict(state)
