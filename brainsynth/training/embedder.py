@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -31,6 +32,7 @@ _IDENTITY_WARP_MM, _VIEW_WARP_MM = 16.0, 4.0
 _SHIFT_MM, _TURN_DEGREES = 8.0, 8.0
 _BLUR_FWHM_MM, _NOISE, _GAMMA = 6.0, 0.05, (0.7, 1.4)
 _WARMUP = 10
+PROGRESS_EVERY_S = 15.0
 
 
 @record
@@ -69,6 +71,7 @@ def train_embedder(
     rng = torch.Generator().manual_seed(config.seed)
     embedder = Embedder().to(device).train()
     optimizer = torch.optim.AdamW(embedder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    began = shown = time.monotonic()
     for step in range(config.steps):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _schedule(step, config.steps)
@@ -86,6 +89,14 @@ def train_embedder(
             raise UserError(f"the loss of the embedder is not finite at step {step}: lower its learning_rate")
         if report:
             report(step, value)
+        now = time.monotonic()
+        if now - shown >= PROGRESS_EVERY_S:
+            shown, rate = now, (step + 1) / (now - began)
+            left_s = (config.steps - step - 1) / rate
+            log.info(
+                "embedder: step %d/%d  %.2f steps/s  ETA %dm%02ds  loss %.3f",
+                *(step + 1, config.steps, rate, left_s // 60, left_s % 60, value),
+            )
     log.info("embedder trained: %d steps, last loss %.3f", config.steps, value)
     return embedder.requires_grad_(False).eval()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from brainsynth.config.audit import AuditConfig
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PhantomConfig, PrepareConfig
@@ -24,6 +25,7 @@ CLASSES = {
     "bundle": ExportConfig,
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
+    "audit": AuditConfig,
 }
 GOOD = """\
 bundle: runs/bundle
