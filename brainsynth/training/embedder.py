@@ -161,7 +161,7 @@ def _move(
     grid = functional.affine_grid(theta, [count, 1, *shape], align_corners=False)
     control = torch.randn(count, 3, *(max(2, round(float(s) / _CONTROL_MM)) for s in size), generator=rng)
     field = functional.interpolate(control, size=tuple(shape), mode="trilinear", align_corners=False)
-    reach = field.norm(dim=1).amax((1, 2, 3))
+    reach = field.square().sum(1).amax((1, 2, 3)).sqrt()  # norm() takes twenty times as long
     amplitude = warp_mm * torch.rand(count, generator=rng) / reach.clamp_min(1e-6)
     field = (field * amplitude[:, None, None, None, None]).movedim(1, -1) / half
     grid = (grid + field.flip(-1)).to(images.device)
