@@ -62,7 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     published.add_argument("--origin-mm", nargs=3, type=float, metavar=("X", "Y", "Z"), help="place of the first voxel")
     published.set_defaults(run=_import_bundle)
 
-    for verb in (verify, gc, again):
+    report = verbs.add_parser("report", help="write report.html and report.json of a generated dataset anew")
+    report.add_argument("--bundle", help="the bundle it was made with: shows the distribution of its covariates, too")
+    report.set_defaults(run=_report)
+
+    for verb in (verify, gc, again, report):
         verb.add_argument("uri", help="the dataset's folder: a path or an object-store URI")
     return parser
 
@@ -128,6 +132,15 @@ def _import_bundle(arguments: argparse.Namespace) -> int:
         origin_mm=None if arguments.origin_mm is None else tuple(arguments.origin_mm),
     )
     print(f"bundle {spec.name}: {arguments.output} (digest {spec.digest[:12]}), licence {spec.licence}")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from brainsynth.evaluation.dataset_report import report_dataset
+
+    uri = resolve_uri(arguments.uri, "uri")
+    read_plan(open_store(uri))  # a folder that holds no dataset is told as for the other verbs
+    report_dataset(uri, None, arguments.bundle)
     return 0
 
 

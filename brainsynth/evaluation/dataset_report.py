@@ -73,11 +73,25 @@ def _labelled(dataset: SyntheticDataset, covariate: str) -> tuple[npt.NDArray[np
     return dataset.volumes(known.tolist()), values[known]
 
 
-def report_dataset(root: str, ruler: RulerConfig | None, bundle: str) -> Path | None:
-    """Write the report of a finished generated dataset beside it. Returns its path (None on an object store)."""
+def report_dataset(root: str, ruler: RulerConfig | None, bundle: str | None) -> Path | None:
+    """Write the report of a finished generated dataset beside it. Returns its path (None on an object store).
+
+    Without the bundle, the covariates that were drawn are not shown over the distribution that they were drawn from.
+
+    Raises:
+        UserError: the dataset is not finished, was not generated, or not with this bundle.
+    """
     store = open_store(root)
-    plan, dataset = read_plan(store), open_dataset(root)
-    spec = read_bundle(local_folder(bundle, "bundle"))
+    plan = read_plan(store)
+    if plan.kind != "generated":
+        raise UserError(f"{root} holds {plan.kind} data; a generation report is of a generated dataset")
+    try:
+        dataset = open_dataset(root)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"{root} is not finished, or damaged: {error}") from None
+    spec = None if bundle is None else read_bundle(local_folder(bundle, "bundle"))
+    if spec is not None and spec.digest != plan.identity["bundle"]:
+        raise UserError(f"{bundle} is not the bundle that {root} was made with")
     page = Page("brainsynth generation report", f"{root} · plan {plan.fingerprint[:16]}")
     page.text(
         "Every volume here is synthetic: made by a generative model, of no real person. Not for diagnosis.", "warning"
@@ -86,17 +100,21 @@ def report_dataset(root: str, ruler: RulerConfig | None, bundle: str) -> Path | 
     facts = _facts(store.read(SHARDS_KEY), dataset, plan)
     facts["rows outside the training support"] = int(subjects["extrapolated"].sum())
     page.heading("Run")
-    page.table(["", ""], [["bundle", f"{spec.name} ({spec.digest[:12]})"], *facts.items()])
-    result: dict[str, Any] = {"run": facts, "bundle": spec.name, "bundle_digest": spec.digest}
+    digest, name = plan.identity["bundle"], "" if spec is None else spec.name
+    page.table(["", ""], [["bundle", f"{name} ({digest[:12]})"], *facts.items()])
+    result: dict[str, Any] = {"run": facts, "bundle": name, "bundle_digest": digest}
     if ruler is not None:
         result["ventricles"] = _ventricles(page, ruler, plan, dataset)
+    _published(page, root)
     page.heading("Covariates: asked against drawn")
-    reference = spec.distribution.draw(4000, seed=0)
+    known = None if spec is None else spec.distribution
+    reference = None if known is None else known.draw(4000, seed=0)
     page.figure(
         figures.covariate_histograms(dataset.table, reference, {n: dataset.units[n] for n in dataset.covariates}),
         "covariate histograms",
     )
-    page.text("Filled: the training cohort's fitted distribution. Line: the rows of this dataset.", "note")
+    filled = "Filled: the training cohort's fitted distribution. " if reference is not None else ""
+    page.text(f"{filled}Line: the rows of this dataset.", "note")
     page.heading("Gallery")
     page.text("Evenly spaced through the dataset, nothing picked: sagittal, coronal and axial slices.", "note")
     chosen = (
@@ -119,8 +137,23 @@ def report_dataset(root: str, ruler: RulerConfig | None, bundle: str) -> Path | 
     return None
 
 
-def _facts(shards_parquet: bytes, dataset: SyntheticDataset, plan: Plan) -> dict[str, Any]:
+def _published(page: Page, root: str) -> None:
+    """What an evaluation measured on the images and published, where there is exactly one."""
+    try:
+        dataset = open_dataset(root, measured=True)
+    except ValueError:
+        return
+    table = dataset.table
+    numbers = [n for n in dataset.covariates if f"measured_{n}" in table and pd.api.types.is_numeric_dtype(table[n])]
+    page.heading("Asked against measured, as an evaluation published it")
+    for name in numbers:
+        both = table[[name, f"measured_{name}"]].dropna()
+        if len(both):
+            figure = figures.agreement(*both.to_numpy(np.float64).T, name, dataset.units[name])
+            page.figure(figure, f"{name}: asked against measured")
 
+
+def _facts(shards_parquet: bytes, dataset: SyntheticDataset, plan: Plan) -> dict[str, Any]:
     shards = pd.read_parquet(io.BytesIO(shards_parquet))
     runtime = [json.loads(text) for text in shards["runtime"]]
     busy_s = sum(entry["make_s"] for entry in runtime)
