@@ -45,8 +45,13 @@ def trajectory_rows(config: TrajectoryConfig, bundle: BundleSpec) -> pd.DataFram
     All others stay at their median in training; categories at the first one.
 
     Raises:
-        UserError: a covariate to move is none of the model's, or is no number.
+        UserError: a covariate to move is none of the model's, or is no number; the bundle has no distribution.
     """
+    distribution = bundle.distribution
+    if distribution is None:
+        raise UserError(
+            "trajectories.bundle: it has no distribution of covariates, so it is not known how far to move them"
+        )
     continuous = [c.name for c in bundle.covariates.covariates if c.kind == "continuous"]
     wrong = [name for name in config.covariates if name not in continuous]
     if wrong:
@@ -54,12 +59,12 @@ def trajectory_rows(config: TrajectoryConfig, bundle: BundleSpec) -> pd.DataFram
             f"trajectories.covariates: {', '.join(wrong)} is none of the model's numbers, {', '.join(continuous)}"
         )
     usual = {
-        c.name: bundle.distribution.quantile(c.name, 0.5) if c.kind == "continuous" else c.categories[0]
+        c.name: distribution.quantile(c.name, 0.5) if c.kind == "continuous" else c.categories[0]
         for c in bundle.covariates.covariates
     }
     rows = []
     for name in config.covariates:
-        ends = (bundle.distribution.quantile(name, q) for q in (LOW, HIGH))
+        ends = (distribution.quantile(name, q) for q in (LOW, HIGH))
         for point, value in enumerate(np.linspace(*ends, config.points)):
             for seed in range(config.seeds):
                 rows.append({"sample_id": _id(name, seed, point), "noise_seed": seed, **usual, name: float(value)})

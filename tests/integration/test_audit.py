@@ -160,6 +160,7 @@ def test_a_second_run_makes_only_what_is_missing(planted: tuple[int, Path]) -> N
     assert next(output.glob("template-*.npy")).stat().st_mtime_ns == template
 
 
+@pytest.mark.slow
 def test_an_embedder_is_trained_once_and_is_part_of_the_plan(world: World, tmp_path: Path) -> None:
     options = {"embedder": "train", "embedder_steps": 2}
     found = world.run(world.planted, tmp_path / "audit", **options)
@@ -174,6 +175,7 @@ def test_an_embedder_is_trained_once_and_is_part_of_the_plan(world: World, tmp_p
     assert len(list((tmp_path / "audit").glob("embedder-*"))) == 1
 
 
+@pytest.mark.slow
 def test_two_ids_of_one_person_do_not_calibrate(world: World) -> None:
     """A held-out scan of a person who is in training under another id tells nothing of people who are no copies."""
     reference = open_dataset(world.reference)

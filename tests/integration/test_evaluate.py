@@ -154,12 +154,14 @@ def test_shuffled_labels_are_seen(cohorts: tuple[Path, Path, str]) -> None:
     assert found[SHARP].as_real
 
 
+@pytest.mark.slow
 def test_blurred_volumes_are_seen(cohorts: tuple[Path, Path, str]) -> None:
     found = judged(cohorts, "blurred", blur)
     assert not found[SHARP].as_real
     assert not found["voxel intensity: Wasserstein-1 distance to training scans"].as_real
 
 
+@pytest.mark.slow
 def test_volumes_five_percent_too_large_are_seen(cohorts: tuple[Path, Path, str]) -> None:
     found = judged(cohorts, "enlarged", enlarge)
     bias = found["brain_volume: bias"]
@@ -168,12 +170,14 @@ def test_volumes_five_percent_too_large_are_seen(cohorts: tuple[Path, Path, str]
     assert found["brain_volume: r of measured with asked"].as_real
 
 
+@pytest.mark.slow
 def test_flipped_volumes_are_seen(cohorts: tuple[Path, Path, str]) -> None:
     found = judged(cohorts, "flipped", flip)
     assert found[SIDES].value < 0
     assert [metric for metric, finding in found.items() if not finding.as_real] == [SIDES]
 
 
+@pytest.mark.slow
 def test_mode_collapse_is_seen(cohorts: tuple[Path, Path, str]) -> None:
     found = judged(cohorts, "collapsed", one_brain)
     (pairs,) = (finding for metric, finding in found.items() if metric.startswith("MS-SSIM"))

@@ -143,7 +143,10 @@ def test_a_decoder_that_fails_once_is_asked_again(line: Line, tight: str, tmp_pa
     assert sorted(asked) == [0, 1, 1, 2, 2, 3, 3, 3, 4, 5], "only refused rows are drawn again"
 
 
-@pytest.mark.parametrize("runtime", [{"workers": 0, "micro_batch": 2}, {"workers": 2, "micro_batch": 4}])
+@pytest.mark.parametrize(
+    "runtime",
+    [{"workers": 0, "micro_batch": 2}, pytest.param({"workers": 2, "micro_batch": 4}, marks=pytest.mark.slow)],
+)
 def test_any_worker_count_and_micro_batch_keep_the_same_attempts(
     line: Line,
     tight: str,
@@ -187,7 +190,7 @@ def test_resume_regenerate_verify_and_report(
         stages.generate(as_config(gated(line, tight, root, gate={"max_attempts": 3}), GenerateConfig, tmp_path))
 
 
-@pytest.mark.parametrize("reference", ["scans", "reconstructions"])
+@pytest.mark.parametrize("reference", [pytest.param("scans", marks=pytest.mark.slow), "reconstructions"])
 def test_export_fits_a_gate_that_travels(line: Line, tmp_path: Path, reference: str) -> None:
     config = line.bundle() | {"output": str(tmp_path / "bundle")}
     config["gate"] = {"cohort": str(line.root / "cohort"), "reference": reference}
