@@ -20,7 +20,7 @@ TIME_FREQUENCIES = 256
 
 
 class DiffusionTransformer(nn.Module):
-    """`forward(z_BCXYZ, t_B, context_BK)` → prediction_BCXYZ. It answers zero before training, and each block is the identity.
+    """`forward(z_BCXYZ, t_B, context_BK)` → prediction_BCXYZ. Untrained it answers zero, and each block is the identity.
 
     The latent grid must be a multiple of the patch. Under autocast, tokens and norms stay float32 between the linear maps.
     """
