@@ -3,8 +3,8 @@
     python benchmarks/denoisers.py --run runs/ixi-4mm [--budget-s 200] [--seed 0]
 
 One thread; the two take turns step by step, so that whatever else the machine does meets both. Each has its config's batch,
-learning rate and precision. The number of steps is what fits into the budget by steps timed before, so that its learning rate
-ends where it should; the averaged weights are those of about the last tenth. Judged is the squared error on the validation
+learning rate and precision. The number of steps is what fits into the budget by steps timed before, so that its rate
+ends low; the averaged weights are those of about the last tenth. Judged is the squared error on the validation
 subjects in float32, with the same times (stratified, uniform) and noise for both.
 """
 
