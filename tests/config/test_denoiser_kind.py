@@ -62,7 +62,7 @@ def test_each_kind_is_read_back_as_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"kind": "transformr"}, "4: architecture: kind: Input should be 'unet' or 'transformer'"),
+        ({"kind": "transformr"}, ":1: architecture: kind: Input should be 'unet' or 'transformer'"),
         ({"kind": [1]}, "architecture: kind: Input should be"),
         ({"kind": None}, "architecture: kind: Input should be"),
         ({"wdth": 3}, "architecture.wdth: unknown key; did you mean 'width'?"),
