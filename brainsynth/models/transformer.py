@@ -53,7 +53,7 @@ class DiffusionTransformer(nn.Module):
         """As the class says; the context may be all zero, which is the null context."""
         patches, grid_xyz = patchify(z_BCXYZ, self.patch_xyz)
         condition = self.time(get_timestep_embedding(t_B, TIME_FREQUENCIES)) + self.covariates(context_BK)
-        tokens = self.embed(patches).float() + positions(grid_xyz, self.embed.out_features).to(z_BCXYZ.device)
+        tokens = self.embed(patches).float() + positions(grid_xyz, self.embed.out_features, z_BCXYZ.device)
         for block in self.blocks:
             tokens = block(tokens, condition)
         normed, _ = self.final(tokens, condition)
@@ -123,8 +123,8 @@ def unpatchify(tokens: Tensor, patch_xyz: tuple[int, int, int], grid_xyz: tuple[
     return split.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6).flatten(4, 5).flatten(2, 3)
 
 
-def positions(grid_xyz: tuple[int, int, int], width: int) -> Tensor:
+def positions(grid_xyz: tuple[int, int, int], width: int, device: torch.device | None = None) -> Tensor:
     """(N, W) float32: a third of the numbers for each axis, cosines and sines as of time steps in 2006.11239."""
     sizes = [width // 3 + (axis < width % 3) for axis in range(3)]
-    at = torch.meshgrid(*(torch.arange(n) for n in grid_xyz), indexing="ij")
+    at = torch.meshgrid(*(torch.arange(n, device=device) for n in grid_xyz), indexing="ij")
     return torch.cat([get_timestep_embedding(a.flatten(), size) for a, size in zip(at, sizes, strict=True)], dim=1)

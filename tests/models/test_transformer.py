@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from brainsynth.config.training import TransformerArchitecture
+from brainsynth.models.device import autocast
 from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.sampling import guided
 from brainsynth.models.transformer import Attention, DiffusionTransformer, patchify, positions, unpatchify
+from brainsynth.models.weights import load_models, read_bundle
+from tests.security.material import write_bundle
 
 SMALL = TransformerArchitecture(kind="transformer", patch_xyz=(1, 2, 3), width=24, depth=2, heads=4, mlp_ratio=2)
 GRID = (2, 4, 6)
@@ -115,6 +119,23 @@ def test_bfloat16_agrees_with_float32() -> None:
         rounded = denoiser(z, t, context)
     assert rounded.dtype == torch.float32
     error = (rounded - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert 0 < error < 0.03
+
+
+def test_a_bundle_of_it_is_loaded_in_both_precisions(tmp_path: Path) -> None:
+    """As generation loads it: the checks and rewrites that are the UNet's do not meet it."""
+    folder = write_bundle(tmp_path / "bundle", dataclasses.replace(SMALL, patch_xyz=(1, 2, 4)))
+    spec, device = read_bundle(folder), torch.device("cpu")
+    z, t, context = torch.randn(2, 1, 4, 4, 4), torch.tensor([9.0, 900.0]), torch.rand(2, spec.covariates.context_size)
+    answers = []
+    for precision in ("float32", "bfloat16"):
+        _, denoiser = load_models(folder, spec, device, precision, rewrites=True)
+        torch.manual_seed(1)
+        torch.nn.init.normal_(denoiser.transformer.head.weight)  # fresh networks answer zero
+        with autocast(device, precision):
+            answers.append(denoiser(z, t, context))
+    assert answers[0].std() > 0.1
+    error = (answers[1] - answers[0]).square().mean().sqrt() / answers[0].square().mean().sqrt()
     assert 0 < error < 0.03
 
 
