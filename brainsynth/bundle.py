@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from brainsynth.config.training import AutoencoderArchitecture, DiffusionArchitecture, ScheduleConfig
+from brainsynth.config.training import AutoencoderArchitecture, DenoiserArchitecture, ScheduleConfig
 from brainsynth.covariates import CovariateSchema
 from brainsynth.distribution import CovariateDistribution
 from brainsynth.errors import UserError
@@ -48,7 +48,7 @@ class BundleSpec:
     schema_version: Literal[1] = 1
     name: str
     autoencoder: AutoencoderArchitecture
-    diffusion: DiffusionArchitecture
+    diffusion: DenoiserArchitecture
     schedule: ScheduleConfig
     latents: LatentSpec
     covariates: CovariateSchema
@@ -71,6 +71,8 @@ class BundleSpec:
             )
         if len(set(self.flipped_axes)) != len(self.flipped_axes):
             raise ValueError("flipped_axes names an axis twice")
+        if any(n % of for n, of in zip(self.latents.shape_cxyz[1:], self.diffusion.cells_xyz, strict=True)):
+            raise ValueError(f"latents.shape_cxyz must be a multiple of {self.diffusion.cells_xyz} on its axes XYZ")
 
     @property
     def digest(self) -> str:
@@ -79,18 +81,30 @@ class BundleSpec:
 
 
 def check_latent_grid(
-    volume: VolumeSpec, autoencoder: AutoencoderArchitecture, diffusion: DiffusionArchitecture | None = None
+    volume: VolumeSpec, autoencoder: AutoencoderArchitecture, denoiser: DenoiserArchitecture | None = None
 ) -> tuple[int, int, int, int]:
-    """(C, X, Y, Z) of the latents. Raises UserError when a grid cannot be halved as often as an architecture asks."""
-    levels = [("the autoencoder", autoencoder.factor)]
-    if diffusion is not None:
-        levels.append(("the autoencoder and the denoiser", autoencoder.factor * 2 ** (len(diffusion.channels) - 1)))
-    for who, factor in levels:
-        if any(size % factor for size in volume.shape_xyz):
-            raise UserError(
-                f"volume.shape_xyz {volume.shape_xyz} must be a multiple of {factor} on every axis: {who} halve"
-                f"{'s' if who == 'the autoencoder' else ''} it {factor.bit_length() - 1} times; "
-                "pad the volume or take fewer levels"
-            )
-    x, y, z = (size // autoencoder.factor for size in volume.shape_xyz)
+    """(C, X, Y, Z) of the latents. Raises UserError when a grid cannot be divided as an architecture asks."""
+    factor = autoencoder.factor
+    _check_multiple(volume, (factor,) * 3, f"the autoencoder halves it {_halvings(factor)} times; take fewer levels")
+    if denoiser is not None:
+        if denoiser.kind == "unet":
+            halvings = _halvings(factor * denoiser.cells_xyz[0])
+            why = f"the autoencoder and the denoiser halve it {halvings} times; take fewer levels"
+        else:
+            why = f"a voxel in {factor} becomes a latent cell, {denoiser.cells_xyz} of which a patch; take smaller patches"
+        x, y, z = denoiser.cells_xyz
+        _check_multiple(volume, (factor * x, factor * y, factor * z), why)
+    x, y, z = (size // factor for size in volume.shape_xyz)
     return (autoencoder.latent_channels, x, y, z)
+
+
+def _halvings(factor: int) -> int:
+    return factor.bit_length() - 1
+
+
+def _check_multiple(volume: VolumeSpec, of_xyz: tuple[int, int, int], why: str) -> None:
+    if any(size % of for size, of in zip(volume.shape_xyz, of_xyz, strict=True)):
+        multiple = f"{of_xyz[0]} on every axis" if len(set(of_xyz)) == 1 else str(of_xyz)
+        raise UserError(
+            f"volume.shape_xyz {volume.shape_xyz} must be a multiple of {multiple}: {why}, or pad the volume"
+        )

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from brainsynth.errors import UserError, problems_error
 
@@ -30,6 +30,35 @@ def record(cls: type[T]) -> type[T]:
 def left_out_at(default: Any) -> Any:
     """Annotation of a field that joined later: at its default it is not written, so older records keep their digests."""
     return Field(exclude_if=lambda value: bool(value == default))
+
+
+_KIND = "kind="
+
+
+def of_kind(kind: str) -> Any:
+    """Annotation of one record of a union whose records are told apart by their field `kind`."""
+    return Tag(_KIND + kind)
+
+
+def told_apart_by_kind(default: str, kinds: tuple[str, ...]) -> Any:
+    """Annotation of such a union. A record that joined later has a `kind`; without one it is the `default`."""
+
+    def tag(value: Any) -> str:
+        found = value.get("kind", default) if isinstance(value, dict) else getattr(value, "kind", default)
+        return f"{_KIND}{found}"
+
+    names = " or ".join(repr(kind) for kind in kinds)
+    return Discriminator(tag, custom_error_type="unknown_kind", custom_error_message=f"kind: Input should be {names}")
+
+
+def named_kind(step: str | int) -> str | None:
+    """The kind that a step of a problem's location names: pydantic puts the record of a union in between."""
+    return str(step).removeprefix(_KIND) if str(step).startswith(_KIND) else None
+
+
+def without_kinds(loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """The location of a problem as the user wrote it."""
+    return tuple(step for step in loc if named_kind(step) is None)
 
 
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
@@ -72,7 +101,7 @@ def from_dict(cls: type[T], value: Any, where: str) -> T:
         found = validation_problems(error)
         raise problems_error(
             f"{where} is not a valid {cls.__name__}",
-            [f"{'.'.join(str(part) for part in loc) or '(whole)'}: {message}" for loc, _, message in found],
+            [f"{'.'.join(map(str, without_kinds(loc))) or '(whole)'}: {message}" for loc, _, message in found],
         ) from None
 
 

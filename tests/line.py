@@ -24,6 +24,16 @@ COVARIATES = {
     ]
 }
 LOCAL = {"workers": 0, "micro_batch": 4}
+DENOISERS: dict[str, dict[str, Any]] = {
+    "unet": {
+        "channels": [8, 16],
+        "attention": [False, True],
+        "head_channels": 8,
+        "num_res_blocks": 1,
+        "norm_groups": 8,
+    },
+    "transformer": {"kind": "transformer", "patch_xyz": [1, 2, 2], "width": 16, "depth": 2, "heads": 2},
+}
 
 
 class Line:
@@ -72,20 +82,16 @@ class Line:
             "runtime": LOCAL,
         }
 
-    def diffusion(self, output: str = "diffusion", prediction: str = "flow", **optimisation: Any) -> dict[str, Any]:
+    def diffusion(
+        self, output: str = "diffusion", prediction: str = "flow", kind: str = "unet", **optimisation: Any
+    ) -> dict[str, Any]:
         options = {"steps": 6, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 2, "log_every": 1}
         options |= {"validate_every": 3, "checkpoint_every": 2} | optimisation
         return {
             "latents": str(self.root / "latents"),
             "autoencoder": str(self.root / "autoencoder"),
             "output": str(self.root / output),
-            "architecture": {
-                "channels": [8, 16],
-                "attention": [False, True],
-                "head_channels": 8,
-                "num_res_blocks": 1,
-                "norm_groups": 8,
-            },
+            "architecture": DENOISERS[kind],
             "schedule": {"prediction": prediction},
             "optimisation": options,
             "figure_steps": 2,

@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from brainsynth.errors import UserError, problems_error
-from brainsynth.records import validate_strict, validation_problems
+from brainsynth.records import named_kind, validate_strict, validation_problems, without_kinds
 
 T = TypeVar("T")
 Location = tuple[str | int, ...]
@@ -173,13 +173,14 @@ def _step(target: Any, part: str) -> Any:
 
 
 def _explain(cls: type[Any], loc: Location, kind: str, message: str, lines: dict[Location, str], source: Path) -> str:
+    siblings = _field_names(cls, loc[:-1])
+    loc = without_kinds(loc)
     known = loc
     while known and known not in lines:
         known = known[:-1]
     where = lines.get(known, str(source))
     name = _dotted(loc) or "(whole file)"
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
-        siblings = _field_names(cls, loc[:-1])
         close = difflib.get_close_matches(str(loc[-1]), siblings, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(siblings)}"
         return f"{where}: {name}: unknown key; {hint}"
@@ -189,12 +190,14 @@ def _explain(cls: type[Any], loc: Location, kind: str, message: str, lines: dict
 
 
 def _field_names(cls: Any, loc: Location) -> list[str]:
-    """Names of the fields at a location, following records, tuples and optional types."""
-    for part in loc:
-        cls = next(_records(typing.get_type_hints(cls).get(str(part))), None) if isinstance(part, str) else cls
-        if cls is None:
-            return []
-    return [field.name for field in fields(cls)] if is_dataclass(cls) else []
+    """Names of the fields at a location, following records, tuples, optional types and unions told apart by `kind`."""
+    found = [cls]
+    for step in loc:
+        if (kind := named_kind(step)) is not None:
+            found = [one for one in found if kind in typing.get_args(typing.get_type_hints(one)["kind"])]
+        elif isinstance(step, str):
+            found = [inner for one in found for inner in _records(typing.get_type_hints(one).get(step))]
+    return [field.name for one in found if is_dataclass(one) for field in fields(one)]
 
 
 def _records(hint: Any) -> Iterator[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from brainsynth.records import left_out_at, record
+from brainsynth.records import left_out_at, of_kind, record, told_apart_by_kind
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -42,6 +42,7 @@ class AutoencoderArchitecture:
 class DiffusionArchitecture:
     """MONAI `DiffusionModelUNet`, covariates by concatenation and by cross-attention (as in the paper)."""
 
+    kind: Annotated[Literal["unet"], left_out_at("unet")] = "unet"
     channels: tuple[int, ...]
     attention: tuple[bool, ...]
     """Per level: transformer blocks with self-attention and cross-attention to the covariates."""
@@ -63,6 +64,46 @@ class DiffusionArchitecture:
             raise ValueError(f"channels must be multiples of norm_groups ({self.norm_groups})")
         if any(c % (self.head_channels or c) for c, a in zip(self.channels, self.attention, strict=True) if a):
             raise ValueError("channels of a level with attention must be multiples of head_channels")
+
+    @property
+    def cells_xyz(self) -> tuple[int, int, int]:
+        """Along each axis the latent grid must be a multiple of these."""
+        return (1 << (len(self.channels) - 1),) * 3
+
+
+@record
+class TransformerArchitecture:
+    """Diffusion transformer (2212.09748) on patches of latent cells, covariates and time by adaLN-zero."""
+
+    kind: Literal["transformer"]
+    patch_xyz: tuple[int, int, int]
+    """Latent cells of a token along each axis; the latent grid must be a multiple. Attention costs tokens squared."""
+    width: int
+    """Numbers of a token; a multiple of `heads`."""
+    depth: int
+    """Blocks of self-attention and MLP."""
+    heads: int
+    mlp_ratio: int = 4
+    """Width of the MLP inside a block, in widths of a token."""
+
+    def __post_init__(self) -> None:
+        counts = (self.depth, self.heads, self.mlp_ratio, *self.patch_xyz)
+        if not 1 <= self.width <= 4096 or not all(1 <= count <= 64 for count in counts):
+            raise ValueError("width must be 1 to 4096, depth, heads, mlp_ratio and patch_xyz 1 to 64")
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+
+    @property
+    def cells_xyz(self) -> tuple[int, int, int]:
+        """Along each axis the latent cells must be a multiple of these."""
+        return self.patch_xyz
+
+
+DenoiserArchitecture = Annotated[
+    Annotated[DiffusionArchitecture, of_kind("unet")] | Annotated[TransformerArchitecture, of_kind("transformer")],
+    told_apart_by_kind("unet", ("unet", "transformer")),
+]
+"""Chosen by the key `kind`; without it the UNet."""
 
 
 @record
@@ -169,7 +210,7 @@ class DiffusionTrainConfig:
     autoencoder: str
     """Output folder of the autoencoder's training: decodes the sample figures, and travels into the bundle."""
     output: str
-    architecture: DiffusionArchitecture
+    architecture: DenoiserArchitecture
     schedule: ScheduleConfig
     optimisation: OptimisationConfig
     conditioning_dropout: float = 0.1

@@ -1,7 +1,7 @@
-"""The denoiser: MONAI's `DiffusionModelUNet`, conditioned as in the paper, by concatenation and by cross-attention.
+"""The denoiser: MONAI's `DiffusionModelUNet`, conditioned as in the paper, or the diffusion transformer of transformer.py.
 
-Shapes: B batch, C latent channels, K context width, XYZ latent cells. The context (see covariates.py) is appended as K
-constant channels and given as one cross-attention token.
+Shapes: B batch, C latent channels, K context width, XYZ latent cells. The UNet gets the context (see covariates.py) as K
+constant channels and as one cross-attention token, the transformer through its norms.
 """
 
 from __future__ import annotations
@@ -10,40 +10,55 @@ import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
-from brainsynth.config.training import DiffusionArchitecture
+from brainsynth.config.training import DenoiserArchitecture, DiffusionArchitecture, TransformerArchitecture
+from brainsynth.models.transformer import DiffusionTransformer
 
 
 class Denoiser(nn.Module):
-    """`forward(z_BCXYZ, t_B, context_BK)` → prediction_BCXYZ (epsilon, v or flow, as trained)."""
+    """`forward(z_BCXYZ, t_B, context_BK)` → prediction_BCXYZ (epsilon, v or flow, as trained).
 
-    def __init__(self, architecture: DiffusionArchitecture, latent_channels: int, context_size: int) -> None:
+    One of `unet` and `transformer` is there, the other is None.
+    """
+
+    def __init__(self, architecture: DenoiserArchitecture, latent_channels: int, context_size: int) -> None:
         super().__init__()
-        self.unet = DiffusionModelUNet(
-            spatial_dims=3,
-            in_channels=latent_channels + context_size,
-            out_channels=latent_channels,
-            channels=architecture.channels,
-            attention_levels=architecture.attention,
-            num_res_blocks=architecture.num_res_blocks,
-            norm_num_groups=architecture.norm_groups,
-            num_head_channels=tuple(
-                (architecture.head_channels or channels) if attention else 0
-                for channels, attention in zip(architecture.channels, architecture.attention, strict=True)
-            ),
-            resblock_updown=architecture.resblock_updown,
-            transformer_num_layers=architecture.transformer_layers,
-            upcast_attention=architecture.upcast_attention,
-            with_conditioning=True,
-            cross_attention_dim=context_size,
-        )
+        self.unet: DiffusionModelUNet | None = None
+        self.transformer: DiffusionTransformer | None = None
+        if isinstance(architecture, TransformerArchitecture):
+            self.transformer = DiffusionTransformer(architecture, latent_channels, context_size)
+        else:
+            self.unet = _unet(architecture, latent_channels, context_size)
 
     def forward(self, z_BCXYZ: Tensor, t_B: Tensor, context_BK: Tensor) -> Tensor:  # noqa: N803
         """Args: z, t in [0, 1000) as the time embedding expects, and the encoded covariates."""
-        planes = context_BK[:, :, None, None, None].expand(-1, -1, *z_BCXYZ.shape[2:])
-        prediction: Tensor = self.unet(
-            torch.cat([z_BCXYZ, planes], dim=1), timesteps=t_B, context=context_BK[:, None, :]
-        )
+        prediction: Tensor
+        if self.unet is None:
+            prediction = self.transformer(z_BCXYZ, t_B, context_BK)
+        else:
+            planes = context_BK[:, :, None, None, None].expand(-1, -1, *z_BCXYZ.shape[2:])
+            prediction = self.unet(torch.cat([z_BCXYZ, planes], dim=1), timesteps=t_B, context=context_BK[:, None, :])
         return prediction.float()
+
+
+def _unet(architecture: DiffusionArchitecture, latent_channels: int, context_size: int) -> DiffusionModelUNet:
+    return DiffusionModelUNet(
+        spatial_dims=3,
+        in_channels=latent_channels + context_size,
+        out_channels=latent_channels,
+        channels=architecture.channels,
+        attention_levels=architecture.attention,
+        num_res_blocks=architecture.num_res_blocks,
+        norm_num_groups=architecture.norm_groups,
+        num_head_channels=tuple(
+            (architecture.head_channels or channels) if attention else 0
+            for channels, attention in zip(architecture.channels, architecture.attention, strict=True)
+        ),
+        resblock_updown=architecture.resblock_updown,
+        transformer_num_layers=architecture.transformer_layers,
+        upcast_attention=architecture.upcast_attention,
+        with_conditioning=True,
+        cross_attention_dim=context_size,
+    )
 
 
 def drop_context(context_BK: Tensor, drop_B: Tensor) -> Tensor:  # noqa: N803

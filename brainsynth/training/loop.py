@@ -123,7 +123,7 @@ def run(
             if metrics:
                 metrics.close()
             raise Left(step)
-        values = _optimise(task, config, step, worker.rank)
+        values = optimise(task, config, step, worker.rank)
         done = step + 1
         last = done == config.steps
         if done % config.log_every == 0 or last:
@@ -160,7 +160,8 @@ def _resume(task: Task, worker: Worker, folder: Path, config_digest: str) -> int
     return start
 
 
-def _optimise(task: Task, config: OptimisationConfig, step: int, rank: int) -> dict[str, Tensor]:
+def optimise(task: Task, config: OptimisationConfig, step: int, rank: int) -> dict[str, Tensor]:
+    """One step of a task, with the random numbers and the learning rate that are this step's."""
     torch.manual_seed(step_seed(config.seed, step, rank))
     for optimizer in task.state.optimizers.values():
         for group in optimizer.param_groups:

@@ -1,17 +1,20 @@
 """The configs at the paper's size: they load, fit each other, and build networks of exactly the paper's size."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from monai.networks.blocks import SABlock
+from torch.utils.flop_counter import FlopCounterMode
 
 from brainsynth.bundle import check_latent_grid
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PrepareConfig
 from brainsynth.config.training import (
     AutoencoderTrainConfig,
+    DenoiserArchitecture,
     DiffusionArchitecture,
     DiffusionTrainConfig,
     ScheduleConfig,
@@ -26,6 +29,7 @@ CLASSES: dict[str, type[Any]] = {
     "autoencoder": AutoencoderTrainConfig,
     "latents": EncodeConfig,
     "diffusion": DiffusionTrainConfig,
+    "diffusion-transformer": DiffusionTrainConfig,
     "bundle": ExportConfig,
     "generate": GenerateConfig,
 }
@@ -46,8 +50,10 @@ def test_every_config_is_tested() -> None:
 
 def test_each_stage_reads_what_the_one_before_wrote(configs: dict[str, Any]) -> None:
     assert configs["autoencoder"].cohort == configs["latents"].cohort == configs["cohort"].output
-    assert configs["latents"].autoencoder == configs["diffusion"].autoencoder == configs["autoencoder"].output
-    assert configs["diffusion"].latents == configs["latents"].output
+    assert configs["latents"].autoencoder == configs["autoencoder"].output
+    for name in ("diffusion", "diffusion-transformer"):
+        assert configs[name].latents == configs["latents"].output
+        assert configs[name].autoencoder == configs["autoencoder"].output
     assert configs["bundle"].diffusion == configs["diffusion"].output
     assert configs["generate"].bundle == configs["bundle"].output
 
@@ -56,8 +62,9 @@ def test_the_grids_are_the_papers(configs: dict[str, Any]) -> None:
     volume = configs["cohort"].volume
     assert volume.shape_xyz == (160, 224, 160)
     assert volume.spacing_mm == (1.0, 1.0, 1.0)
-    latents = check_latent_grid(volume, configs["autoencoder"].architecture, configs["diffusion"].architecture)
-    assert latents == (3, 20, 28, 20)
+    for name in ("diffusion", "diffusion-transformer"):
+        latents = check_latent_grid(volume, configs["autoencoder"].architecture, configs[name].architecture)
+        assert latents == (3, 20, 28, 20)
 
 
 def test_the_networks_have_the_papers_size(configs: dict[str, Any]) -> None:
@@ -73,6 +80,29 @@ def test_the_networks_have_the_papers_size(configs: dict[str, Any]) -> None:
     assert heads == {(512, 1), (768, 1)}
 
 
+def test_the_transformers_size_and_operations_are_what_its_config_says(configs: dict[str, Any]) -> None:
+    """DiT-B/2's layout and, in the comment, DiT-L/2's. A block costs 24 W² a token, and attention 4 W a pair of tokens."""
+    base = configs["diffusion-transformer"].architecture
+    large = dataclasses.replace(base, width=1024, depth=24, heads=16)
+    said, tokens = (FOLDER / "diffusion-transformer.yaml").read_text(), 10 * 14 * 10
+    for architecture, parameters, gflop in ((base, 130_141_464, 310), (large, 457_870_360, 1039)):
+        denoiser, counted = meta_forward(architecture)
+        assert (count(denoiser), round(counted / 1e9)) == (parameters, gflop)
+        in_blocks = architecture.depth * (24 * architecture.width**2 * tokens + 4 * architecture.width * tokens**2)
+        assert counted == pytest.approx(in_blocks, rel=0.002)  # the rest: embeddings, modulations, head
+        assert f"{parameters:,}" in said
+        assert str(gflop) in said
+    assert round(meta_forward(configs["diffusion"].architecture)[1] / 1e9) == 1452
+
+
+def meta_forward(architecture: DenoiserArchitecture) -> tuple[Denoiser, int]:
+    """The network, and the operations of one forward of one volume; nothing is computed."""
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        denoiser = Denoiser(architecture, 3, 4)
+        denoiser(torch.empty(1, 3, 20, 28, 20), torch.empty(1), torch.empty(1, 4))
+    return denoiser, counter.get_total_flops()
+
+
 def test_schedule_and_sampler_are_the_papers(configs: dict[str, Any]) -> None:
     schedule, sampler = configs["diffusion"].schedule, configs["generate"].sampler
     assert schedule == ScheduleConfig(prediction="epsilon", beta_start=0.0015, beta_end=0.0205)
@@ -82,7 +112,7 @@ def test_schedule_and_sampler_are_the_papers(configs: dict[str, Any]) -> None:
 
 
 def test_batches_divide_among_the_workers(configs: dict[str, Any]) -> None:
-    for name in ("autoencoder", "diffusion"):
+    for name in ("autoencoder", "diffusion", "diffusion-transformer"):
         assert configs[name].optimisation.batch_size % configs[name].runtime.workers == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -57,9 +58,11 @@ def kill_at(job: str, config: Path, folder: Path, step: int) -> int:
     return max(int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*"))
 
 
-def test_killed_training_goes_on_with_an_identical_curve(line: Line, tmp_path: Path) -> None:
+@pytest.mark.parametrize("denoiser", ["unet", "transformer"])
+def test_killed_training_goes_on_with_an_identical_curve(line: Line, tmp_path: Path, denoiser: str) -> None:
     """The denoiser's; tests/chaos kills the autoencoder's."""
-    kind, cls, stage, make = "diffusion", DiffusionTrainConfig, stages.train_diffusion, line.diffusion
+    kind, cls, stage = "diffusion", DiffusionTrainConfig, stages.train_diffusion
+    make = functools.partial(line.diffusion, kind=denoiser)
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     threads = {"workers": 0, "threads_per_worker": 1, "trackers": []}
     stage(as_config(make(str(undisturbed), **STEPS) | {"runtime": threads}, cls, tmp_path))
@@ -100,10 +103,15 @@ def test_another_config_is_refused(line: Line, tmp_path: Path) -> None:
         stages.train_autoencoder(other)
 
 
-@pytest.mark.parametrize(("prediction", "method"), [("epsilon", "ddpm"), ("v", "unipc"), ("flow", "euler")])
-def test_every_prediction_trains_and_generates(line: Line, tmp_path: Path, prediction: str, method: str) -> None:
+@pytest.mark.parametrize(
+    ("prediction", "method", "denoiser"),
+    [("epsilon", "ddpm", "unet"), ("v", "unipc", "unet"), ("flow", "euler", "unet"), ("flow", "ab2", "transformer")],
+)
+def test_every_prediction_trains_and_generates(
+    line: Line, tmp_path: Path, prediction: str, method: str, denoiser: str
+) -> None:
     name = str(tmp_path / "diffusion")
-    training = line.diffusion(name, prediction)
+    training = line.diffusion(name, prediction, denoiser)
     if prediction == "v":
         training["schedule"]["zero_terminal_snr"] = True
     stages.train_diffusion(as_config(training, DiffusionTrainConfig, tmp_path))
@@ -111,7 +119,9 @@ def test_every_prediction_trains_and_generates(line: Line, tmp_path: Path, predi
     assert len(bins) == 5
     stages.make_bundle(as_config(line.bundle(name, str(tmp_path / "bundle")), ExportConfig, tmp_path))
     config = line.generate(
-        tmp_path / "generated", bundle=str(tmp_path / "bundle"), sampler={"method": method, "steps": 3}
+        tmp_path / "generated",
+        bundle=str(tmp_path / "bundle"),
+        sampler={"method": method, "steps": 3, "guidance_scale": 1.5},
     )
     stages.generate(as_config(config, GenerateConfig, tmp_path))
 

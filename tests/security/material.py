@@ -14,7 +14,12 @@ import pandas as pd
 import torch
 
 from brainsynth.bundle import AUTOENCODER_FILE, BUNDLE_FILE, DIFFUSION_FILE, BundleSpec, LatentSpec
-from brainsynth.config.training import AutoencoderArchitecture, DiffusionArchitecture, ScheduleConfig
+from brainsynth.config.training import (
+    AutoencoderArchitecture,
+    DenoiserArchitecture,
+    DiffusionArchitecture,
+    ScheduleConfig,
+)
 from brainsynth.distribution import fit_distribution
 from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.diffusion import Denoiser
@@ -25,6 +30,10 @@ from brainsynth.training.ema import Ema
 from brainsynth.training.state import TrainingState
 from tests.conftest import GRID
 from tests.storage.conftest import SCHEMA, tiny_plan, write_dataset
+
+DENOISER = DiffusionArchitecture(
+    channels=(4, 4), attention=(False, True), head_channels=4, num_res_blocks=1, norm_groups=4
+)
 
 
 def sealed(body: Any) -> bytes:
@@ -39,14 +48,11 @@ def reseal(file: Path, change: Any) -> None:
     file.write_bytes(sealed(body))
 
 
-def write_bundle(folder: Path) -> Path:
+def write_bundle(folder: Path, denoiser: DenoiserArchitecture = DENOISER) -> Path:
     """A whole bundle of tiny untrained networks."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
     architecture = AutoencoderArchitecture(channels=(4, 4), latent_channels=1, num_res_blocks=1, norm_groups=4)
-    denoiser = DiffusionArchitecture(
-        channels=(4, 4), attention=(False, True), head_channels=4, num_res_blocks=1, norm_groups=4
-    )
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"age": rng.uniform(20, 80, 60), "sex": rng.choice(["F", "M"], 60)})
     weights = {
