@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainsynth.config.schema import RulerConfig
+from brainsynth.distribution import CovariateDistribution
 from brainsynth.errors import UserError
 from brainsynth.evaluation.gate_report import gate_section
 from brainsynth.evaluation.ventricles import RulerError, VentricleRuler, agreement, ruler_error
@@ -106,15 +107,7 @@ def report_dataset(root: str, ruler: RulerConfig | None, bundle: str | None) -> 
     if ruler is not None:
         result["ventricles"] = _ventricles(page, ruler, plan, dataset)
     _published(page, root)
-    page.heading("Covariates: asked against drawn")
-    known = None if spec is None else spec.distribution
-    reference = None if known is None else known.draw(4000, seed=0)
-    page.figure(
-        figures.covariate_histograms(dataset.table, reference, {n: dataset.units[n] for n in dataset.covariates}),
-        "covariate histograms",
-    )
-    filled = "Filled: the training cohort's fitted distribution. " if reference is not None else ""
-    page.text(f"{filled}Line: the rows of this dataset.", "note")
+    _drawn(page, dataset, None if spec is None else spec.distribution)
     page.heading("Gallery")
     page.text("Evenly spaced through the dataset, nothing picked: sagittal, coronal and axial slices.", "note")
     chosen = (
@@ -135,6 +128,17 @@ def report_dataset(root: str, ruler: RulerConfig | None, bundle: str | None) -> 
         log.info("report: %s", path)
         return path
     return None
+
+
+def _drawn(page: Page, dataset: SyntheticDataset, distribution: CovariateDistribution | None) -> None:
+    reference = None if distribution is None else distribution.draw(4000, seed=0)
+    page.heading("Covariates: asked against drawn")
+    page.figure(
+        figures.covariate_histograms(dataset.table, reference, {n: dataset.units[n] for n in dataset.covariates}),
+        "covariate histograms",
+    )
+    filled = "Filled: the training cohort's fitted distribution. " if reference is not None else ""
+    page.text(f"{filled}Line: the rows of this dataset.", "note")
 
 
 def _published(page: Page, root: str) -> None:
