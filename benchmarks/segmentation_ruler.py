@@ -6,6 +6,10 @@ FOLDER (default: $BRAINSYNTH_DATA, or ../shared/data beside the repository) hold
 the first ones of a seeded shuffle; the network was trained on none of them. Each scan is measured on its own 2 mm grid and
 on the 4 mm grid of configs/ixi-4mm. `calibrated` volumes come from a line through all the other subjects. FILE keeps what
 was measured: a second run goes on from there. The errors are also written as JSON.
+
+    python benchmarks/segmentation_ruler.py --evaluation runs/ixi-4mm/evaluation
+
+measures nothing, and takes what jobs/evaluate.py measured on all scans of its reference.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import pandas as pd
 import torch
 
 from brainsynth.config.evaluation import SegmentationConfig
+from brainsynth.evaluation.measurement import measured_table
 from brainsynth.evaluation.segmentation import Calibration, SegmentationRuler, table_line
 from brainsynth.evaluation.ventricles import ruler_error
 from brainsynth.records import to_dict
@@ -107,17 +112,36 @@ def measure_set(
 
 def errors(name: str, table: pd.DataFrame, measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Scans and quantity → error as measured, and of every subject by the line through the others."""
-    found: dict[str, dict[str, Any]] = {}
-    for label, lines in measured.items():
-        for quantity, column in QUANTITIES.items():
-            m, t = lines[column].to_numpy(), table[SETS[name][quantity]].to_numpy(dtype=float)
-            others = [np.arange(len(m)) != i for i in range(len(m))]
-            left_out = np.array([float(Calibration.fit(m[o], t[o]).apply(m[i])) for i, o in enumerate(others)])
-            found[f"{name}, {label}, {quantity}"] = {
-                "as measured": to_dict(ruler_error(m, t)),
-                "calibrated": to_dict(ruler_error(left_out, t)),
-                "line": to_dict(Calibration.fit(m, t)),
-            }
+    return {
+        f"{name}, {label}, {quantity}": error(
+            lines[column].to_numpy(), table[SETS[name][quantity]].to_numpy(dtype=float)
+        )
+        for label, lines in measured.items()
+        for quantity, column in QUANTITIES.items()
+    }
+
+
+def error(measured: np.ndarray, true: np.ndarray) -> dict[str, Any]:
+    """As measured, and calibrated by the line through all the other subjects."""
+    others = [np.arange(len(true)) != i for i in range(len(true))]
+    left_out = [float(Calibration.fit(measured[o], true[o]).apply(measured[i])) for i, o in enumerate(others)]
+    return {
+        "as measured": to_dict(ruler_error(measured, true)),
+        "calibrated": to_dict(ruler_error(np.array(left_out), true)),
+        "line": to_dict(Calibration.fit(measured, true)),
+    }
+
+
+def evaluated(folder: Path) -> dict[str, dict[str, Any]]:
+    """The same of the reference scans that jobs/evaluate.py measured with the segmentation (its output folder)."""
+    table = measured_table(str(folder / "measured-reference"))
+    found = {}
+    for quantity, column, covariate in (
+        ("ventricles", "ventricles_ml", "ventricular_volume"),
+        ("brain", "brain_ml", "brain_volume"),
+    ):
+        both = table[[column, covariate]].dropna().to_numpy(np.float64)
+        found[f"reference of {folder.name}, {quantity}"] = error(both[:, 0], both[:, 1])
     return found
 
 
@@ -191,12 +215,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="only the errors on IXI")
     for name, default in (("subjects", 48), ("oasis-subjects", 24), ("heads", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--evaluation", type=Path, help="judge what this evaluation measured on its reference instead")
     a = parser.parse_args()
     torch.set_num_threads(1)
     config = SegmentationConfig(segmenter=str(a.data / SEGMENTER))
     ruler, kept = SegmentationRuler.load(config, CPU), Measurements(a.measurements)
-    found: dict[str, Any] = {}
-    for name, count in (("IXI", a.subjects), *([] if a.quick else [("OASIS-1", a.oasis_subjects)])):
+    found: dict[str, Any] = evaluated(a.evaluation) if a.evaluation else {}
+    sets = [("IXI", a.subjects), *([] if a.quick else [("OASIS-1", a.oasis_subjects)])]
+    for name, count in [] if a.evaluation else sets:
         table = subjects(a.data, name, count)
         found |= errors(name, table, measure_set(name, table, ruler, kept, a.grids))
     print(
@@ -207,7 +233,7 @@ def main() -> None:
         flush=True,
     )
     a.output.write_text(json.dumps(found, indent=1) + "\n")
-    if not a.quick:
+    if not a.quick and not a.evaluation:
         print_costs(a, config, ruler, kept)
 
 
