@@ -22,6 +22,7 @@ CLASSES = {
     "autoencoder": AutoencoderTrainConfig,
     "latents": EncodeConfig,
     "diffusion": DiffusionTrainConfig,
+    "diffusion-transformer": DiffusionTrainConfig,
     "bundle": ExportConfig,
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
