@@ -49,17 +49,25 @@ class Head:
     environment: dict[str, str]
 
     def submit(self, *command: str, ship: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Submit one command, follow its log to the end, and return exit code and output of the client."""
+        """Submit one command, follow its log to the end, and return exit code and output of the client.
+
+        The job server answers before the agent that runs jobs is up: until then a job is submitted again.
+        """
         shipped = ["--working-dir", str(self.code)] if ship else []
-        return subprocess.run(
-            [RAY, "job", "submit", "--address", self.address, *shipped, "--", *command],
-            env=self.environment | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=JOB_S,
-            check=False,
-        )
+        deadline = time.monotonic() + START_S
+        while True:
+            result = subprocess.run(
+                [RAY, "job", "submit", "--address", self.address, *shipped, "--", *command],
+                env=self.environment | environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=JOB_S,
+                check=False,
+            )
+            if "No available agent to submit job" not in result.stdout or time.monotonic() > deadline:
+                return result
+            time.sleep(1)
 
 
 def free_ports(count: int) -> list[int]:
