@@ -98,17 +98,12 @@ def _instruments(config: AuditConfig, case: Case, write: bool) -> Instruments:
 def _train(config: AuditConfig, case: Case, instruments: Instruments) -> None:
     """Train the embedder on aligned training scans; its file appears whole."""
     assert instruments.embedder is not None
-    path, steps = Path(instruments.embedder), config.embedder_steps
-
-    def report(step: int, loss: float) -> None:
-        if step % max(1, steps // 20) == 0:
-            log.info("embedder: step %d/%d  loss %.3f", step, steps, loss)
-
+    path = Path(instruments.embedder)
     train = open_volumes(config.reference, "reference", split="train")
     aligned = Aligner(instruments.frame).align(template_scans(train, case.plan.volume)).volumes
     device = choose_device(config.runtime.gpus_per_worker > 0)
-    training = EmbedderTraining(steps=steps)
-    embedder = train_embedder(aligned, instruments.frame.spacing_mm, training, device, report)
+    training = EmbedderTraining(steps=config.embedder_steps)
+    embedder = train_embedder(aligned, instruments.frame.spacing_mm, training, device)
     temporary = path.with_name(f".tmp-{path.name}")
     save_embedder(embedder, temporary)
     os.replace(temporary, path)
