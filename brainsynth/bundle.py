@@ -6,6 +6,7 @@
 <bundle>/autoencoder.safetensors  decoder and encoder, EMA weights
 <bundle>/diffusion.safetensors    denoiser, EMA weights
 <bundle>/gate.safetensors         the quality gate, if it was fitted
+<bundle>/decoder.safetensors      distilled decoder, EMA weights, if there is one
 ```
 """
 
@@ -13,7 +14,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from brainsynth.config.training import AutoencoderArchitecture, DenoiserArchitecture, ScheduleConfig
+from brainsynth.config.training import (
+    AutoencoderArchitecture,
+    DecoderArchitecture,
+    DenoiserArchitecture,
+    ScheduleConfig,
+)
 from brainsynth.covariates import CovariateSchema
 from brainsynth.distribution import CovariateDistribution
 from brainsynth.errors import UserError
@@ -24,6 +30,7 @@ BUNDLE_FILE = "bundle.json"
 AUTOENCODER_FILE = "autoencoder.safetensors"
 DIFFUSION_FILE = "diffusion.safetensors"
 GATE_FILE = "gate.safetensors"
+DECODER_FILE = "decoder.safetensors"
 
 
 @record
@@ -39,6 +46,37 @@ class LatentSpec:
             raise ValueError("latent shift and scale need one number per channel")
         if min(self.scale) <= 0:
             raise ValueError("latent scale must be positive")
+
+
+@record
+class DecoderFidelity:
+    """How near a distilled decoder's images come to those of the bundle's own decoder: means over held-out latents."""
+
+    count: int
+    """Latents."""
+    psnr_db: float
+    ssim: float
+    l1: float
+    """Of intensities in [0, 1]."""
+    sharpness_ratio: float
+    """Mean absolute difference of neighbouring voxels, over that of the own decoder's images: below 1 is smoother."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError("a distilled decoder must be measured on at least one latent")
+
+
+@record
+class DistilledSpec:
+    """A distilled decoder beside the bundle's own: what it is, what it saves and what it loses, as measured."""
+
+    architecture: DecoderArchitecture
+    flops_ratio: float
+    """Operations of one decode by the bundle's own decoder, as it was trained, over those of this one."""
+    on_generated: DecoderFidelity
+    """On latents that the bundle's own denoiser sampled."""
+    on_encoded: DecoderFidelity | None
+    """On latents of held-out scans; None when it was distilled without scans."""
 
 
 @record
@@ -60,19 +98,28 @@ class BundleSpec:
     """Axes (0 X, 1 Y, 2 Z) along which the networks run against RAS+: (0,) for networks that make LAS volumes."""
     weights: dict[str, str]
     """File name → sha256."""
+    distilled: Annotated[DistilledSpec | None, left_out_at(None)] = None
+    """Of the distilled decoder, where there is one."""
     licence: str
     training_data: str
     provenance: dict[str, str | int | float]
 
     def __post_init__(self) -> None:
-        if set(self.weights) - {GATE_FILE} != {AUTOENCODER_FILE, DIFFUSION_FILE}:
+        if set(self.weights) - {GATE_FILE, DECODER_FILE} != {AUTOENCODER_FILE, DIFFUSION_FILE}:
             raise ValueError(
-                f"weights must name {AUTOENCODER_FILE} and {DIFFUSION_FILE}, perhaps {GATE_FILE}, and nothing else"
+                f"weights must name {AUTOENCODER_FILE} and {DIFFUSION_FILE}, perhaps {GATE_FILE} and {DECODER_FILE}, "
+                "and nothing else"
             )
         if len(set(self.flipped_axes)) != len(self.flipped_axes):
             raise ValueError("flipped_axes names an axis twice")
         if any(n % of for n, of in zip(self.latents.shape_cxyz[1:], self.diffusion.cells_xyz, strict=True)):
             raise ValueError(f"latents.shape_cxyz must be a multiple of {self.diffusion.cells_xyz} on its axes XYZ")
+        if (self.distilled is not None) != (DECODER_FILE in self.weights):
+            raise ValueError(
+                f"{DECODER_FILE} among the weights needs its record under distilled, and the other way round"
+            )
+        if self.distilled is not None:
+            self.distilled.architecture.last_factor(self.autoencoder.factor)
 
     @property
     def digest(self) -> str:

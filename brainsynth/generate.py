@@ -26,9 +26,9 @@ from brainsynth.models.device import (
     is_out_of_memory,
     set_threads,
 )
-from brainsynth.models.sampling import check_sampler, draw_noise, guided, sample_latents
+from brainsynth.models.sampling import check_sampler, sample_rows
 from brainsynth.models.schedule import NoiseSchedule
-from brainsynth.models.weights import check_bundle_files, load_models, read_bundle
+from brainsynth.models.weights import check_bundle_files, check_decoder, load_models, read_bundle
 from brainsynth.plan import Plan, ShardSpec, attempt_seed, generation_plan, generation_samples
 from brainsynth.quality.drawn import Drawn
 from brainsynth.quality.gate import QualityGate
@@ -53,9 +53,8 @@ def plan_generation(config: GenerateConfig) -> Work:
     folder = local_folder(config.bundle, "bundle")
     bundle = read_bundle(folder)
     check_bundle_files(folder, bundle)
-    check_sampler(bundle.schedule, config.sampler)
-    if config.sampler.guidance_scale != 1 and bundle.covariates.missing == "refuse":
-        raise UserError("sampler.guidance_scale must be 1: this model was trained without conditioning dropout")
+    check_decoder(folder, bundle, config.decoder)
+    check_sampler(bundle.schedule, config.sampler, guidable=bundle.covariates.missing != "refuse")
     rows = covariate_rows(config.covariates, bundle)
     volume = VolumeSpec(
         shape_xyz=bundle.volume.shape_xyz,
@@ -86,6 +85,7 @@ def plan_generation(config: GenerateConfig) -> Work:
         config.base_seed,
         config.samples_per_shard,
         rules,
+        config.decoder,
     )
     root = resolve_uri(config.output, "output")
     settings = GeneratorSettings(
@@ -177,7 +177,7 @@ class GeneratedShards:
         if self.bundle.digest != plan.identity["bundle"]:
             raise UserError(f"the bundle {folder} changed while the dataset was being made")
         how = (config.precision, settings.exact_rewrites)
-        self.autoencoder, self.denoiser = load_models(folder, self.bundle, self.device, *how)
+        self.autoencoder, self.denoiser = load_models(folder, self.bundle, self.device, *how, config.decoder)
         explain(self.device, *how)
         self.schedule = NoiseSchedule(self.bundle.schedule)
         self.gatekeeper: Gatekeeper | None = None
@@ -260,12 +260,9 @@ class GeneratedShards:
         """(B, X, Y, Z) float32 images in [0, 1]."""
         began = time.monotonic()
         context = torch.from_numpy(self.bundle.covariates.encode(rows)).to(self.device)
-        draw = functools.partial(draw_noise, rows["seed"].tolist(), self.bundle.latents.shape_cxyz)
-        sampler = self.config.sampler
-        predict = guided(self.denoiser, context, sampler.guidance_scale, sampler.guidance_interval, self.schedule)
+        seeds, shape = rows["seed"].tolist(), self.bundle.latents.shape_cxyz
         with autocast(self.device, self.config.precision):
-            noise = draw(0).to(self.device)
-            z = sample_latents(predict, noise, self.schedule, sampler, draw)
+            z = sample_rows(self.denoiser, context, seeds, shape, self.schedule, self.config.sampler)
             middle = time.monotonic()
             x = self.autoencoder.decode(z)
         images: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = x[:, 0].cpu().numpy()

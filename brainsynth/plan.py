@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainsynth.config.schema import SamplerConfig
+from brainsynth.config.training import DecoderChoice
 from brainsynth.covariates import CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.records import digest, record, to_dict
@@ -173,8 +174,12 @@ def generation_plan(
     base_seed: int,
     samples_per_shard: int,
     gate: dict[str, Any] | None = None,
+    decoder: DecoderChoice = "own",
 ) -> Plan:
-    """The plan of a generated dataset. Pure: needs no torch, no storage. Only a gate that is used is part of it."""
+    """The plan of a generated dataset. Pure: needs no torch, no storage.
+
+    A gate is part of it only where one is used, and a decoder only where it is not the bundle's own.
+    """
     return Plan(
         kind="generated",
         identity={
@@ -184,6 +189,7 @@ def generation_plan(
             "base_seed": base_seed,
             "noise": "philox4x64",
             **({} if gate is None else {"gate": gate}),
+            **({} if decoder == "own" else {"decoder": decoder}),
         },
         volume=volume,
         covariates=schema,

@@ -99,6 +99,7 @@ def _maker(
         covariates=CovariateSource(draw=plan.num_samples),
         sampler=from_dict(SamplerConfig, plan.identity["sampler"], "the plan's sampler"),
         precision=plan.identity["precision"],
+        decoder=plan.identity.get("decoder", "own"),
     )
     settings = GeneratorSettings(
         root=uri,

@@ -107,6 +107,20 @@ class Line:
             "training_data": "phantoms",
         }
 
+    def distillation(self, output: str = "distilled", **optimisation: Any) -> dict[str, Any]:
+        options = {"steps": 6, "batch_size": 4, "learning_rate": 4e-3, "warmup_steps": 2, "log_every": 1}
+        options |= {"validate_every": 3, "checkpoint_every": 2} | optimisation
+        return {
+            "bundle": str(self.root / "bundle"),
+            "latents": str(self.root / "latents"),
+            "output": str(self.root / output),
+            "bundle_output": str(self.root / f"{output}-bundle"),
+            "architecture": {"channels": [16, 8], "blocks": [1, 0], "norm_groups": 4},
+            "generated": {"sampler": {"method": "ab2", "steps": 2}, "count": 12, "validation_count": 4},
+            "optimisation": options,
+            "runtime": {"workers": 0, "trackers": []},
+        }
+
     def generate(self, output: Path | str, **changes: Any) -> dict[str, Any]:
         config: dict[str, Any] = {
             "bundle": str(self.root / "bundle"),

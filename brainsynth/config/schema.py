@@ -10,7 +10,7 @@ from dataclasses import field
 from typing import Annotated, Literal
 
 from brainsynth.config.gate import GateConfig, GateFitConfig
-from brainsynth.config.training import Precision
+from brainsynth.config.training import DecoderChoice, Precision
 from brainsynth.covariates import CovariateSchema
 from brainsynth.distribution import Constraint
 from brainsynth.records import left_out_at, record
@@ -239,6 +239,8 @@ class GenerateConfig:
     precision: Precision = "float32"
     samples_per_shard: int = 16
     stored_dtype: Literal["float16", "float32", "uint16", "uint8"] = "float16"
+    decoder: DecoderChoice = "own"
+    """The bundle's own decoder, or the distilled one where the bundle has it: cheaper and not quite the same images."""
     ruler: RulerConfig | None = None
     gate: GateConfig | None = None
     """Refuse volumes that fail the bundle's quality gate, and draw them again."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from brainsynth.records import left_out_at, of_kind, record, told_apart_by_kind
 
 Precision = Literal["float32", "bfloat16"]
+DecoderChoice = Literal["own", "distilled"]
 
 
 def _check_size(channels: tuple[int, ...], *counts: int) -> None:
@@ -104,6 +105,41 @@ DenoiserArchitecture = Annotated[
     told_apart_by_kind("unet", ("unet", "transformer")),
 ]
 """Chosen by the key `kind`; without it the UNet."""
+
+
+@record
+class DecoderArchitecture:
+    """A distilled decoder: residual blocks at the latent grid, then depth to space; no convolution at full resolution.
+
+    Level 0 is the latent grid, and each further level is twice as fine. The last depth to space makes up the rest.
+    """
+
+    channels: tuple[int, ...]
+    blocks: tuple[int, ...]
+    """Residual blocks of two convolutions, per level."""
+    norm_groups: int = 8
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.channels) <= 4 or not all(1 <= c <= 512 for c in self.channels):
+            raise ValueError("channels must be 1 to 4 levels of 1 to 512 channels")
+        if len(self.blocks) != len(self.channels) or not all(0 <= b <= 16 for b in self.blocks):
+            raise ValueError("blocks needs one number per level, between 0 and 16")
+        if self.norm_groups < 1 or any(c % self.norm_groups for c in self.channels):
+            raise ValueError(f"channels must be multiples of norm_groups ({self.norm_groups})")
+
+    def last_factor(self, factor: int) -> int:
+        """By how much the last depth to space refines, for `factor` voxels per latent cell along each axis.
+
+        Raises:
+            ValueError: the levels leave nothing for it to do, or more than a factor of 8.
+        """
+        last = factor >> (len(self.channels) - 1)
+        if not 2 <= last <= 8:
+            raise ValueError(
+                f"a decoder of {len(self.channels)} levels does not fit {factor} voxels per latent cell: the last depth to "
+                f"space would refine by {last}, and may by 2 to 8"
+            )
+        return last
 
 
 @record

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from brainsynth.config.cli import configure_logging
+from brainsynth.config.distillation import DistillConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.errors import UserError
 from brainsynth.executors.preflight import check_cluster, check_this_machine
@@ -27,16 +28,18 @@ from brainsynth.executors.session import ray_session
 from brainsynth.executors.watch import TERMINATED, leave
 from brainsynth.records import digest, from_dict, to_dict
 from brainsynth.storage.filesystem import local_folder, resolve_uri
-from brainsynth.training import autoencoder, diffusion
+from brainsynth.training import autoencoder, diffusion, distillation
 from brainsynth.training.preemption import Left, Request
 
 log = logging.getLogger(__name__)
 _LOOK_S = 0.5
-TrainConfig = AutoencoderTrainConfig | DiffusionTrainConfig
-_FITS: dict[str, tuple[type[Any], Callable[..., None]]] = {
-    "autoencoder": (AutoencoderTrainConfig, autoencoder.fit),
-    "diffusion": (DiffusionTrainConfig, diffusion.fit),
+TrainConfig = AutoencoderTrainConfig | DiffusionTrainConfig | DistillConfig
+_TRAININGS: dict[str, tuple[type[Any], Callable[..., object], Callable[..., None]]] = {
+    "autoencoder": (AutoencoderTrainConfig, autoencoder.check, autoencoder.fit),
+    "diffusion": (DiffusionTrainConfig, diffusion.check, diffusion.fit),
+    "decoder": (DistillConfig, distillation.check, distillation.fit),
 }
+"""Config, what can be refused before a worker starts, and the training, by kind."""
 
 
 class SigtermNoted:
@@ -100,7 +103,7 @@ def _train(arguments: dict[str, Any]) -> int | None:
     import ray.train
 
     configure_logging()
-    cls, fit = _FITS[arguments["kind"]]
+    cls, _, fit = _TRAININGS[arguments["kind"]]
     config = from_dict(cls, arguments["config"], "the training config")
     try:
         fit(config, lambda metrics: ray.train.report(metrics), _Asked(Path(arguments["stop_file"])))
@@ -111,17 +114,17 @@ def _train(arguments: dict[str, Any]) -> int | None:
 
 def _with_absolute_places(config: TrainConfig) -> TrainConfig:
     """The config as workers need it: they run in folders of their own."""
-    places = [name for name in ("cohort", "latents", "autoencoder", "output") if hasattr(config, name)]
+    names = ("cohort", "latents", "autoencoder", "bundle", "output", "bundle_output")
+    places = [name for name in names if getattr(config, name, None) is not None]
     absolute: TrainConfig = dataclasses.replace(
         config,
         **{name: resolve_uri(getattr(config, name), name) for name in places},  # type: ignore[arg-type]
     )
-    if isinstance(absolute, AutoencoderTrainConfig) and absolute.losses.perceptual_weights is not None:
-        weights = resolve_uri(absolute.losses.perceptual_weights, "losses.perceptual_weights")
-        absolute = dataclasses.replace(
-            absolute, losses=dataclasses.replace(absolute.losses, perceptual_weights=weights)
-        )
-    return absolute
+    if isinstance(absolute, DiffusionTrainConfig) or absolute.losses.perceptual_weights is None:
+        return absolute
+    weights = resolve_uri(absolute.losses.perceptual_weights, "losses.perceptual_weights")
+    losses: Any = dataclasses.replace(absolute.losses, perceptual_weights=weights)
+    return dataclasses.replace(absolute, losses=losses)
 
 
 def train(kind: str, config: TrainConfig) -> None:
@@ -133,8 +136,7 @@ def train(kind: str, config: TrainConfig) -> None:
         UserError: before a worker starts, whatever can be refused then.
     """
     config = _with_absolute_places(config)
-    check = autoencoder.check if kind == "autoencoder" else diffusion.check
-    check(config)  # type: ignore[arg-type]
+    _TRAININGS[kind][1](config)
     runtime, batch = config.runtime, config.optimisation.batch_size
     if runtime.workers and batch % runtime.workers:
         raise UserError(f"optimisation.batch_size {batch} must be a multiple of runtime.workers {runtime.workers}")
@@ -154,7 +156,7 @@ def _end(step: int, config: TrainConfig) -> None:
 def _train_here(kind: str, config: TrainConfig) -> None:
     with SigtermNoted() as noted:
         try:
-            _FITS[kind][1](config, preempted=noted.request)
+            _TRAININGS[kind][2](config, preempted=noted.request)
         except Left as left:
             _end(left.step, config)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from brainsynth.cohort.phantom import phantom_grid
 from brainsynth.cohort.phantom_cohort import write_phantom_cohort
 from brainsynth.cohort.prepare import plan_cohort
+from brainsynth.config.distillation import DistillConfig
 from brainsynth.config.schema import (
     EncodeConfig,
     ExportConfig,
@@ -22,8 +23,8 @@ from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.executors.ray_train import train
 from brainsynth.generate import estimate_s, plan_generation
 from brainsynth.storage.filesystem import local_folder
-from brainsynth.training import autoencoder, diffusion
-from brainsynth.training.export import export_bundle, plan_bundle
+from brainsynth.training import autoencoder, diffusion, distillation
+from brainsynth.training.export import export_bundle, export_distilled, plan_bundle
 from brainsynth.training.latents import measure_latents, plan_latents
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,27 @@ def describe_diffusion(config: DiffusionTrainConfig) -> str:
     return _describe_training(config)
 
 
-def _describe_training(config: AutoencoderTrainConfig | DiffusionTrainConfig) -> str:
+def distill_decoder(config: DistillConfig) -> None:
+    """Bundle → the same bundle with a distilled decoder beside its own."""
+    train("decoder", config)
+    spec = export_distilled(config)
+    assert spec.distilled is not None
+    for name, found in (("generated", spec.distilled.on_generated), ("encoded", spec.distilled.on_encoded)):
+        if found is not None:
+            log.info(
+                "to the own decoder's images of %d %s latents: PSNR %.2f dB, SSIM %.4f, L1 %.4f, sharpness %.3f",
+                *(found.count, name, found.psnr_db, found.ssim, found.l1, found.sharpness_ratio),
+            )
+    log.info("bundle with a distilled decoder: %s (digest %s)", config.bundle_output, spec.digest[:12])
+
+
+def describe_distillation(config: DistillConfig) -> str:
+    """What distill_decoder would do."""
+    bundle = distillation.check(config)
+    return f"{distillation.describe_cost(config, bundle)}\n{_describe_training(config)} → {config.bundle_output}"
+
+
+def _describe_training(config: AutoencoderTrainConfig | DiffusionTrainConfig | DistillConfig) -> str:
     options, runtime = config.optimisation, config.runtime
     return (
         f"{options.steps} steps of batch {options.batch_size} in {options.precision} on {runtime.workers} workers"

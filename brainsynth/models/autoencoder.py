@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from brainsynth.bundle import LatentSpec
 from brainsynth.config.training import AutoencoderArchitecture
+from brainsynth.models.distilled_decoder import DistilledDecoder
 
 
 def build_autoencoder(architecture: AutoencoderArchitecture) -> AutoencoderKL:
@@ -41,6 +42,8 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.network = network
         self.flipped = [2 + axis for axis in flipped_axes]
+        self.distilled: DistilledDecoder | None = None
+        """Decodes in place of the network's own decoder where it is set."""
         self.register_buffer("shift", torch.tensor(latents.shift).view(1, -1, 1, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(latents.scale).view(1, -1, 1, 1, 1), persistent=False)
 
@@ -51,5 +54,8 @@ class Autoencoder(nn.Module):
 
     def decode(self, z_BCXYZ: Tensor) -> Tensor:  # noqa: N803
         """Images x_B1XYZ, float32, clipped to [0, 1]. NaN stays NaN, so that it is noticed downstream."""
-        decoded = self.network.decode(z_BCXYZ / self.scale + self.shift)
+        if self.distilled is not None:
+            decoded = self.distilled(z_BCXYZ)
+        else:
+            decoded = self.network.decode(z_BCXYZ / self.scale + self.shift)
         return decoded.float().clamp(0.0, 1.0).flip(self.flipped)

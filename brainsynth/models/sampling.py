@@ -5,6 +5,7 @@ Which method at how many evaluations is as good as which: docs/samplers.md.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -81,8 +82,25 @@ def sample_latents(
     return dpmpp_2m(predict, noise, schedule, grid, corrected=method == "unipc")
 
 
-def check_sampler(schedule: ScheduleConfig, sampler: SamplerConfig) -> None:
-    """Raises UserError when the method does not fit what the network predicts, or has more steps than were trained."""
+def sample_rows(
+    denoiser: Callable[[Tensor, Tensor, Tensor], Tensor],
+    context: Tensor,
+    seeds: Sequence[int],
+    shape_cxyz: tuple[int, ...],
+    schedule: NoiseSchedule,
+    sampler: SamplerConfig,
+) -> Tensor:
+    """Latents (B, C, X, Y, Z) of rows: of each one's context (B, K), on the device that computes, and seed."""
+    draw = functools.partial(draw_noise, seeds, shape_cxyz)
+    predict = guided(denoiser, context, sampler.guidance_scale, sampler.guidance_interval, schedule)
+    return sample_latents(predict, draw(0).to(context.device), schedule, sampler, draw)
+
+
+def check_sampler(schedule: ScheduleConfig, sampler: SamplerConfig, guidable: bool = True) -> None:
+    """Raises UserError when the method does not fit what the network predicts, or has more steps than were trained.
+
+    `guidable`: whether the network was trained with conditioning dropout.
+    """
     flows = schedule.prediction == "flow"
     if flows != (sampler.method in FLOW_METHODS):
         fitting = FLOW_METHODS if flows else ("ddpm", "ddim", "dpmpp_2m", "unipc")
@@ -94,6 +112,8 @@ def check_sampler(schedule: ScheduleConfig, sampler: SamplerConfig) -> None:
         raise UserError(
             f"sampler.steps {sampler.steps} is more than the {schedule.num_train_timesteps} trained timesteps"
         )
+    if sampler.guidance_scale != 1 and not guidable:
+        raise UserError("sampler.guidance_scale must be 1: this model was trained without conditioning dropout")
 
 
 def guided(

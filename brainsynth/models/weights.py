@@ -10,12 +10,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from brainsynth.bundle import AUTOENCODER_FILE, BUNDLE_FILE, DIFFUSION_FILE, BundleSpec
-from brainsynth.config.training import Precision
+from brainsynth.bundle import AUTOENCODER_FILE, BUNDLE_FILE, DECODER_FILE, DIFFUSION_FILE, BundleSpec
+from brainsynth.config.training import DecoderChoice, Precision
 from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import layout, round_weights
 from brainsynth.models.diffusion import Denoiser
+from brainsynth.models.distilled_decoder import DistilledDecoder
 from brainsynth.models.rewrites import rewrite
 from brainsynth.models.selfcheck import ConvolutionShape, check_bfloat16, convolution_shapes
 from brainsynth.records import unseal
@@ -85,23 +86,42 @@ def check_bundle_files(folder: Path, spec: BundleSpec) -> None:
             )
 
 
+def check_decoder(folder: Path, spec: BundleSpec, decoder: DecoderChoice) -> None:
+    """Raises UserError when the distilled decoder is asked for and the bundle has none."""
+    if decoder == "distilled" and spec.distilled is None:
+        raise UserError(
+            f"decoder: the bundle {folder} has no distilled decoder; make a bundle that has one with "
+            "jobs/distill_decoder.py, or leave decoder out"
+        )
+
+
 def load_models(
-    folder: Path, spec: BundleSpec, device: torch.device, precision: Precision = "float32", rewrites: bool = False
+    folder: Path,
+    spec: BundleSpec,
+    device: torch.device,
+    precision: Precision = "float32",
+    rewrites: bool = False,
+    decoder: DecoderChoice = "own",
 ) -> tuple[Autoencoder, Denoiser]:
     """Both networks in evaluation mode on a device, digests checked first.
 
     Args:
         rewrites: bring them into the cheaper form of rewrites.py, which only rounds differently.
+        decoder: which one `decode` uses.
 
     Raises:
-        UserError: a file is missing or not the bundle's, or bfloat16 is asked for where it computes wrong convolutions.
+        UserError: a file is missing or not the bundle's, the bundle has no such decoder, or bfloat16 is asked for where it
+            computes wrong convolutions.
     """
+    check_decoder(folder, spec, decoder)
     check_bundle_files(folder, spec)
     if precision == "bfloat16":
-        check_bfloat16(_convolution_shapes(spec, rewrites), device)
-    autoencoder, denoiser = _build(spec)
+        check_bfloat16(_convolution_shapes(spec, rewrites, decoder), device)
+    autoencoder, denoiser = _build(spec, decoder)
     load_weights(autoencoder.network, folder / AUTOENCODER_FILE)
     load_weights(denoiser, folder / DIFFUSION_FILE)
+    if autoencoder.distilled is not None:
+        load_weights(autoencoder.distilled, folder / DECODER_FILE)
     for module in (autoencoder, denoiser):
         module.requires_grad_(False).eval().to(device)
     _arrange(autoencoder, denoiser, rewrites)
@@ -111,8 +131,10 @@ def load_models(
     return autoencoder, denoiser
 
 
-def _build(spec: BundleSpec) -> tuple[Autoencoder, Denoiser]:
+def _build(spec: BundleSpec, decoder: DecoderChoice) -> tuple[Autoencoder, Denoiser]:
     autoencoder = Autoencoder(build_autoencoder(spec.autoencoder), spec.latents, spec.flipped_axes)
+    if decoder == "distilled" and spec.distilled is not None:
+        autoencoder.distilled = DistilledDecoder(spec.distilled.architecture, spec.autoencoder)
     return autoencoder, Denoiser(spec.diffusion, spec.latents.shape_cxyz[0], spec.covariates.context_size)
 
 
@@ -120,12 +142,12 @@ def _arrange(autoencoder: Autoencoder, denoiser: Denoiser, rewrites: bool) -> No
     """Rewrites and memory layout. The denoiser keeps its layout: channels last is 4 % slower there on CPUs."""
     if rewrites:
         rewrite(autoencoder, denoiser)
-    layout(autoencoder.network)
+    layout(autoencoder)
 
 
-def _convolution_shapes(spec: BundleSpec, rewrites: bool) -> list[ConvolutionShape]:
+def _convolution_shapes(spec: BundleSpec, rewrites: bool, decoder: DecoderChoice = "own") -> list[ConvolutionShape]:
     with torch.device("meta"):
-        autoencoder, denoiser = _build(spec)
+        autoencoder, denoiser = _build(spec, decoder)
         _arrange(autoencoder, denoiser, rewrites)
         z, context = torch.empty((1, *spec.latents.shape_cxyz)), torch.empty((1, spec.covariates.context_size))
 

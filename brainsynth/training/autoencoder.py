@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.metrics import SSIMMetric
 from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -27,8 +26,9 @@ from brainsynth.storage.reader import SyntheticDataset, open_dataset
 from brainsynth.training.data import Batches, flip_half
 from brainsynth.training.disk import full_disk_told
 from brainsynth.training.ema import Ema
+from brainsynth.training.image_quality import closeness, mean_closeness
 from brainsynth.training.loop import Report, Worker, run
-from brainsynth.training.losses import PerceptualLoss, kl_divergence
+from brainsynth.training.losses import check_perceptual, kl_divergence, perceptual_loss
 from brainsynth.training.preemption import Preempted, never
 from brainsynth.training.runs import AutoencoderRun, finished, training_digest, write_run, write_weights
 from brainsynth.training.state import TrainingState
@@ -54,9 +54,7 @@ class AutoencoderTask:
             num_layers_d=config.losses.discriminator_layers,
             norm="INSTANCE",
         ).to(worker.device)
-        self.perceptual = _perceptual(config)
-        if self.perceptual is not None:
-            self.perceptual.to(worker.device)
+        self.perceptual = perceptual_loss(config.losses, worker.device)
         self._network = worker.parallel(self.network)
         self._discriminator = worker.parallel(self.discriminator)
         self.average = Ema(self.network, options.ema_decay)
@@ -143,28 +141,9 @@ class AutoencoderTask:
 
 
 def reconstruction_quality(dataset: SyntheticDataset, reconstruct: Any, limit: int) -> dict[str, float]:
-    """Mean L1, PSNR and SSIM (3D, data range 1) over the first `limit` volumes."""
-    l1, psnr, ssim = [], [], []
-    metric = SSIMMetric(spatial_dims=3, data_range=1.0, win_size=7, reduction="none")
-    for index in range(min(limit, len(dataset))):
-        x = torch.from_numpy(dataset.volume(index))[None, None]
-        decoded = reconstruct(x)
-        l1.append(float((decoded - x).abs().mean()))
-        psnr.append(float(-10 * torch.log10((decoded - x).pow(2).mean() + 1e-12)))
-        ssim.append(float(metric(decoded, x).mean()))
-    return {name: sum(v) / len(v) for name, v in (("l1", l1), ("psnr_db", psnr), ("ssim", ssim))}
-
-
-def _perceptual(config: AutoencoderTrainConfig) -> PerceptualLoss | None:
-    losses = config.losses
-    if losses.perceptual_weights is None:
-        if losses.perceptual_weight > 0:
-            log.warning(
-                "the perceptual loss is OFF: losses.perceptual_weights names no local weights file "
-                "(a 3D ResNet, MedicalNet layout); reconstructions will be smoother"
-            )
-        return None
-    return PerceptualLoss(Path(losses.perceptual_weights), losses.perceptual_depth)
+    """Mean L1, PSNR and SSIM over the first `limit` volumes."""
+    scans = (torch.from_numpy(dataset.volume(index))[None, None] for index in range(min(limit, len(dataset))))
+    return mean_closeness(closeness(reconstruct(x), x) for x in scans)
 
 
 def check(config: AutoencoderTrainConfig) -> None:
@@ -173,9 +152,7 @@ def check(config: AutoencoderTrainConfig) -> None:
     check_latent_grid(plan.volume, config.architecture)
     local_folder(config.output, "output")
     check_trackers(config.runtime.trackers)
-    weights = config.losses.perceptual_weights
-    if weights is not None and not Path(weights).is_file():
-        raise UserError(f"losses.perceptual_weights: there is no file {weights}")
+    check_perceptual(config.losses)
     try:
         for split in ("train", "validation"):
             open_dataset(config.cohort, split=split)

@@ -8,14 +8,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from brainsynth.bundle import BUNDLE_FILE, GATE_FILE, BundleSpec
+from brainsynth.bundle import BUNDLE_FILE, DECODER_FILE, GATE_FILE, BundleSpec
+from brainsynth.config.distillation import DistillConfig
 from brainsynth.config.gate import GateFitConfig
 from brainsynth.config.schema import ExportConfig
 from brainsynth.errors import UserError
 from brainsynth.models.weights import check_bundle_files, file_sha256, read_bundle
 from brainsynth.records import seal
 from brainsynth.storage.filesystem import local_folder
-from brainsynth.training.runs import DiffusionRun, read_run
+from brainsynth.training.runs import DiffusionRun, DistillRun, read_run
 
 
 def plan_bundle(config: ExportConfig) -> tuple[Path, Path, BundleSpec]:
@@ -95,3 +96,49 @@ def check_empty(folder: Path) -> None:
     """Raises UserError when there is something in the folder."""
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no bundle; give a new output folder")
+
+
+def without_decoder(spec: BundleSpec) -> BundleSpec:
+    """A bundle's record as it was before a distilled decoder joined."""
+    weights = {name: sha for name, sha in spec.weights.items() if name != DECODER_FILE}
+    provenance = {key: value for key, value in spec.provenance.items() if key not in _DISTILLED}
+    return dataclasses.replace(spec, distilled=None, weights=weights, provenance=provenance)
+
+
+_DISTILLED = ("distilled_from", "distilled_config")
+
+
+def check_bundle_output(config: DistillConfig, spec: BundleSpec) -> Path:
+    """Where the new bundle goes. Raises UserError when something else than it is there already."""
+    folder = local_folder(config.bundle_output, "bundle_output")
+    if folder in (local_folder(config.bundle, "bundle"), local_folder(config.output, "output")):
+        raise UserError(f"bundle_output: {folder} is also bundle or output; give another folder")
+    if not (folder / BUNDLE_FILE).exists():
+        check_empty(folder)
+    elif without_decoder(read_bundle(folder)) != without_decoder(spec):
+        raise UserError(f"bundle_output: {folder} holds another bundle; give another folder")
+    return folder
+
+
+def export_distilled(config: DistillConfig) -> BundleSpec:
+    """The bundle with the finished training's decoder in it, its record last; harmless to repeat."""
+    source, trained = local_folder(config.bundle, "bundle"), local_folder(config.output, "output")
+    old, run = read_bundle(source), read_run(trained, DistillRun, "jobs/distill_decoder.py")
+    plain = without_decoder(old)
+    spec = dataclasses.replace(
+        plain,
+        distilled=run.distilled,
+        weights={**plain.weights, **run.weights},
+        provenance={**plain.provenance, "distilled_from": run.bundle_digest, "distilled_config": run.config_digest},
+    )
+    folder = check_bundle_output(config, old)
+    if (folder / BUNDLE_FILE).exists():
+        if read_bundle(folder).digest != spec.digest:
+            raise UserError(f"bundle_output: {folder} holds another distilled decoder; give another folder")
+        check_bundle_files(folder, spec)
+        return spec
+    with new_bundle(folder) as temporary:
+        for name in spec.weights:
+            shutil.copyfile((trained if name == DECODER_FILE else source) / name, temporary / name)
+        (temporary / BUNDLE_FILE).write_bytes(seal(spec))
+    return spec

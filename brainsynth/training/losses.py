@@ -1,7 +1,8 @@
-"""Losses of the autoencoder."""
+"""Losses of the autoencoder and of the distilled decoder."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ from monai.networks.nets import resnet10, resnet18, resnet50
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from brainsynth.config.distillation import DistillLossConfig
+from brainsynth.config.training import AutoencoderLossConfig
 from brainsynth.errors import UserError
 
+log = logging.getLogger(__name__)
 _RESNETS: dict[int, tuple[Any, str]] = {10: (resnet10, "B"), 18: (resnet18, "A"), 50: (resnet50, "B")}
 
 
@@ -19,6 +23,23 @@ def kl_divergence(mu: Tensor, sigma: Tensor) -> Tensor:
     """KL(N(mu, sigma²) ‖ N(0, 1)), summed over a sample, averaged over the batch (1312.6114, appendix B)."""
     per_cell = 0.5 * (mu.pow(2) + sigma.pow(2) - 2 * sigma.log() - 1)
     return per_cell.flatten(1).sum(1).mean()
+
+
+def gradient_difference(x_B1XYZ: Tensor, y_B1XYZ: Tensor, scales: int) -> Tensor:  # noqa: N803
+    """Mean L1 distance of the differences between neighbouring voxels, over axes and over `scales` resolutions.
+
+    Each further resolution averages 2×2×2 voxels, for as long as every axis has two of them left. After Mathieu et al. 2016
+    (1511.05440, eq. 6), with signed differences.
+    """
+    error = x_B1XYZ - y_B1XYZ  # differences are linear, so are averages
+    terms = []
+    for scale in range(scales):
+        if scale:
+            if min(error.shape[2:]) < 4:
+                break
+            error = nn.functional.avg_pool3d(error, 2)
+        terms += [error.diff(dim=axis).abs().mean() for axis in (2, 3, 4)]
+    return torch.stack(terms).mean()
 
 
 class PerceptualLoss(nn.Module):
@@ -61,6 +82,24 @@ class PerceptualLoss(nn.Module):
             a, b = nn.functional.normalize(features, dim=1).chunk(2)
             total = total + (a - b).pow(2).sum(1).mean()
         return total
+
+
+def check_perceptual(losses: AutoencoderLossConfig | DistillLossConfig) -> None:
+    """Raises UserError when a file of weights is named and is not there."""
+    if losses.perceptual_weights is not None and not Path(losses.perceptual_weights).is_file():
+        raise UserError(f"losses.perceptual_weights: there is no file {losses.perceptual_weights}")
+
+
+def perceptual_loss(losses: AutoencoderLossConfig | DistillLossConfig, device: torch.device) -> PerceptualLoss | None:
+    """The configured perceptual loss; None, with a warning where one was meant, when no file of weights is named."""
+    if losses.perceptual_weights is None:
+        if losses.perceptual_weight > 0:
+            log.warning(
+                "the perceptual loss is OFF: losses.perceptual_weights names no local weights file "
+                "(a 3D ResNet, MedicalNet layout); reconstructions will be smoother"
+            )
+        return None
+    return PerceptualLoss(Path(losses.perceptual_weights), losses.perceptual_depth).to(device)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from brainsynth.bundle import AUTOENCODER_FILE, BundleSpec
+from brainsynth.bundle import AUTOENCODER_FILE, DECODER_FILE, BundleSpec, DistilledSpec
 from brainsynth.config.training import AutoencoderArchitecture, TrainRuntimeConfig
 from brainsynth.covariates import CovariateSchema
 from brainsynth.errors import UserError
@@ -58,10 +58,31 @@ class DiffusionRun:
         return self.bundle.weights
 
 
+@record
+class DistillRun:
+    """A distilled decoder."""
+
+    config_digest: str
+    bundle_digest: str
+    """Of the bundle whose decoder it was distilled from."""
+    distilled: DistilledSpec
+    weights_sha256: str
+    metrics: dict[str, float]
+    elapsed_s: float
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """sha256 by file name."""
+        return {DECODER_FILE: self.weights_sha256}
+
+
+Run = AutoencoderRun | DiffusionRun | DistillRun
+
+
 def training_digest(config: Any, data_fingerprint: str) -> str:
     """Identity of a training: its config without circumstance and places, and its data."""
     plain = to_dict(dataclasses.replace(config, runtime=TrainRuntimeConfig(), output=""))
-    for place in ("cohort", "latents", "autoencoder"):
+    for place in ("cohort", "latents", "autoencoder", "bundle", "bundle_output"):
         plain.pop(place, None)
     return digest({"config": plain, "data": data_fingerprint})
 
@@ -75,7 +96,7 @@ def read_run(folder: Path, cls: type[T], job: str) -> T:
         raise UserError(f"{folder} holds no finished training: {RUN_FILE} is missing; run {job} (again)") from None
 
 
-def finished(folder: Path, cls: type[AutoencoderRun] | type[DiffusionRun], config_digest: str) -> bool:
+def finished(folder: Path, cls: type[Run], config_digest: str) -> bool:
     """Whether this very training is already finished, and its weights are whole. Raises UserError if another one is."""
     if not (folder / RUN_FILE).is_file():
         return False
@@ -89,7 +110,7 @@ def finished(folder: Path, cls: type[AutoencoderRun] | type[DiffusionRun], confi
     return True
 
 
-def write_run(folder: Path, run: AutoencoderRun | DiffusionRun) -> None:
+def write_run(folder: Path, run: Run) -> None:
     """Make a training finished: last write of the run."""
     with replaced(folder / RUN_FILE) as temporary:
         temporary.write_bytes(seal(run))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from brainsynth.config.audit import AuditConfig
+from brainsynth.config.distillation import DistillConfig
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PhantomConfig, PrepareConfig
@@ -27,6 +28,7 @@ CLASSES = {
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
     "audit": AuditConfig,
+    "distill-decoder": DistillConfig,
 }
 GOOD = """\
 bundle: runs/bundle

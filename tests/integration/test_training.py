@@ -1,4 +1,4 @@
-"""Both trainings: exact resume, damaged checkpoints, every prediction, data-parallel workers, perceptual weights."""
+"""The trainings: exact resume, damaged checkpoints, every prediction, data-parallel workers, perceptual weights."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import torch
 from monai.networks.nets import resnet10
 from safetensors.torch import load_file, save_file
 
+from brainsynth.config.distillation import DistillConfig
 from brainsynth.config.schema import ExportConfig, GenerateConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.errors import UserError
@@ -30,7 +31,7 @@ from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.training import autoencoder
 from brainsynth.training.checkpoint import checkpoints
-from brainsynth.training.losses import PerceptualLoss, kl_divergence
+from brainsynth.training.losses import PerceptualLoss, gradient_difference, kl_divergence
 from brainsynth.training.preemption import Request
 from tests.line import Line, as_config, write_yaml
 
@@ -58,21 +59,24 @@ def kill_at(job: str, config: Path, folder: Path, step: int) -> int:
     return max(int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*"))
 
 
-@pytest.mark.parametrize("denoiser", ["unet", "transformer"])
-def test_killed_training_goes_on_with_an_identical_curve(line: Line, tmp_path: Path, denoiser: str) -> None:
-    """The denoiser's; tests/chaos kills the autoencoder's."""
-    kind, cls, stage = "diffusion", DiffusionTrainConfig, stages.train_diffusion
-    make = functools.partial(line.diffusion, kind=denoiser)
+@pytest.mark.parametrize("kind", ["unet", "transformer", "decoder"])
+def test_killed_training_goes_on_with_an_identical_curve(line: Line, tmp_path: Path, kind: str) -> None:
+    """Both denoisers' and the distilled decoder's; tests/chaos kills the autoencoder's."""
+    job, weights_file, cls = "train_diffusion.py", "diffusion.safetensors", DiffusionTrainConfig
+    stage, make = stages.train_diffusion, functools.partial(line.diffusion, kind=kind)
+    if kind == "decoder":
+        job, weights_file, cls = "distill_decoder.py", "decoder.safetensors", DistillConfig
+        stage, make = stages.distill_decoder, line.distillation
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     threads = {"workers": 0, "threads_per_worker": 1, "trackers": []}
     stage(as_config(make(str(undisturbed), **STEPS) | {"runtime": threads}, cls, tmp_path))
     config = write_yaml(make(str(killed), **STEPS) | {"runtime": threads}, tmp_path, "killed.yaml")
-    reached = kill_at(f"train_{kind}.py", config, killed, 10)
+    reached = kill_at(job, config, killed, 10)
     assert 10 <= reached < 40
     stage(as_config(make(str(killed), **STEPS) | {"runtime": threads}, cls, tmp_path))
     assert curve(killed) == curve(undisturbed)
-    weights = load_file(killed / f"{kind}.safetensors")
-    for name, tensor in load_file(undisturbed / f"{kind}.safetensors").items():
+    weights = load_file(killed / weights_file)
+    for name, tensor in load_file(undisturbed / weights_file).items():
         assert torch.equal(weights[name], tensor), name
 
 
@@ -236,3 +240,16 @@ def test_kl_matches_torch() -> None:
     normal = torch.distributions.Normal
     expected = torch.distributions.kl_divergence(normal(mu, sigma), normal(0.0, 1.0)).flatten(1).sum(1).mean()
     assert torch.allclose(kl_divergence(mu, sigma), expected, rtol=1e-5)
+
+
+def test_gradient_difference_is_that_of_each_resolution() -> None:
+    x, y = torch.rand(2, 2, 1, 8, 10, 12)
+    assert float(gradient_difference(x, x, 3)) == 0
+    assert torch.allclose(gradient_difference(x, x + 0.3, 3), torch.zeros(()), atol=1e-6)  # edges, not brightness
+    terms = []
+    for image, other in ((x, y), (torch.nn.functional.avg_pool3d(x, 2), torch.nn.functional.avg_pool3d(y, 2))):
+        for axis in (2, 3, 4):
+            far, near = image.diff(dim=axis), other.diff(dim=axis)
+            terms.append(float((far - near).abs().mean()))
+    assert float(gradient_difference(x, y, 2)) == pytest.approx(sum(terms) / 6, rel=1e-5)
+    assert torch.equal(gradient_difference(x, y, 3), gradient_difference(x, y, 5))  # a 2-voxel axis is not halved

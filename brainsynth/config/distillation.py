@@ -1,0 +1,69 @@
+"""Knobs of the distilled decoder's training; the same rules as in schema.py."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from brainsynth.config.schema import SamplerConfig
+from brainsynth.config.training import DecoderArchitecture, OptimisationConfig, TrainRuntimeConfig
+from brainsynth.records import record
+
+
+@record
+class DistillLossConfig:
+    """L1 + gradient difference + perceptual distance between the two decoders' images."""
+
+    gradient_weight: float = 1.0
+    """Of the L1 distance of differences between neighbouring voxels: without it the images are smoother."""
+    gradient_scales: int = 3
+    """Full resolution, and further ones by averaging 2×2×2 voxels."""
+    perceptual_weight: float = 0.0
+    perceptual_weights: str | None = None
+    """Local file with the weights of a 3D ResNet (MedicalNet layout), needed when perceptual_weight is above 0."""
+    perceptual_depth: Literal[10, 18, 50] = 10
+
+    def __post_init__(self) -> None:
+        if self.gradient_weight < 0 or self.perceptual_weight < 0 or not 1 <= self.gradient_scales <= 5:
+            raise ValueError("weights must be at least 0 and gradient_scales between 1 and 5")
+        if (self.perceptual_weight > 0) != (self.perceptual_weights is not None):
+            raise ValueError("perceptual_weight above 0 and perceptual_weights (a local file) need each other")
+
+
+@record
+class GeneratedLatentsConfig:
+    """Latents that the bundle's own denoiser samples, for rows drawn from its covariate distribution."""
+
+    sampler: SamplerConfig
+    """As for the datasets that will be made with the distilled decoder."""
+    count: int
+    """Sampled once, before the training starts."""
+    validation_count: int = 32
+    """Others, on which the loss of quality is measured."""
+    share: float = 0.5
+    """Of each batch; the rest are latents of scans. Must be 1 without `latents`."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.validation_count < 1 or not 0 <= self.share <= 1:
+            raise ValueError("need count and validation_count of at least 1 and share between 0 and 1")
+
+
+@record
+class DistillConfig:
+    """Bundle → the same bundle with a distilled decoder beside its own (`jobs/distill_decoder.py`)."""
+
+    bundle: str
+    output: str
+    """Folder of the training."""
+    bundle_output: str
+    """The new bundle: all of the old one, the distilled decoder and its measured loss of quality."""
+    architecture: DecoderArchitecture
+    generated: GeneratedLatentsConfig
+    optimisation: OptimisationConfig
+    latents: str | None = None
+    """Latents of scans, made by the bundle's autoencoder (`jobs/encode_latents.py`); without them no data are needed."""
+    losses: DistillLossConfig = DistillLossConfig()
+    runtime: TrainRuntimeConfig = TrainRuntimeConfig()
+
+    def __post_init__(self) -> None:
+        if self.latents is None and self.generated.share != 1:
+            raise ValueError("generated.share must be 1 without latents: there is nothing else to train on")
