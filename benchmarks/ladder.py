@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from brainsynth.bundle import BundleSpec, LatentSpec
+from brainsynth.config.architectures import AutoencoderArchitecture
 from brainsynth.config.schema import SamplerConfig
-from brainsynth.config.training import AutoencoderArchitecture
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import autocast, layout, round_weights
 from brainsynth.models.diffusion import Denoiser

@@ -9,7 +9,8 @@ import torch
 
 from brainsynth.bundle import AUTOENCODER_FILE, BUNDLE_FILE, DIFFUSION_FILE, BundleSpec, LatentSpec
 from brainsynth.cohort.phantom import phantom_covariates
-from brainsynth.config.training import AutoencoderArchitecture, DiffusionArchitecture, ScheduleConfig
+from brainsynth.config.architectures import AutoencoderArchitecture, DiffusionArchitecture
+from brainsynth.config.training import ScheduleConfig
 from brainsynth.covariates import Covariate, CovariateSchema
 from brainsynth.distribution import fit_distribution
 from brainsynth.models.autoencoder import build_autoencoder

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from brainsynth.config.training import DiffusionArchitecture, ScheduleConfig
+from brainsynth.config.architectures import DiffusionArchitecture
+from brainsynth.config.training import ScheduleConfig
 from brainsynth.models.diffusion import Denoiser, drop_context
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_weights

@@ -14,12 +14,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from brainsynth.config.training import (
-    AutoencoderArchitecture,
-    DecoderArchitecture,
-    DenoiserArchitecture,
-    ScheduleConfig,
-)
+from brainsynth.config.architectures import AnyAutoencoderArchitecture, DecoderArchitecture, DenoiserArchitecture
+from brainsynth.config.training import ScheduleConfig
 from brainsynth.covariates import CovariateSchema
 from brainsynth.distribution import CovariateDistribution
 from brainsynth.errors import UserError
@@ -85,7 +81,7 @@ class BundleSpec:
 
     schema_version: Literal[1] = 1
     name: str
-    autoencoder: AutoencoderArchitecture
+    autoencoder: AnyAutoencoderArchitecture
     diffusion: DenoiserArchitecture
     schedule: ScheduleConfig
     latents: LatentSpec
@@ -128,7 +124,7 @@ class BundleSpec:
 
 
 def check_latent_grid(
-    volume: VolumeSpec, autoencoder: AutoencoderArchitecture, denoiser: DenoiserArchitecture | None = None
+    volume: VolumeSpec, autoencoder: AnyAutoencoderArchitecture, denoiser: DenoiserArchitecture | None = None
 ) -> tuple[int, int, int, int]:
     """(C, X, Y, Z) of the latents. Raises UserError when a grid cannot be divided as an architecture asks."""
     factor = autoencoder.factor

@@ -15,7 +15,8 @@ from typing import Any
 from safetensors.torch import save_file
 
 from brainsynth.bundle import AUTOENCODER_FILE, BUNDLE_FILE, DIFFUSION_FILE, BundleSpec, LatentSpec
-from brainsynth.config.training import AutoencoderArchitecture, DiffusionArchitecture, ScheduleConfig
+from brainsynth.config.architectures import AutoencoderArchitecture, DiffusionArchitecture
+from brainsynth.config.training import ScheduleConfig
 from brainsynth.covariates import Covariate, CovariateSchema
 from brainsynth.distribution import fit_distribution
 from brainsynth.errors import UserError, problems_error

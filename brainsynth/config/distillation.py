@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from brainsynth.config.architectures import DecoderArchitecture
 from brainsynth.config.schema import SamplerConfig
-from brainsynth.config.training import DecoderArchitecture, OptimisationConfig, TrainRuntimeConfig
+from brainsynth.config.training import OptimisationConfig, TrainRuntimeConfig
 from brainsynth.records import record
 
 

@@ -1,4 +1,5 @@
-"""The autoencoder: MONAI's `AutoencoderKL`, with the latent whitening inside, so that decode cannot forget it.
+"""The autoencoder, with the latent whitening inside, so that decode cannot forget it: MONAI's `AutoencoderKL`, or the linear
+one of patches with a residual decoder (patch_autoencoder.py).
 
 Three spaces: images x in [0, 1], raw latents (mu, sigma) of the network, and latents z = (raw - shift) * scale, which the
 denoiser sees. Shapes: B batch, C latent channels, XYZ voxels in RAS+ order. Raw latents run along the network's own axes,
@@ -14,12 +15,15 @@ from monai.networks.nets import AutoencoderKL
 from torch import Tensor, nn
 
 from brainsynth.bundle import LatentSpec
-from brainsynth.config.training import AutoencoderArchitecture
+from brainsynth.config.architectures import AnyAutoencoderArchitecture, PatchAutoencoderArchitecture
 from brainsynth.models.distilled_decoder import DistilledDecoder
+from brainsynth.models.patch_autoencoder import PatchAutoencoder
 
 
-def build_autoencoder(architecture: AutoencoderArchitecture) -> AutoencoderKL:
-    """The network with fresh weights."""
+def build_autoencoder(architecture: AnyAutoencoderArchitecture) -> AutoencoderKL | PatchAutoencoder:
+    """The network with fresh weights: `encode` gives mean and sigma, `decode` images, `forward` all three."""
+    if isinstance(architecture, PatchAutoencoderArchitecture):
+        return PatchAutoencoder(architecture)
     levels = len(architecture.channels)
     return AutoencoderKL(
         spatial_dims=3,
@@ -38,7 +42,9 @@ def build_autoencoder(architecture: AutoencoderArchitecture) -> AutoencoderKL:
 class Autoencoder(nn.Module):
     """The trained network together with its latent shift and scale, and its axes that run against RAS+."""
 
-    def __init__(self, network: AutoencoderKL, latents: LatentSpec, flipped_axes: Sequence[int] = ()) -> None:
+    def __init__(
+        self, network: AutoencoderKL | PatchAutoencoder, latents: LatentSpec, flipped_axes: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.network = network
         self.flipped = [2 + axis for axis in flipped_axes]

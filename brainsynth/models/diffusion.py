@@ -10,7 +10,7 @@ import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
-from brainsynth.config.training import DenoiserArchitecture, DiffusionArchitecture, TransformerArchitecture
+from brainsynth.config.architectures import DenoiserArchitecture, DiffusionArchitecture, TransformerArchitecture
 from brainsynth.models.transformer import DiffusionTransformer
 
 

@@ -13,7 +13,7 @@ from monai.networks.blocks import SubpixelUpsample
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from brainsynth.config.training import AutoencoderArchitecture, DecoderArchitecture
+from brainsynth.config.architectures import AnyAutoencoderArchitecture, DecoderArchitecture
 
 
 class _Block(nn.Module):
@@ -38,7 +38,7 @@ class DistilledDecoder(nn.Module):
         ValueError: the architecture's levels do not fit the autoencoder's factor f.
     """
 
-    def __init__(self, architecture: DecoderArchitecture, autoencoder: AutoencoderArchitecture) -> None:
+    def __init__(self, architecture: DecoderArchitecture, autoencoder: AnyAutoencoderArchitecture) -> None:
         super().__init__()
         last = architecture.last_factor(autoencoder.factor)
         stages: list[nn.Module] = []

@@ -14,7 +14,7 @@ from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
 from torch.nn import functional
 
-from brainsynth.config.training import TransformerArchitecture
+from brainsynth.config.architectures import TransformerArchitecture
 
 TIME_FREQUENCIES = 256
 

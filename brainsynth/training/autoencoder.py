@@ -18,6 +18,7 @@ from brainsynth.config.training import AutoencoderTrainConfig
 from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.device import autocast, layout
+from brainsynth.models.patch_autoencoder import PatchAutoencoder, principal_components
 from brainsynth.records import to_dict
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
@@ -44,7 +45,11 @@ class AutoencoderTask:
         self.config, self.worker = config, worker
         options = config.optimisation
         torch.manual_seed(options.seed)
-        self.network = build_autoencoder(config.architecture).to(worker.device)
+        train = open_dataset(config.cohort, split="train")
+        self.network = build_autoencoder(config.architecture)
+        if isinstance(self.network, PatchAutoencoder):
+            start_linear(self.network, train)
+        self.network.to(worker.device)
         layout(self.network)
         self.discriminator = PatchDiscriminator(
             spatial_dims=3,
@@ -70,7 +75,6 @@ class AutoencoderTask:
             {"autoencoder": self.average},
             {"autoencoder": self.optimizer, "discriminator": self.discriminator_optimizer},
         )
-        train = open_dataset(config.cohort, split="train")
         self.batches = Batches(train, options.batch_size, options.seed, worker.rank, worker.world_size)
         self.validation = open_dataset(config.cohort, split="validation")
 
@@ -83,8 +87,14 @@ class AutoencoderTask:
         with autocast(self.worker.device, options.precision):
             decoded, mu, sigma = self._network(x)
         decoded, mu, sigma = decoded.float(), mu.float(), sigma.float()
-        values = {"l1": nn.functional.l1_loss(decoded, x), "kl": kl_divergence(mu, sigma)}
-        loss = values["l1"] + weights.kl_weight * values["kl"]
+        values = {"l1": nn.functional.l1_loss(decoded, x)}
+        loss = values["l1"]
+        if self.config.architecture.kind == "kl":
+            values["kl"] = kl_divergence(mu, sigma)
+            loss = loss + weights.kl_weight * values["kl"]
+        if weights.square_weight > 0:
+            values["square"] = nn.functional.mse_loss(decoded, x)
+            loss = loss + weights.square_weight * values["square"]
         if self.perceptual is not None:
             values["perceptual"] = self.perceptual(decoded, x)
             loss = loss + weights.perceptual_weight * values["perceptual"]
@@ -138,6 +148,13 @@ class AutoencoderTask:
         """Validation scans (top) and their reconstructions (below)."""
         x = torch.from_numpy(self.validation.volumes(range(min(4, len(self.validation)))))[:, None]
         return {"reconstructions": grid([list(x[:, 0].numpy()), list(self.reconstruct(x)[:, 0].numpy())])}
+
+
+def start_linear(network: PatchAutoencoder, train: SyntheticDataset) -> None:
+    """Begin at the principal components of the patches of at most 64 training scans."""
+    chosen = range(0, len(train), -(-len(train) // 64))
+    images = (torch.from_numpy(train.volume(index))[None, None] for index in chosen)
+    network.start_from(principal_components(images, network.patch, network.analysis.out_channels))
 
 
 def reconstruction_quality(dataset: SyntheticDataset, reconstruct: Any, limit: int) -> dict[str, float]:

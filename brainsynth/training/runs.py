@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from torch import nn
 
 from brainsynth.bundle import AUTOENCODER_FILE, DECODER_FILE, BundleSpec, DistilledSpec
-from brainsynth.config.training import AutoencoderArchitecture, TrainRuntimeConfig
+from brainsynth.config.architectures import AnyAutoencoderArchitecture
+from brainsynth.config.training import TrainRuntimeConfig
 from brainsynth.covariates import CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.models.weights import file_sha256, save_weights
@@ -29,7 +30,7 @@ class AutoencoderRun:
     """A trained autoencoder."""
 
     config_digest: str
-    architecture: AutoencoderArchitecture
+    architecture: AnyAutoencoderArchitecture
     volume: VolumeSpec
     covariates: CovariateSchema
     cohort_fingerprint: str

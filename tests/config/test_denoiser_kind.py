@@ -10,13 +10,9 @@ import pytest
 import yaml
 
 from brainsynth.bundle import BundleSpec, check_latent_grid
+from brainsynth.config.architectures import AutoencoderArchitecture, DiffusionArchitecture, TransformerArchitecture
 from brainsynth.config.load import load_config
-from brainsynth.config.training import (
-    AutoencoderArchitecture,
-    DiffusionArchitecture,
-    DiffusionTrainConfig,
-    TransformerArchitecture,
-)
+from brainsynth.config.training import DiffusionTrainConfig
 from brainsynth.errors import UserError
 from brainsynth.models.weights import read_bundle
 from brainsynth.records import digest, from_dict, to_dict

@@ -10,15 +10,10 @@ from monai.networks.blocks import SABlock
 from torch.utils.flop_counter import FlopCounterMode
 
 from brainsynth.bundle import check_latent_grid
+from brainsynth.config.architectures import DenoiserArchitecture, DiffusionArchitecture
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PrepareConfig
-from brainsynth.config.training import (
-    AutoencoderTrainConfig,
-    DenoiserArchitecture,
-    DiffusionArchitecture,
-    DiffusionTrainConfig,
-    ScheduleConfig,
-)
+from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig, ScheduleConfig
 from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.sampling import check_sampler

@@ -27,13 +27,10 @@ from torch import Tensor, nn
 from brainsynth import open_dataset
 from brainsynth.bundle import BundleSpec, LatentSpec
 from brainsynth.cli import main
+from brainsynth.config.architectures import AutoencoderArchitecture
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import CovariateSource, GenerateConfig, PrepareConfig, RuntimeConfig, SamplerConfig
-from brainsynth.config.training import (
-    AutoencoderArchitecture,
-    AutoencoderTrainConfig,
-    DiffusionTrainConfig,
-)
+from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.errors import UserError
 from brainsynth.executors.dataset import make_dataset
 from brainsynth.generate import plan_generation

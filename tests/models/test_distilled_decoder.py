@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from brainsynth.config.training import AutoencoderArchitecture, DecoderArchitecture
+from brainsynth.config.architectures import AutoencoderArchitecture, DecoderArchitecture
 from brainsynth.models.distilled_decoder import DistilledDecoder, decode_flops
 
 AUTOENCODER = AutoencoderArchitecture(channels=(8, 8, 8, 8), latent_channels=3, num_res_blocks=1, norm_groups=4)

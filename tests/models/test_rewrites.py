@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from brainsynth.bundle import LatentSpec
-from brainsynth.config.training import AutoencoderArchitecture, DiffusionArchitecture
+from brainsynth.config.architectures import AutoencoderArchitecture, DiffusionArchitecture
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import autocast, round_weights
 from brainsynth.models.diffusion import Denoiser

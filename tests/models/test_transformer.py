@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from brainsynth.config.training import TransformerArchitecture
+from brainsynth.config.architectures import TransformerArchitecture
 from brainsynth.models.device import autocast
 from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.sampling import guided

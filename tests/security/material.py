@@ -14,12 +14,8 @@ import pandas as pd
 import torch
 
 from brainsynth.bundle import AUTOENCODER_FILE, BUNDLE_FILE, DIFFUSION_FILE, BundleSpec, LatentSpec
-from brainsynth.config.training import (
-    AutoencoderArchitecture,
-    DenoiserArchitecture,
-    DiffusionArchitecture,
-    ScheduleConfig,
-)
+from brainsynth.config.architectures import AutoencoderArchitecture, DenoiserArchitecture, DiffusionArchitecture
+from brainsynth.config.training import ScheduleConfig
 from brainsynth.distribution import fit_distribution
 from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.diffusion import Denoiser

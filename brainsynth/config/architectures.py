@@ -1,0 +1,177 @@
+"""Knobs of the networks; the same rules as in schema.py."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from brainsynth.records import left_out_at, of_kind, record, told_apart_by_kind
+
+
+def _check_size(channels: tuple[int, ...], *counts: int) -> None:
+    """A bundle comes from others: what it asks for must be a network, not a way to take all memory."""
+    if not 1 <= len(channels) <= 8 or not all(1 <= c <= 4096 for c in channels):
+        raise ValueError("channels must be 1 to 8 levels of 1 to 4096 channels")
+    if not all(1 <= count <= 64 for count in counts):
+        raise ValueError("num_res_blocks, blocks, latent_channels and transformer_layers must be between 1 and 64")
+
+
+@record
+class AutoencoderArchitecture:
+    """MONAI `AutoencoderKL`, one channel in and out, no attention (as in the paper)."""
+
+    kind: Annotated[Literal["kl"], left_out_at("kl")] = "kl"
+    channels: tuple[int, ...]
+    """Per level; each further level halves the grid."""
+    latent_channels: int
+    num_res_blocks: int = 2
+    norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        _check_size(self.channels, self.num_res_blocks, self.latent_channels)
+        if any(c % self.norm_groups for c in self.channels):
+            raise ValueError(f"channels must be multiples of norm_groups ({self.norm_groups})")
+
+    @property
+    def factor(self) -> int:
+        """Voxels per latent cell along each axis."""
+        return 1 << (len(self.channels) - 1)
+
+
+@record
+class PatchAutoencoderArchitecture:
+    """A linear autoencoder of patches with a residual network in its decoder (models/patch_autoencoder.py)."""
+
+    kind: Literal["patch"]
+    patch: int
+    """Voxels of a patch along each axis; a patch becomes a latent cell."""
+    latent_channels: int
+    """Principal components that are kept of a patch."""
+    width: int
+    """Channels of the decoder's residual network."""
+    blocks: int
+    """Its residual blocks, of two convolutions each."""
+    norm_groups: int = 8
+
+    def __post_init__(self) -> None:
+        if self.patch not in (2, 4, 8):
+            raise ValueError("patch must be 2, 4 or 8")
+        if not 1 <= self.latent_channels <= self.patch**3:
+            raise ValueError(f"latent_channels must be between 1 and the {self.patch**3} voxels of a patch")
+        _check_size((self.width,), self.blocks)
+        if self.norm_groups < 1 or self.width % self.norm_groups:
+            raise ValueError(f"width must be a multiple of norm_groups ({self.norm_groups})")
+
+    @property
+    def factor(self) -> int:
+        """Voxels per latent cell along each axis."""
+        return self.patch
+
+
+AnyAutoencoderArchitecture = Annotated[
+    Annotated[AutoencoderArchitecture, of_kind("kl")] | Annotated[PatchAutoencoderArchitecture, of_kind("patch")],
+    told_apart_by_kind("kl", ("kl", "patch")),
+]
+"""Chosen by the key `kind`; without it the paper's."""
+
+
+@record
+class DiffusionArchitecture:
+    """MONAI `DiffusionModelUNet`, covariates by concatenation and by cross-attention (as in the paper)."""
+
+    kind: Annotated[Literal["unet"], left_out_at("unet")] = "unet"
+    channels: tuple[int, ...]
+    attention: tuple[bool, ...]
+    """Per level: transformer blocks with self-attention and cross-attention to the covariates."""
+    head_channels: int
+    """Channels of each attention head; 0: one head a level, as wide as the level (the paper's layout)."""
+    num_res_blocks: int = 2
+    norm_groups: int = 32
+    resblock_updown: bool = False
+    transformer_layers: int = 1
+    upcast_attention: bool = False
+
+    def __post_init__(self) -> None:
+        _check_size(self.channels, self.num_res_blocks, self.transformer_layers)
+        if self.head_channels < 0:
+            raise ValueError("head_channels must be at least 1, or 0 for one head a level")
+        if len(self.attention) != len(self.channels) or not any(self.attention):
+            raise ValueError("attention needs one flag per level, and at least one true")
+        if any(c % self.norm_groups for c in self.channels):
+            raise ValueError(f"channels must be multiples of norm_groups ({self.norm_groups})")
+        if any(c % (self.head_channels or c) for c, a in zip(self.channels, self.attention, strict=True) if a):
+            raise ValueError("channels of a level with attention must be multiples of head_channels")
+
+    @property
+    def cells_xyz(self) -> tuple[int, int, int]:
+        """Along each axis the latent grid must be a multiple of these."""
+        return (1 << (len(self.channels) - 1),) * 3
+
+
+@record
+class TransformerArchitecture:
+    """Diffusion transformer (2212.09748) on patches of latent cells, covariates and time by adaLN-zero."""
+
+    kind: Literal["transformer"]
+    patch_xyz: tuple[int, int, int]
+    """Latent cells of a token along each axis; the latent grid must be a multiple. Attention costs tokens squared."""
+    width: int
+    """Numbers of a token; a multiple of `heads`."""
+    depth: int
+    """Blocks of self-attention and MLP."""
+    heads: int
+    mlp_ratio: int = 4
+    """Width of the MLP inside a block, in widths of a token."""
+
+    def __post_init__(self) -> None:
+        counts = (self.depth, self.heads, self.mlp_ratio, *self.patch_xyz)
+        if not 1 <= self.width <= 4096 or not all(1 <= count <= 64 for count in counts):
+            raise ValueError("width must be 1 to 4096, depth, heads, mlp_ratio and patch_xyz 1 to 64")
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+
+    @property
+    def cells_xyz(self) -> tuple[int, int, int]:
+        """Along each axis the latent cells must be a multiple of these."""
+        return self.patch_xyz
+
+
+DenoiserArchitecture = Annotated[
+    Annotated[DiffusionArchitecture, of_kind("unet")] | Annotated[TransformerArchitecture, of_kind("transformer")],
+    told_apart_by_kind("unet", ("unet", "transformer")),
+]
+"""Chosen by the key `kind`; without it the UNet."""
+
+
+@record
+class DecoderArchitecture:
+    """A distilled decoder: residual blocks at the latent grid, then depth to space; no convolution at full resolution.
+
+    Level 0 is the latent grid, and each further level is twice as fine. The last depth to space makes up the rest.
+    """
+
+    channels: tuple[int, ...]
+    blocks: tuple[int, ...]
+    """Residual blocks of two convolutions, per level."""
+    norm_groups: int = 8
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.channels) <= 4 or not all(1 <= c <= 512 for c in self.channels):
+            raise ValueError("channels must be 1 to 4 levels of 1 to 512 channels")
+        if len(self.blocks) != len(self.channels) or not all(0 <= b <= 16 for b in self.blocks):
+            raise ValueError("blocks needs one number per level, between 0 and 16")
+        if self.norm_groups < 1 or any(c % self.norm_groups for c in self.channels):
+            raise ValueError(f"channels must be multiples of norm_groups ({self.norm_groups})")
+
+    def last_factor(self, factor: int) -> int:
+        """By how much the last depth to space refines, for `factor` voxels per latent cell along each axis.
+
+        Raises:
+            ValueError: the levels leave nothing for it to do, or more than a factor of 8.
+        """
+        last = factor >> (len(self.channels) - 1)
+        if not 2 <= last <= 8:
+            raise ValueError(
+                f"a decoder of {len(self.channels)} levels does not fit {factor} voxels per latent cell: the last depth to "
+                f"space would refine by {last}, and may by 2 to 8"
+            )
+        return last
