@@ -86,6 +86,24 @@ def voxel_sha256(stored: npt.NDArray[Any]) -> str:
     return hashlib.sha256(little.tobytes()).hexdigest()
 
 
+def mirrored(volume: npt.NDArray[Any], spec: VolumeSpec) -> npt.NDArray[Any]:
+    """(X, Y, Z) left-right mirrored about the plane x = 0 mm; voxels that come from outside the grid are 0.
+
+    Raises:
+        ValueError: that plane lies neither on a voxel nor half-way between two.
+    """
+    turn = -2 * spec.origin_mm[0] / spec.spacing_mm[0]  # voxel i goes to voxel turn - i
+    if abs(turn - round(turn)) > 1e-3:
+        raise ValueError(
+            "volume.origin_mm: x = 0 mm lies neither on a voxel nor half-way between two, so nothing mirrors"
+        )
+    source = round(turn) - np.arange(len(volume))
+    inside = (source >= 0) & (source < len(volume))
+    out = np.zeros_like(volume)
+    out[inside] = volume[source[inside]]
+    return out
+
+
 def resample(
     data: npt.NDArray[np.float32], affine: npt.NDArray[np.float64], volume: VolumeSpec
 ) -> npt.NDArray[np.float32]:

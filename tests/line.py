@@ -33,6 +33,14 @@ DENOISERS: dict[str, dict[str, Any]] = {
         "norm_groups": 8,
     },
     "transformer": {"kind": "transformer", "patch_xyz": [1, 2, 2], "width": 16, "depth": 2, "heads": 2},
+    "gaussian": {
+        "kind": "gaussian",
+        "rank": 4,
+        "rank_channels": 1,
+        "channels": [8, 16],
+        "embedding": 16,
+        "norm_groups": 4,
+    },
 }
 
 

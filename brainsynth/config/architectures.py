@@ -135,9 +135,42 @@ class TransformerArchitecture:
         return self.patch_xyz
 
 
+@record
+class GaussianArchitecture:
+    """A Gaussian model of the latents, fitted in closed form, and a UNet for what it misses (models/gaussian_denoiser.py).
+
+    For `schedule.prediction: flow` with 1000 timesteps.
+    """
+
+    kind: Literal["gaussian"]
+    rank: int
+    """Components that persons share, of the latents' covariance."""
+    rank_channels: int
+    """The first latent channels, which these components span; the others vary cell by cell."""
+    channels: tuple[int, ...]
+    """Of the UNet, per level; each further level halves the grid."""
+    embedding: int = 128
+    """Numbers that time and covariates become."""
+    norm_groups: int = 8
+
+    def __post_init__(self) -> None:
+        _check_size(self.channels)
+        if not 1 <= self.rank <= 512 or not 1 <= self.rank_channels <= 64 or not 1 <= self.embedding <= 4096:
+            raise ValueError("rank must be 1 to 512, rank_channels 1 to 64, and embedding 1 to 4096")
+        if self.norm_groups < 1 or any(c % self.norm_groups for c in self.channels):
+            raise ValueError(f"channels must be multiples of norm_groups ({self.norm_groups})")
+
+    @property
+    def cells_xyz(self) -> tuple[int, int, int]:
+        """Along each axis the latent grid must be a multiple of these."""
+        return (1 << (len(self.channels) - 1),) * 3
+
+
 DenoiserArchitecture = Annotated[
-    Annotated[DiffusionArchitecture, of_kind("unet")] | Annotated[TransformerArchitecture, of_kind("transformer")],
-    told_apart_by_kind("unet", ("unet", "transformer")),
+    Annotated[DiffusionArchitecture, of_kind("unet")]
+    | Annotated[TransformerArchitecture, of_kind("transformer")]
+    | Annotated[GaussianArchitecture, of_kind("gaussian")],
+    told_apart_by_kind("unet", ("unet", "transformer", "gaussian")),
 ]
 """Chosen by the key `kind`; without it the UNet."""
 

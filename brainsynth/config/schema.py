@@ -125,12 +125,19 @@ class EncodeConfig:
     autoencoder: str
     """Output folder of the autoencoder's training."""
     output: str
+    whitening: Annotated[float, left_out_at(1.0)] = 1.0
+    """1: every latent channel gets unit variance; 0: channels keep their proportions; between: their standard deviations
+    become s^(1 - whitening). Their mean square is 1 in any case. Below 1, noise hides fine channels before coarse ones."""
+    mirror: Annotated[bool, left_out_at(False)] = False
+    """Augmentation: every training scan is encoded a second time, mirrored about the plane x = 0 mm."""
     samples_per_shard: int = 64
     runtime: RuntimeConfig = RuntimeConfig()
 
     def __post_init__(self) -> None:
         if self.samples_per_shard < 1:
             raise ValueError("samples_per_shard must be at least 1")
+        if not 0 <= self.whitening <= 1:
+            raise ValueError("whitening must be between 0 and 1")
 
 
 @record

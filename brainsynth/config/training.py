@@ -21,6 +21,9 @@ class ScheduleConfig:
     beta_start: float = 0.0015
     beta_end: float = 0.0205
     """Betas are linear in their square root between start and end (the paper's bundle); unused by `flow`."""
+    logit_mean: Annotated[float, left_out_at(0.0)] = 0.0
+    logit_std: Annotated[float, left_out_at(1.0)] = 1.0
+    """For `flow`: training times are logit-normal (2403.03206, section 3.1); a mean below 0 dwells on little noise."""
     zero_terminal_snr: Annotated[bool, left_out_at(False)] = False
     """For `v`: the betas are rescaled so that the last timestep is pure noise (2305.08891), as sampling starts there.
     `flow` is so anyway; `epsilon` cannot be, for at pure noise it says nothing about the image."""
@@ -28,6 +31,10 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         if self.num_train_timesteps < 1 or not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError("need num_train_timesteps >= 1 and 0 < beta_start <= beta_end < 1")
+        if not -5 <= self.logit_mean <= 5 or not 0 < self.logit_std <= 5:
+            raise ValueError("need logit_mean between -5 and 5, and logit_std above 0 and at most 5")
+        if self.prediction != "flow" and (self.logit_mean, self.logit_std) != (0.0, 1.0):
+            raise ValueError("logit_mean and logit_std are for prediction: flow")
         if self.zero_terminal_snr and (self.prediction != "v" or self.num_train_timesteps < 2):
             raise ValueError("zero_terminal_snr needs prediction: v, and num_train_timesteps of at least 2")
 
@@ -134,3 +141,8 @@ class DiffusionTrainConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.conditioning_dropout < 1 or self.figure_steps < 1:
             raise ValueError("need 0 <= conditioning_dropout < 1 and figure_steps >= 1")
+        flow = self.schedule.prediction == "flow" and self.schedule.num_train_timesteps == 1000
+        if self.architecture.kind == "gaussian" and not flow:
+            raise ValueError(
+                "architecture.kind: gaussian needs schedule.prediction: flow with 1000 num_train_timesteps"
+            )

@@ -75,7 +75,7 @@ def encode_latents(config: EncodeConfig) -> None:
     """Prepared cohort + autoencoder → latents, their shift and scale."""
     work = plan_latents(config)
     make_dataset(work, config.runtime)
-    spec = measure_latents(work.root)
+    spec = measure_latents(work.root, config.whitening)
     log.info("latents %s: shift %s, scale %s", spec.shape_cxyz, _numbers(spec.shift), _numbers(spec.scale))
 
 

@@ -1,7 +1,8 @@
-"""The denoiser: MONAI's `DiffusionModelUNet`, conditioned as in the paper, or the diffusion transformer of transformer.py.
+"""The denoiser: MONAI's `DiffusionModelUNet`, conditioned as in the paper, the diffusion transformer of transformer.py, or
+the Gaussian model of gaussian_denoiser.py with a network for the rest.
 
 Shapes: B batch, C latent channels, K context width, XYZ latent cells. The UNet gets the context (see covariates.py) as K
-constant channels and as one cross-attention token, the transformer through its norms.
+constant channels and as one cross-attention token, the others through their norms.
 """
 
 from __future__ import annotations
@@ -10,21 +11,39 @@ import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
-from brainsynth.config.architectures import DenoiserArchitecture, DiffusionArchitecture, TransformerArchitecture
+from brainsynth.config.architectures import (
+    DenoiserArchitecture,
+    DiffusionArchitecture,
+    GaussianArchitecture,
+    TransformerArchitecture,
+)
+from brainsynth.models.gaussian_denoiser import GaussianDenoiser
 from brainsynth.models.transformer import DiffusionTransformer
 
 
 class Denoiser(nn.Module):
     """`forward(z_BCXYZ, t_B, context_BK)` → prediction_BCXYZ (epsilon, v or flow, as trained).
 
-    One of `unet` and `transformer` is there, the other is None.
+    One of `unet`, `transformer` and `gaussian` is there, the others are None.
     """
 
-    def __init__(self, architecture: DenoiserArchitecture, latent_channels: int, context_size: int) -> None:
+    def __init__(
+        self,
+        architecture: DenoiserArchitecture,
+        latent_channels: int,
+        context_size: int,
+        grid_xyz: tuple[int, int, int] | None = None,
+    ) -> None:
+        """`grid_xyz`: latent cells along each axis; the Gaussian model is bound to them, the others take any."""
         super().__init__()
         self.unet: DiffusionModelUNet | None = None
         self.transformer: DiffusionTransformer | None = None
-        if isinstance(architecture, TransformerArchitecture):
+        self.gaussian: GaussianDenoiser | None = None
+        if isinstance(architecture, GaussianArchitecture):
+            if grid_xyz is None:
+                raise ValueError("a Gaussian denoiser needs grid_xyz")
+            self.gaussian = GaussianDenoiser(architecture, (latent_channels, *grid_xyz), context_size)
+        elif isinstance(architecture, TransformerArchitecture):
             self.transformer = DiffusionTransformer(architecture, latent_channels, context_size)
         else:
             self.unet = _unet(architecture, latent_channels, context_size)
@@ -32,7 +51,9 @@ class Denoiser(nn.Module):
     def forward(self, z_BCXYZ: Tensor, t_B: Tensor, context_BK: Tensor) -> Tensor:  # noqa: N803
         """Args: z, t in [0, 1000) as the time embedding expects, and the encoded covariates."""
         prediction: Tensor
-        if self.unet is None:
+        if self.gaussian is not None:
+            prediction = self.gaussian(z_BCXYZ, t_B, context_BK)
+        elif self.unet is None:
             prediction = self.transformer(z_BCXYZ, t_B, context_BK)
         else:
             planes = context_BK[:, :, None, None, None].expand(-1, -1, *z_BCXYZ.shape[2:])

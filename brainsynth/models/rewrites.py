@@ -30,7 +30,7 @@ def rewrite(autoencoder: Autoencoder, denoiser: Denoiser) -> None:
     """Bring both loaded networks into the cheaper form, in place. For prediction only: their state has other keys then."""
     _fuse_upsampling(autoencoder.network)
     if denoiser.unet is None:
-        return  # the transformer has neither
+        return  # the others have neither
     _fuse_upsampling(denoiser.unet)
     for module in denoiser.unet.modules():
         if isinstance(module, DiffusionUNetTransformerBlock):

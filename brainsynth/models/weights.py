@@ -135,7 +135,9 @@ def _build(spec: BundleSpec, decoder: DecoderChoice) -> tuple[Autoencoder, Denoi
     autoencoder = Autoencoder(build_autoencoder(spec.autoencoder), spec.latents, spec.flipped_axes)
     if decoder == "distilled" and spec.distilled is not None:
         autoencoder.distilled = DistilledDecoder(spec.distilled.architecture, spec.autoencoder)
-    return autoencoder, Denoiser(spec.diffusion, spec.latents.shape_cxyz[0], spec.covariates.context_size)
+    channels, *grid_xyz = spec.latents.shape_cxyz
+    denoiser = Denoiser(spec.diffusion, channels, spec.covariates.context_size, (grid_xyz[0], grid_xyz[1], grid_xyz[2]))
+    return autoencoder, denoiser
 
 
 def _arrange(autoencoder: Autoencoder, denoiser: Denoiser, rewrites: bool) -> None:

@@ -22,17 +22,19 @@ from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import autocast
 from brainsynth.models.diffusion import Denoiser, drop_context
+from brainsynth.models.gaussian_denoiser import TIMESTEPS
 from brainsynth.models.sampling import draw_noise, guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_weights
 from brainsynth.records import to_dict
 from brainsynth.report.montage import grid
-from brainsynth.storage.commit import read_plan
+from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import local_folder, open_store
 from brainsynth.storage.reader import open_dataset
 from brainsynth.training.data import batch_indices
 from brainsynth.training.disk import full_disk_told
 from brainsynth.training.ema import Ema
+from brainsynth.training.gaussian_fit import fit_gaussian
 from brainsynth.training.latents import read_latent_spec
 from brainsynth.training.loop import Report, Worker, run
 from brainsynth.training.preemption import Preempted, never
@@ -63,8 +65,16 @@ class LatentTable:
         shift = torch.tensor(latents.shift).view(1, -1, 1, 1, 1)
         scale = torch.tensor(latents.scale).view(1, -1, 1, 1, 1)
         self.mean = (torch.from_numpy(means.volumes()) - shift) * scale
-        self.sigma = torch.from_numpy(open_dataset(uri, split=split, array="sigma").volumes()) * scale
+        sigma = torch.from_numpy(open_dataset(uri, split=split, array="sigma").volumes())
+        # An autoencoder of patches has none; one number stands for all.
+        self.sigma = sigma * scale if bool(sigma.any()) else sigma.new_zeros(()).expand(len(sigma), 1, 1, 1, 1)
         self.context = torch.from_numpy(schema.encode(self.table))
+        store = open_store(uri)
+        samples = read_samples(store, read_plan(store)).iloc[self.table["row"]]
+        self.subjects = [str(subject) for subject in samples["subject"]]
+        again = samples["mirrored"].to_numpy(bool) if "mirrored" in samples else np.zeros(len(samples), bool)
+        self.scans = self.table[~again]
+        """The rows that are scans, not mirror images of scans."""
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -84,7 +94,15 @@ class DiffusionTask:
         self.config, self.worker, self.schema, self.latents, self.decoder = config, worker, schema, latents, decoder
         options = config.optimisation
         torch.manual_seed(options.seed)
-        self.denoiser = Denoiser(config.architecture, latents.shape_cxyz[0], schema.context_size).to(worker.device)
+        self.schedule = NoiseSchedule(config.schedule)
+        self.train = LatentTable(config.latents, "train", schema, latents)
+        self.validation = LatentTable(config.latents, "validation", schema, latents)
+        channels, x, y, z = latents.shape_cxyz
+        self.denoiser = Denoiser(config.architecture, channels, schema.context_size, (x, y, z))
+        if self.denoiser.gaussian is not None:
+            model = self.denoiser.gaussian.latents
+            fit_gaussian(model, self.train.mean, self.train.context, self.train.subjects)
+        self.denoiser.to(worker.device)
         self._denoiser = worker.parallel(self.denoiser)
         self.average = Ema(self.denoiser, options.ema_decay)
         self.optimizer = torch.optim.AdamW(self.denoiser.parameters(), options.learning_rate, weight_decay=0.01)
@@ -92,16 +110,14 @@ class DiffusionTask:
         self.state = TrainingState(
             {"denoiser": self.denoiser}, {"denoiser": self.average}, {"denoiser": self.optimizer}
         )
-        self.schedule = NoiseSchedule(config.schedule)
-        self.train = LatentTable(config.latents, "train", schema, latents)
-        self.validation = LatentTable(config.latents, "validation", schema, latents)
 
     def _timesteps(self, count: int) -> Tensor:
         """Training timesteps: stratified uniform, or logit-normal for flow (2403.03206, section 3.1)."""
         total = self.config.schedule.num_train_timesteps
         u = (torch.arange(count) + torch.rand(count)) / count
         if self.config.schedule.prediction == "flow":
-            u = torch.sigmoid(torch.special.ndtri(u.clamp(1e-4, 1 - 1e-4)))
+            logits = torch.special.ndtri(u.clamp(1e-4, 1 - 1e-4))
+            u = torch.sigmoid(self.config.schedule.logit_mean + self.config.schedule.logit_std * logits)
         return (u * total).long().clamp(0, total - 1)
 
     def step(self, step: int) -> dict[str, Tensor]:
@@ -123,13 +139,16 @@ class DiffusionTask:
         return {"loss": loss.to(device), "gradient_norm": norm}
 
     def _loss(self, network: nn.Module, x0: Tensor, context: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """(B,) squared error of the prediction."""
+        """(B,) squared error of the prediction; of a Gaussian denoiser, in units of what its diagonal part leaves open."""
         device = self.worker.device
         x0, noise, context = x0.to(device), noise.to(device), context.to(device)
         noisy = self.schedule.add_noise(x0, noise, t)
         with autocast(device, self.config.optimisation.precision):
             prediction = network(noisy, t.to(device, torch.float32), context)
-        return (prediction.float() - self.schedule.target(x0, noise, t)).pow(2).flatten(1).mean(1)
+        error = (prediction.float() - self.schedule.target(x0, noise, t)).pow(2).flatten(1).mean(1)
+        if self.denoiser.gaussian is None:
+            return error
+        return error / self.denoiser.gaussian.latents.expected_error((t.to(device) + 1) / TIMESTEPS)
 
     def averaged(self) -> Denoiser:
         """The denoiser with averaged weights, in evaluation mode."""
@@ -233,7 +252,7 @@ def _fit(
     decoder = Autoencoder(build_autoencoder(autoencoder.architecture), latents)
     load_weights(decoder.network, weights)
     task = DiffusionTask(config, worker, schema, latents, decoder.eval().to(worker.device))
-    distribution = fit_distribution(task.train.table, schema, config.latents)
+    distribution = fit_distribution(task.train.scans, schema, config.latents)
     options, trackers = config.optimisation, config.runtime.trackers
     metrics = run(task, worker, options, folder, config_digest, trackers, to_dict(config), report, preempted)
     if worker.rank == 0:
@@ -255,7 +274,7 @@ def _fit(
                 "autoencoder_config": autoencoder.config_digest,
                 "diffusion_config": config_digest,
                 "cohort_fingerprint": autoencoder.cohort_fingerprint,
-                "subjects": len(task.train),
+                "subjects": len(task.train.scans),
                 "steps": config.optimisation.steps,
                 **{f"autoencoder_{key}": value for key, value in autoencoder.metrics.items()},
                 **{f"diffusion_{key}": value for key, value in metrics.items()},

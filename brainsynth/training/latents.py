@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 import torch
 
 from brainsynth.bundle import LatentSpec, check_latent_grid
@@ -20,6 +22,7 @@ from brainsynth.storage.filesystem import Store, local_folder, open_store, resol
 from brainsynth.storage.reader import SyntheticDataset, open_dataset
 from brainsynth.storage.work import Made, Work
 from brainsynth.training.runs import AutoencoderRun, autoencoder_weights, read_run
+from brainsynth.volume import VolumeSpec, mirrored
 
 LATENTS_KEY = "latents.json"
 
@@ -39,6 +42,8 @@ def plan_latents(config: EncodeConfig) -> Work:
     cohort = _open(config.cohort)
     samples = read_samples(cohort_store, cohort_plan).iloc[cohort.rows].reset_index(drop=True)
     samples.insert(1, "cohort_row", cohort.rows)
+    if config.mirror:
+        samples = _with_mirrored(samples, run.volume)
     shape = check_latent_grid(run.volume, run.architecture)
     arrays = tuple(
         ArraySpec(
@@ -52,7 +57,12 @@ def plan_latents(config: EncodeConfig) -> Work:
     )
     plan = Plan(
         kind="latents",
-        identity={"autoencoder": run.weights_sha256, "cohort": cohort_plan.fingerprint},
+        identity={
+            "autoencoder": run.weights_sha256,
+            "cohort": cohort_plan.fingerprint,
+            **({"whitening": config.whitening} if config.whitening != 1 else {}),
+            **({"mirror": True} if config.mirror else {}),
+        },
         volume=run.volume,
         covariates=cohort_plan.covariates,
         arrays=arrays,
@@ -60,8 +70,26 @@ def plan_latents(config: EncodeConfig) -> Work:
         samples_per_shard=config.samples_per_shard,
         samples_digest=table_digest(samples),
     )
-    arguments = {"plan": plan, "cohort_uri": cohort_uri, "autoencoder": str(folder), "runtime": config.runtime}
-    return Work(resolve_uri(config.output, "output"), plan, samples, LatentShards, arguments)
+    root = resolve_uri(config.output, "output")
+    arguments = {
+        "root": root,
+        "plan": plan,
+        "cohort_uri": cohort_uri,
+        "autoencoder": str(folder),
+        "runtime": config.runtime,
+    }
+    return Work(root, plan, samples, LatentShards, arguments)
+
+
+def _with_mirrored(samples: pd.DataFrame, volume: VolumeSpec) -> pd.DataFrame:
+    """Each training scan a second time, with `mirrored` true; raises UserError when the grid has no midline."""
+    try:
+        mirrored(np.zeros(volume.shape_xyz, np.uint8), volume)
+    except ValueError as error:
+        raise UserError(f"mirror: {error}") from None
+    again = samples[samples["split"] == "train"].copy()
+    again["sample_id"] += "mirrored"
+    return pd.concat([samples.assign(mirrored=False), again.assign(mirrored=True)], ignore_index=True)
 
 
 def _open(uri: str) -> SyntheticDataset:
@@ -74,7 +102,7 @@ def _open(uri: str) -> SyntheticDataset:
 class LatentShards:
     """Makes shards of latents."""
 
-    def __init__(self, plan: Plan, cohort_uri: str, autoencoder: str, runtime: RuntimeConfig) -> None:
+    def __init__(self, root: str, plan: Plan, cohort_uri: str, autoencoder: str, runtime: RuntimeConfig) -> None:
         self.plan, self.micro_batch = plan, runtime.micro_batch
         set_threads(runtime.threads_per_worker, runtime.workers)
         self.device = choose_device(runtime.gpus_per_worker > 0)
@@ -84,6 +112,8 @@ class LatentShards:
         load_weights(self.network, autoencoder_weights(folder, run))
         self.network.requires_grad_(False).eval().to(self.device)
         self.cohort = open_dataset(cohort_uri)
+        self.samples = read_samples(open_store(root), plan)
+        self.place = {int(row): place for place, row in enumerate(self.cohort.rows)}
 
     @torch.no_grad()
     def make(self, shard: ShardSpec) -> Made:
@@ -91,19 +121,24 @@ class LatentShards:
         means, sigmas = empty_arrays(self.plan, shard)
         for start in range(shard.start, shard.stop, self.micro_batch):
             rows = range(start, min(start + self.micro_batch, shard.stop))
-            x = torch.from_numpy(self.cohort.volumes(rows))[:, None].to(self.device)
+            x = torch.from_numpy(np.stack([self._scan(row) for row in rows]))[:, None].to(self.device)
             mu, sigma = self.network.encode(x)
             part = slice(start - shard.start, start - shard.start + len(rows))
             means[part], sigmas[part] = mu.cpu().numpy(), sigma.cpu().numpy()
-        ids = self.cohort.sample_ids
+        ids = self.samples["sample_id"]
         records: list[SampleRecord] = [
             describe_sample(ids[shard.start + i], shard.start + i, [means[i], sigmas[i]]) for i in range(len(means))
         ]
         return Made([means, sigmas], records, describe(self.device))
 
+    def _scan(self, row: int) -> npt.NDArray[np.float32]:
+        sample = self.samples.iloc[row]
+        scan = self.cohort.volume(self.place[int(sample["cohort_row"])])
+        return mirrored(scan, self.plan.volume) if sample.get("mirrored", False) else scan
 
-def measure_latents(root: str) -> LatentSpec:
-    """Shift and scale per channel over the training split, stored beside the latents.
+
+def measure_latents(root: str, whitening: float) -> LatentSpec:
+    """Shift and scale per channel over the training split, stored beside the latents; see EncodeConfig.whitening.
 
     The variance counts what encoding adds by sampling: var(z) = var(mean) + E[sigma²].
     """
@@ -115,7 +150,8 @@ def measure_latents(root: str) -> LatentSpec:
         total = total + mu.sum((1, 2, 3))
         square = square + (mu**2 + sigma**2).sum((1, 2, 3))
     shift = np.asarray(total) / count
-    scale = 1.0 / np.sqrt(np.maximum(np.asarray(square) / count - shift**2, 1e-12))
+    std = np.sqrt(np.maximum(np.asarray(square) / count - shift**2, 1e-12))
+    scale = std**-whitening / np.sqrt(np.mean(std ** (2 - 2 * whitening)))
     x, y, z = means.volume(0).shape[1:]
     spec = LatentSpec(
         shape_cxyz=(len(shift), x, y, z), shift=tuple(float(s) for s in shift), scale=tuple(float(s) for s in scale)

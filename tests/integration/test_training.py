@@ -16,19 +16,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from monai.networks.nets import resnet10
 from safetensors.torch import load_file, save_file
 
 from brainsynth.config.distillation import DistillConfig
-from brainsynth.config.schema import ExportConfig, GenerateConfig
+from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.errors import UserError
 from brainsynth.executors import stages
 from brainsynth.records import seal
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store
+from brainsynth.storage.reader import open_dataset
 from brainsynth.training import autoencoder
 from brainsynth.training.checkpoint import checkpoints
 from brainsynth.training.losses import PerceptualLoss, gradient_difference, kl_divergence
@@ -59,9 +61,9 @@ def kill_at(job: str, config: Path, folder: Path, step: int) -> int:
     return max(int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*"))
 
 
-@pytest.mark.parametrize("kind", ["unet", "transformer", "decoder"])
+@pytest.mark.parametrize("kind", ["unet", "transformer", "gaussian", "decoder"])
 def test_killed_training_goes_on_with_an_identical_curve(line: Line, tmp_path: Path, kind: str) -> None:
-    """Both denoisers' and the distilled decoder's; tests/chaos kills the autoencoder's."""
+    """All denoisers' and the distilled decoder's; tests/chaos kills the autoencoder's."""
     job, weights_file, cls = "train_diffusion.py", "diffusion.safetensors", DiffusionTrainConfig
     stage, make = stages.train_diffusion, functools.partial(line.diffusion, kind=kind)
     if kind == "decoder":
@@ -128,6 +130,50 @@ def test_every_prediction_trains_and_generates(
         sampler={"method": method, "steps": 3, "guidance_scale": 1.5},
     )
     stages.generate(as_config(config, GenerateConfig, tmp_path))
+
+
+def test_the_line_for_small_cohorts_trains_and_generates(line: Line, tmp_path: Path) -> None:
+    """Patches, mirrored scans, half whitening, and the Gaussian denoiser, which hardly needs its network here."""
+    training = line.autoencoder(str(tmp_path / "autoencoder"))
+    training["architecture"] = {"kind": "patch", "patch": 4, "latent_channels": 4, "width": 8, "blocks": 1}
+    training["losses"] |= {"kl_weight": 0.0, "square_weight": 1.0}
+    stages.train_autoencoder(as_config(training, AutoencoderTrainConfig, tmp_path))
+    latents = line.latents() | {"autoencoder": str(tmp_path / "autoencoder"), "output": str(tmp_path / "latents")}
+    stages.encode_latents(as_config(latents | {"mirror": True, "whitening": 0.5}, EncodeConfig, tmp_path))
+    plain, mirror = open_dataset(line.root / "cohort", split="train"), open_dataset(tmp_path / "latents", split="train")
+    assert len(mirror) == 2 * len(plain)
+    ids = set(plain.sample_ids)
+    assert set(mirror.sample_ids) == ids | {f"{name}mirrored" for name in ids}
+    assert len(open_dataset(tmp_path / "latents", split="validation")) == len(
+        open_dataset(line.root / "cohort", split="validation")
+    )
+    training = line.diffusion(str(tmp_path / "diffusion"), kind="gaussian")
+    training["schedule"] |= {"logit_mean": -0.5}
+    training |= {"latents": str(tmp_path / "latents"), "autoencoder": str(tmp_path / "autoencoder")}
+    stages.train_diffusion(as_config(training, DiffusionTrainConfig, tmp_path))
+    first = next(row for row in curve(tmp_path / "diffusion") if "validation/loss" in row)
+    assert first["validation/loss"] < 3, "in units of what the Gaussian model leaves open"
+    bundle = line.bundle(str(tmp_path / "diffusion"), str(tmp_path / "bundle"))
+    stages.make_bundle(as_config(bundle, ExportConfig, tmp_path))
+    config = line.generate(tmp_path / "generated", bundle=str(tmp_path / "bundle"))
+    stages.generate(as_config(config, GenerateConfig, tmp_path))
+    images = open_dataset(tmp_path / "generated").volumes()
+    real = open_dataset(line.root / "cohort", split="train").volumes()
+    near = np.corrcoef(images.mean(0).ravel(), real.mean(0).ravel())[0, 1]
+    assert near > 0.9, "the Gaussian model alone knows the mean brain"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schedule": {"prediction": "v"}}, "needs schedule.prediction: flow"),
+        ({"schedule": {"prediction": "v", "logit_mean": 0.5}}, "logit_mean and logit_std are for prediction: flow"),
+        ({"schedule": {"prediction": "flow", "logit_std": 0.0}}, "logit_std above 0"),
+    ],
+)
+def test_a_gaussian_denoiser_is_for_flow(line: Line, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        as_config(line.diffusion(kind="gaussian") | change, DiffusionTrainConfig, tmp_path)
 
 
 def test_figures_and_scalars_are_written(line: Line) -> None:

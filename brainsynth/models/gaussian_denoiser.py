@@ -1,0 +1,162 @@
+"""A denoiser for small cohorts: what a Gaussian model of the latents knows in closed form, and a network for the rest.
+
+Given covariates, latents are taken for Gaussian: a mean that is linear in the encoded covariates, and a covariance of low
+rank plus a diagonal. The best denoiser of such latents is a linear map (the Wiener filter), exact at every noise level and
+fitted without training. Trained denoisers come close to it where there is much noise (Wang & Vastola 2024, "The Unreasonable
+Effectiveness of Gaussian Score Approximation for Diffusion Models", TMLR); here they start from it. The network sees the
+filter's estimate and predicts its error, in units of the standard deviation that the Gaussian leaves open.
+
+Shapes: B batch, C latent channels, XYZ latent cells, D = C X Y Z, L = D of the first channels (those with low-rank
+covariance), R rank, K context width.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from brainsynth.config.architectures import GaussianArchitecture
+
+TIMESTEPS = 1000
+_WAVES = 16
+_CLEAREST = 1e-3
+"""Share of signal below which x_t counts as pure noise: log odds of the time stay finite."""
+
+
+class GaussianLatents(nn.Module):
+    """z given covariates ~ N(mean, U Uᵀ + diag(variance)), all in buffers; `training/gaussian_fit.py` fits them."""
+
+    mean_map: Tensor
+    """(K + 1, C, X, Y, Z): mean where nothing is known, then the slope of each number of the context."""
+    factors: Tensor
+    """(L, R): U, for the cells of the first channels."""
+    variance: Tensor
+    """(C, X, Y, Z): what the factors leave, at least 1e-4."""
+
+    def __init__(self, shape_cxyz: tuple[int, int, int, int], context_size: int, rank: int, rank_channels: int) -> None:
+        super().__init__()
+        cells = math.prod(shape_cxyz[1:])
+        self.register_buffer("mean_map", torch.zeros(context_size + 1, *shape_cxyz))
+        self.register_buffer("factors", torch.zeros(rank_channels * cells, rank))
+        self.register_buffer("variance", torch.ones(shape_cxyz))
+
+    def posterior(self, x_BCXYZ: Tensor, time_B: Tensor, context_BK: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
+        """Mean of z given x_t = (1 - t) z + t e, and the standard deviation that the diagonal part leaves open.
+
+        With A = (1 - t)² diag(variance) + t² and B = (1 - t) U the mean is found by Woodbury's identity:
+        (A + B Bᵀ)⁻¹ r = A⁻¹ r - A⁻¹ B (1 + Bᵀ A⁻¹ B)⁻¹ Bᵀ A⁻¹ r.
+        """
+        t = time_B.view(-1, 1, 1, 1, 1)
+        a = 1 - t
+        prior = self.mean_map[0] + torch.einsum("bk,kcxyz->bcxyz", context_BK, self.mean_map[1:])
+        noisy_variance = a**2 * self.variance + t**2
+        y = (x_BCXYZ - a * prior) / noisy_variance
+        covered = self.factors.shape[0] // math.prod(self.variance.shape[1:])
+        low = (1 / noisy_variance[:, :covered]).flatten(1)  # (B, L)
+        scaled = self.factors * a.view(-1, 1, 1)  # (B, L, R)
+        within = torch.einsum("blr,bl,bls->brs", scaled, low, scaled).double()
+        along = torch.einsum("blr,bl->br", scaled, y[:, :covered].flatten(1)).double()
+        eye = torch.eye(within.shape[-1], dtype=torch.float64, device=within.device)
+        weights = torch.linalg.solve(within + eye, along).float()  # also what z has of each factor
+        correction = torch.einsum("blr,br->bl", scaled, weights).view_as(y[:, :covered]) / noisy_variance[:, :covered]
+        y = torch.cat([y[:, :covered] - correction, y[:, covered:]], dim=1)
+        estimate = prior + a * self.variance * y
+        of_factors = torch.einsum("lr,br->bl", self.factors, weights).view_as(y[:, :covered])
+        estimate = torch.cat([estimate[:, :covered] + of_factors, estimate[:, covered:]], dim=1)
+        return estimate, (self.variance * t**2 / noisy_variance).sqrt()
+
+    def expected_error(self, time_B: Tensor) -> Tensor:  # noqa: N803
+        """(B,) squared error per number of the flow prediction that the diagonal part leaves open."""
+        t = time_B.view(-1, 1, 1, 1, 1)
+        return (self.variance / ((1 - t) ** 2 * self.variance + t**2)).flatten(1).mean(1)
+
+
+class GaussianDenoiser(nn.Module):
+    """`forward(z_BCXYZ, t_B, context_BK)` → flow prediction e - z. Untrained it is the Wiener filter's."""
+
+    def __init__(
+        self, architecture: GaussianArchitecture, shape_cxyz: tuple[int, int, int, int], context_size: int
+    ) -> None:
+        super().__init__()
+        channels = shape_cxyz[0]
+        self.latents = GaussianLatents(shape_cxyz, context_size, architecture.rank, architecture.rank_channels)
+        self.network = _ResidualUNet(architecture, 2 * channels, channels, shape_cxyz[1:], context_size)
+
+    def forward(self, z_BCXYZ: Tensor, t_B: Tensor, context_BK: Tensor) -> Tensor:  # noqa: N803
+        """As the class says; t runs from 0 to 999 and stands for the time (t + 1) / 1000."""
+        time = (t_B.float() + 1) / TIMESTEPS
+        with torch.autocast(z_BCXYZ.device.type, enabled=False), torch.no_grad():
+            z = z_BCXYZ.float()
+            estimate, spread = self.latents.posterior(z, time, context_BK.float())
+            t = time.view(-1, 1, 1, 1, 1)
+            surprise = (z - (1 - t) * estimate) / ((1 - t) ** 2 * self.latents.variance + t**2).sqrt()
+        error = self.network(torch.cat([surprise, estimate], dim=1), time, context_BK)
+        flow: Tensor = (z - estimate - spread * error.float()) / t
+        return flow
+
+
+class _ResidualUNet(nn.Module):
+    """A residual block a level and way, two at the bottom; time and covariates scale and shift inside each block."""
+
+    def __init__(
+        self,
+        architecture: GaussianArchitecture,
+        inputs: int,
+        outputs: int,
+        grid_xyz: tuple[int, int, int],
+        context_size: int,
+    ) -> None:
+        super().__init__()
+        widths, groups, embedding = architecture.channels, architecture.norm_groups, architecture.embedding
+        self.embed = nn.Sequential(
+            nn.Linear(2 * _WAVES + context_size, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
+        )
+        self.first = nn.Conv3d(inputs, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(nn.Conv3d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths))
+        self.up = nn.ModuleList(nn.ConvTranspose3d(b, a, 2, stride=2) for a, b in itertools.pairwise(widths))
+        self.descending = nn.ModuleList(_Block(width, embedding, groups) for width in widths)
+        self.ascending = nn.ModuleList(_Block(width, embedding, groups) for width in widths)
+        # Registered brains show the same anatomy at the same cell: every level below the first learns where it is.
+        self.places = nn.ParameterList(
+            torch.zeros(1, width, *(size >> level for size in grid_xyz))
+            for level, width in enumerate(widths[1:], start=1)
+        )
+        self.norm = nn.GroupNorm(groups, widths[0])
+        self.last = nn.Conv3d(widths[0], outputs, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor, time_B: Tensor, context_BK: Tensor) -> Tensor:  # noqa: N803
+        odds = torch.log(time_B / (1 - time_B).clamp(min=_CLEAREST))[:, None]
+        waves = odds * torch.exp(torch.linspace(math.log(0.2), math.log(4.0), _WAVES, device=x.device))
+        condition = self.embed(torch.cat([waves.sin(), waves.cos(), context_BK], dim=1))
+        h = self.descending[0](self.first(x), condition)
+        kept = []
+        for down, block, place in zip(self.down, self.descending[1:], self.places, strict=True):
+            kept.append(h)
+            h = block(down(h) + place, condition)
+        for index in range(len(self.up) - 1, -1, -1):
+            h = kept[index] + self.up[index](self.ascending[index + 1](h, condition))
+        return self.last(silu(self.norm(self.ascending[0](h, condition))))  # type: ignore[no-any-return]
+
+
+class _Block(nn.Module):
+    """Norm, convolution, norm, scale and shift by the condition, convolution, added; the identity at first."""
+
+    def __init__(self, width: int, embedding: int, groups: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(groups, width), nn.GroupNorm(groups, width, affine=False)
+        self.conv1, self.conv2 = (nn.Conv3d(width, width, 3, padding=1) for _ in range(2))
+        self.modulation = nn.Linear(embedding, 2 * width)
+        for parameter in (self.conv2.weight, self.conv2.bias, self.modulation.weight, self.modulation.bias):
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.modulation(condition)[:, :, None, None, None].chunk(2, dim=1)
+        h = self.norm2(self.conv1(silu(self.norm1(x)))) * (1 + scale) + shift
+        added: Tensor = x + self.conv2(silu(h))
+        return added

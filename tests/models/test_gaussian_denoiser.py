@@ -1,0 +1,132 @@
+"""The Gaussian denoiser: exact where latents are Gaussian, fitted to what was left out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from brainsynth.config.architectures import GaussianArchitecture
+from brainsynth.config.schema import SamplerConfig
+from brainsynth.config.training import ScheduleConfig
+from brainsynth.models.diffusion import Denoiser
+from brainsynth.models.gaussian_denoiser import GaussianLatents
+from brainsynth.models.sampling import guided, sample_latents
+from brainsynth.models.schedule import NoiseSchedule
+from brainsynth.training.gaussian_fit import fit_gaussian
+
+SHAPE, CONTEXT = (2, 4, 2, 2), 2
+ARCHITECTURE = GaussianArchitecture(
+    kind="gaussian", rank=2, rank_channels=1, channels=(8, 8), embedding=8, norm_groups=4
+)
+CELLS = math.prod(SHAPE)
+
+
+def model() -> Denoiser:
+    torch.manual_seed(3)
+    denoiser = Denoiser(ARCHITECTURE, SHAPE[0], CONTEXT, SHAPE[1:])
+    assert denoiser.gaussian is not None
+    latents = denoiser.gaussian.latents
+    latents.mean_map.copy_(torch.randn(latents.mean_map.shape))
+    latents.factors.copy_(torch.randn(latents.factors.shape))
+    latents.variance.copy_(0.1 + torch.rand(latents.variance.shape))
+    return denoiser.eval()
+
+
+def moments(latents: GaussianLatents, context: Tensor) -> tuple[Tensor, Tensor]:
+    """Dense mean (B, D) and covariance (D, D) of z, in float64."""
+    mean = latents.mean_map[0].flatten() + context @ latents.mean_map[1:].flatten(1)
+    factors = torch.zeros(CELLS, 2)
+    factors[: len(latents.factors)] = latents.factors
+    covariance = factors @ factors.T + torch.diag(latents.variance.flatten())
+    return mean.double(), covariance.double()
+
+
+def test_untrained_it_predicts_what_the_dense_formula_says() -> None:
+    denoiser = model()
+    assert denoiser.gaussian is not None
+    context = torch.rand(3, CONTEXT)
+    x = torch.randn(3, *SHAPE)
+    for t in (0.05, 0.5, 1.0):
+        mean, covariance = moments(denoiser.gaussian.latents, context)
+        noisy = (1 - t) ** 2 * covariance + t**2 * torch.eye(CELLS, dtype=torch.float64)
+        surprise = x.flatten(1).double() - (1 - t) * mean
+        z = mean + (1 - t) * surprise @ torch.linalg.solve(noisy, covariance)
+        flow = (x.flatten(1).double() - z) / t  # E[e - z | x_t], for e = (x_t - (1 - t) z) / t
+        found = denoiser(x, torch.full((3,), 1000 * t - 1), context)
+        torch.testing.assert_close(found.flatten(1).double(), flow, rtol=1e-4, atol=1e-4)
+
+
+def test_samples_have_the_models_mean_and_covariance() -> None:
+    denoiser = model()
+    assert denoiser.gaussian is not None
+    count = 4000
+    context = torch.tensor([[0.3, 0.9]]).expand(count, -1)
+    noise = torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(0))
+    schedule = NoiseSchedule(ScheduleConfig(prediction="flow"))
+    with torch.no_grad():
+        z = sample_latents(guided(denoiser, context, 1.0), noise, schedule, SamplerConfig(method="ab2", steps=60))
+    mean, covariance = moments(denoiser.gaussian.latents, context[:1])
+    flat = z.flatten(1).double()
+    spread = covariance.diagonal().sqrt()
+    assert float(((flat.mean(0) - mean[0]) / spread).abs().max()) < 5 / math.sqrt(count)
+    error = (torch.cov(flat.T) - covariance) / (spread[:, None] * spread)
+    assert float(error.abs().max()) < 0.12
+
+
+def test_the_expected_error_is_that_of_a_diagonal_model() -> None:
+    denoiser = model()
+    assert denoiser.gaussian is not None
+    latents = denoiser.gaussian.latents
+    latents.factors.zero_()
+    count, t = 20000, 0.3
+    context = torch.zeros(count, CONTEXT)
+    z = latents.mean_map[0] + latents.variance.sqrt() * torch.randn(count, *SHAPE)
+    noise = torch.randn(z.shape)
+    with torch.no_grad():
+        found = denoiser((1 - t) * z + t * noise, torch.full((count,), 1000 * t - 1), context)
+    error = float((found - (noise - z)).pow(2).mean())
+    assert error == pytest.approx(float(latents.expected_error(torch.tensor([t]))), rel=0.02)
+
+
+def persons(count: int, effect: float, strength: float) -> tuple[Tensor, Tensor, list[str], Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    context = torch.rand(count, CONTEXT, generator=generator)
+    slope, shared = torch.randn(2, *SHAPE, generator=generator)
+    shared[1:] = 0  # one component, within the first channel
+    own = torch.randn(count, 1, 1, 1, 1, generator=generator)
+    noise = torch.randn(count, *SHAPE, generator=generator)
+    z = 2.0 + effect * context[:, :1, None, None, None] * slope + strength * own * shared + 0.5 * noise
+    return z, context, [f"s{i // 2}" for i in range(count)], slope
+
+
+def test_the_fit_finds_slopes_components_and_the_rest() -> None:
+    z, context, subjects, slope = persons(2000, 3.0, 1.0)
+    latents = GaussianLatents(SHAPE, CONTEXT, 2, 1)
+    fit_gaussian(latents, z, context, subjects)
+    torch.testing.assert_close(latents.mean_map[1], 3 * slope, rtol=0.1, atol=0.25)
+    found = (latents.factors @ latents.factors.T).diagonal().sum()
+    wanted = torch.cov((z[:, 0].flatten(1) - context[:, :1] * 3 * slope[0].flatten()).T).diagonal().sum() - 16 * 0.25
+    assert float(found) == pytest.approx(float(wanted), rel=0.15)
+    assert float(latents.variance[1].mean()) == pytest.approx(0.25, rel=0.15)
+
+
+def test_components_of_mere_noise_are_not_believed() -> None:
+    z, context, subjects, _ = persons(30, 0.0, 0.0)
+    latents = GaussianLatents(SHAPE, CONTEXT, 2, 1)
+    fit_gaussian(latents, z, context, subjects)
+    known = torch.cat([torch.ones(30, 1), context], 1)
+    rest = z[:, 0].flatten(1)
+    rest = rest - known @ torch.linalg.lstsq(known, rest).solution
+    in_sample = torch.linalg.svdvals(rest)[:2].pow(2) / 30
+    believed = latents.factors.pow(2).sum(0)
+    assert float(believed.sum()) < 0.75 * float(in_sample.sum())
+    with pytest.raises(ValueError, match="too few"):
+        fit_gaussian(latents, z[:6], context[:6], subjects[:6])
+
+
+def test_another_grid_than_its_own_is_refused() -> None:
+    with pytest.raises(ValueError, match="grid_xyz"):
+        Denoiser(ARCHITECTURE, SHAPE[0], CONTEXT)
