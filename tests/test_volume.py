@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from brainsynth.volume import VolumeSpec, voxel_sha256
+from brainsynth.volume import VolumeSpec, mirrored, voxel_sha256
 
 
 def spec(dtype: Any = "float16", **changes: Any) -> VolumeSpec:
@@ -84,3 +84,19 @@ def test_voxel_digests_depend_on_values_and_type_only() -> None:
         voxel_sha256(np.array([0, 1, 255], np.uint8))
         == "26a66b061e8f48f39927c312f25293959729eee95978e2892d49d3512a5cc092"
     )
+
+
+@pytest.mark.parametrize(("shape", "origin"), [(5, -4.0), (6, -5.0), (6, -4.0)])
+def test_mirroring_turns_about_the_midline_not_about_the_grid(shape: int, origin: float) -> None:
+    grid = spec(shape_xyz=(shape, 2, 2), spacing_mm=(2.0, 2.0, 2.0), origin_mm=(origin, 0.0, 0.0))
+    x_mm = origin + 2.0 * np.arange(shape)
+    volume = np.broadcast_to(np.abs(x_mm)[:, None, None] + (x_mm > 0)[:, None, None] * 0.5, (shape, 2, 2))
+    turned = mirrored(volume, grid)
+    for index, x in enumerate(x_mm):
+        inside = -x in x_mm
+        assert turned[index, 0, 0] == (abs(x) + (0.5 if -x > 0 else 0.0) if inside else 0.0)
+
+
+def test_a_grid_without_a_midline_does_not_mirror() -> None:
+    with pytest.raises(ValueError, match="nothing mirrors"):
+        mirrored(np.ones((4, 5, 6)), spec(spacing_mm=(1.0, 1.0, 1.0), origin_mm=(-10.3, 0.0, 0.0)))

@@ -154,6 +154,8 @@ class ExportConfig:
     """What the weights were trained on, in a sentence, with attribution."""
     gate: GateFitConfig | None = None
     """Fit a quality gate, which travels in the bundle; without it no dataset can ask for one."""
+    weights: Annotated[Literal["float32", "float16"], left_out_at("float32")] = "float32"
+    """How the bundle stores weights: `float16` halves it, with errors of 0.05 % of each weight; networks compute as ever."""
 
 
 @record

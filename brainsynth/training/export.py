@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
 
 from brainsynth.bundle import BUNDLE_FILE, DECODER_FILE, GATE_FILE, BundleSpec
 from brainsynth.config.distillation import DistillConfig
@@ -29,6 +33,10 @@ def plan_bundle(config: ExportConfig) -> tuple[Path, Path, BundleSpec]:
         training_data=config.training_data,
     )
     check_bundle_files(source, spec)
+    if config.weights == "float16":
+        rounded = {name: hashlib.sha256(_rounded(source / name)).hexdigest() for name in spec.weights}
+        trained = {f"trained_{name.split('.')[0]}_sha256": sha for name, sha in spec.weights.items()}
+        spec = dataclasses.replace(spec, weights=rounded, provenance={**spec.provenance, **trained})
     if config.gate is not None:
         gate = {"gate_reference": config.gate.reference, "gate_false_reject_rate": config.gate.false_reject_rate}
         spec = dataclasses.replace(spec, provenance={**spec.provenance, **gate})
@@ -62,12 +70,26 @@ def export_bundle(
         return spec
     with new_bundle(folder) as temporary:
         for name in spec.weights:
-            shutil.copyfile(source / name, temporary / name)
+            if config.weights == "float16":
+                (temporary / name).write_bytes(_rounded(source / name))
+            else:
+                shutil.copyfile(source / name, temporary / name)
         if config.gate is not None:
             write_gate(config.gate, source, spec, temporary / GATE_FILE)
             spec = dataclasses.replace(spec, weights={**spec.weights, GATE_FILE: file_sha256(temporary / GATE_FILE)})
         (temporary / BUNDLE_FILE).write_bytes(seal(spec))
     return spec
+
+
+def _rounded(path: Path) -> bytes:
+    """A weights file with its float32 numbers in float16. Raises UserError when one would overflow."""
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.float32:
+            tensors[name] = tensor.half()
+            if not tensors[name].isfinite().all():
+                raise UserError(f"weights: {name} of {path} has numbers beyond float16's range; take float32")
+    return save(tensors)
 
 
 @contextlib.contextmanager

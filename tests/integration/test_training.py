@@ -155,9 +155,16 @@ def test_the_line_for_small_cohorts_trains_and_generates(line: Line, tmp_path: P
     assert first["validation/loss"] < 3, "in units of what the Gaussian model leaves open"
     bundle = line.bundle(str(tmp_path / "diffusion"), str(tmp_path / "bundle"))
     stages.make_bundle(as_config(bundle, ExportConfig, tmp_path))
-    config = line.generate(tmp_path / "generated", bundle=str(tmp_path / "bundle"))
-    stages.generate(as_config(config, GenerateConfig, tmp_path))
-    images = open_dataset(tmp_path / "generated").volumes()
+    half = bundle | {"output": str(tmp_path / "half"), "weights": "float16"}
+    for _ in range(2):  # harmless to repeat
+        stages.make_bundle(as_config(half, ExportConfig, tmp_path))
+    for name in ("bundle", "half"):
+        config = line.generate(tmp_path / f"from-{name}", bundle=str(tmp_path / name))
+        stages.generate(as_config(config, GenerateConfig, tmp_path))
+    images, rounded = (open_dataset(tmp_path / f"from-{name}").volumes() for name in ("bundle", "half"))
+    assert 0 < np.abs(images - rounded).max() < 0.02
+    sizes = [(tmp_path / name / "diffusion.safetensors").stat().st_size for name in ("bundle", "half")]
+    assert sizes[1] < 0.6 * sizes[0]
     real = open_dataset(line.root / "cohort", split="train").volumes()
     near = np.corrcoef(images.mean(0).ravel(), real.mean(0).ravel())[0, 1]
     assert near > 0.9, "the Gaussian model alone knows the mean brain"
