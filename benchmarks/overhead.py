@@ -1,0 +1,295 @@
+"""What generation through Ray costs beside sampling and decoding, and how busy its devices are; writes docs/overhead.json.
+
+    python benchmarks/overhead.py                   # about ten minutes on two cores
+    python benchmarks/overhead.py --part device     # only the stand-in for a fast device
+
+Part `ray`: the same plan (random weights, the networks of configs/ixi-4mm) through a bare sampling loop in this process and
+through the generation's own executor with 1, 2 and 4 actors, in turn, one thread each. Everything comes from the commit
+records; actors are asked for their CPU seconds, too, because these say more than the clock on a machine that others use.
+Busy share: seconds inside sampling and decoding over the seconds between an actor's first and last shard.
+
+Part `device`: volumes of the paper's size on a device that is a stand-in, a sleep of so many seconds a volume, so that all
+else (copy, quantising, digests, encoding, writes, commits, Ray) is real and can be seen to keep up or not. `serial` finishes
+each shard before the next one begins, as generation did before. A real GPU is measured by benchmarks/h200.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import ndimage
+
+REPO = Path(__file__).parents[1]
+sys.path.insert(0, str(REPO))
+
+from benchmarks.random_bundle import SMALL, TINY, Size, make_random_bundle  # noqa: E402
+from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig, SamplerConfig  # noqa: E402
+from brainsynth.executors import ray_data  # noqa: E402
+from brainsynth.executors.preflight import resource_table  # noqa: E402
+from brainsynth.executors.session import ray_session  # noqa: E402
+from brainsynth.executors.watch import Watch  # noqa: E402
+from brainsynth.generate import GeneratedShards, plan_generation  # noqa: E402
+from brainsynth.plan import ShardSpec  # noqa: E402
+from brainsynth.storage.commit import read_commit, write_plan  # noqa: E402
+from brainsynth.storage.finalise import finalise  # noqa: E402
+from brainsynth.storage.work import Made, Work  # noqa: E402
+
+Volumes = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+
+class TimedShards(GeneratedShards):
+    """Generation itself, with the CPU seconds of the actor and of making in the records."""
+
+    def make(self, shard: ShardSpec) -> Made:
+        """Make a shard."""
+        before, process = time.thread_time(), time.process_time()
+        made = super().make(shard)
+        seconds = {"make_cpu_s": time.thread_time() - before, "process_cpu_s": time.process_time()}
+        made.runtime |= {**seconds, "process_cpu_before_s": process}
+        return made
+
+
+class StandInShards(TimedShards):
+    """A device that takes `device_s` a volume and no CPU; its volumes look like heads, so that they compress like heads."""
+
+    def __init__(self, device_s: float, serial: bool, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.device_s, self.serial = device_s, serial
+
+    @functools.cached_property
+    def head(self) -> Volumes:
+        """(X, Y, Z) float32: smooth noise inside an ellipsoid that fills a quarter of the grid."""
+        shape = self.plan.volume.shape_xyz
+        noise = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal(shape).astype(np.float32), 1.0)
+        axes = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij")
+        inside = sum(a**2 for a in axes) < 0.6
+        return np.asarray(np.where(inside, 0.5 + 0.3 * noise / noise.std(), 0.0), dtype=np.float32)
+
+    def volumes(self, rows: pd.DataFrame, seconds: dict[str, float]) -> Volumes:
+        """(B, X, Y, Z) float32."""
+        images = np.stack([self.head] * len(rows))
+        time.sleep(self.device_s * len(rows))
+        seconds["sample_s"] += self.device_s * len(rows)
+        return images
+
+    def make(self, shard: ShardSpec) -> Made:
+        """Make a shard; with `serial` all of it."""
+        made = super().make(shard)
+        if self.serial:
+            _ = made.samples
+        return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What is to be made."""
+
+    shape_xyz: tuple[int, int, int]
+    size: Size
+    per_shard: int
+    shards: int
+    steps: int
+    micro_batch: int = 4
+    use_gpu: bool = False
+    threads: int = 1
+
+
+def config(load: Load, bundle: Path, output: Path, actors: int) -> GenerateConfig:
+    """A generation of this load."""
+    runtime = RuntimeConfig(
+        workers=actors,
+        micro_batch=load.micro_batch,
+        threads_per_worker=load.threads,
+        cpus_per_worker=0.5,
+        gpus_per_worker=float(load.use_gpu),
+    )
+    return GenerateConfig(
+        bundle=str(bundle),
+        output=str(output),
+        covariates=CovariateSource(draw=load.per_shard * load.shards),
+        sampler=SamplerConfig(method="ab2", steps=load.steps),
+        precision="bfloat16" if load.use_gpu else "float32",
+        samples_per_shard=load.per_shard,
+        runtime=runtime,
+    )
+
+
+def bare(work: Work) -> dict[str, float]:
+    """The sampling loop and nothing else: rows, seeds and micro-batches are the plan's."""
+    maker: GeneratedShards = work.build_maker(**work.arguments)  # type: ignore[assignment]
+    size, seconds = maker.settings.micro_batch, {"sample_s": 0.0, "decode_s": 0.0}
+    maker.volumes(work.samples.iloc[:size], dict(seconds))  # warms up
+    began, cpu = time.monotonic(), time.process_time()
+    for index in range(work.plan.num_shards):
+        shard = work.plan.shard(index)
+        for start in range(shard.start, shard.stop, size):
+            maker.volumes(work.samples.iloc[start : min(start + size, shard.stop)], seconds)
+    wall = time.monotonic() - began
+    return {"wall_s": wall, "cpu_s": time.process_time() - cpu, "device_s": seconds["sample_s"] + seconds["decode_s"]}
+
+
+def through_ray(work: Work, runtime: RuntimeConfig) -> dict[str, float]:
+    """The generation's own executor; where the seconds of its actors went."""
+    began_at = time.time()
+    with ray_session(), Watch(0, resource_table) as watch:
+        session_s = time.time() - began_at
+        results = list(ray_data.run(work, work.missing(), runtime, watch))
+        ended_at = time.time()
+    began = time.monotonic()
+    finalise(work.store, work.plan)
+    finalise_s = time.monotonic() - began
+    records = [read_commit(work.store, work.plan, index).runtime for index in range(work.plan.num_shards)]
+    return {
+        **shares(records),  # type: ignore[arg-type]
+        "session_s": session_s,
+        "start_s": min(float(r["began_at"]) for r in records) - began_at,
+        "end_s": ended_at - max(float(r["began_at"]) + float(r["make_s"]) for r in records),
+        "commit_s_per_shard": statistics.mean(result.commit_s for result in results),
+        "finalise_s": finalise_s,
+        "wall_s": ended_at - began_at,
+    }
+
+
+def shares(records: list[dict[str, float]]) -> dict[str, float]:
+    """Busy share of the devices in steady state, and what the rest is, from the commit records of a run.
+
+    The first shard of each actor is left out where there are others: it warms up.
+    """
+    actors: dict[Any, list[dict[str, float]]] = defaultdict(list)
+    for one in sorted(records, key=lambda r: r["began_at"]):
+        actors[one["host"], one["pid"]].append(one)
+    span = device = made = finish = cpu = 0.0
+    shards = 0
+    for mine in actors.values():
+        first, steady = mine[0], mine[1:] or mine
+        began = first["began_at"] + (first["make_s"] if mine[1:] else 0.0)
+        cpu -= first.get("process_cpu_s" if mine[1:] else "process_cpu_before_s", 0.0)
+        cpu += steady[-1].get("process_cpu_s", 0.0)
+        span += steady[-1]["began_at"] + steady[-1]["make_s"] - began
+        device += sum(r["sample_s"] + r["decode_s"] for r in steady)
+        made += sum(r["make_s"] for r in steady)
+        finish += sum(r["finish_s"] for r in steady)
+        shards += len(steady)
+    return {
+        "actors": len(actors),
+        "busy_share": device / span,
+        "between_shards_share": (span - made) / span,
+        "in_make_beside_device_share": (made - device) / span,
+        "device_s_per_shard": device / shards,
+        "finish_s_per_shard": finish / shards,
+        "cpu_s_per_shard": cpu / shards,
+        "make_cpu_s_per_shard": statistics.mean(r.get("make_cpu_s", 0.0) for r in records),
+    }
+
+
+def prepared(
+    load: Load, bundle: Path, output: Path, actors: int, maker: Callable[..., Any], **more: Any
+) -> tuple[Work, RuntimeConfig]:
+    """A planned dataset and its runtime."""
+    made = config(load, bundle, output, actors)
+    work = plan_generation(made)
+    work.build_maker, work.arguments = maker, {**work.arguments, **more}
+    write_plan(work.store, work.plan, work.samples)
+    return work, made.runtime
+
+
+def ray_part(load: Load, actors: tuple[int, ...], rounds: int, root: Path) -> dict[str, Any]:
+    """Bare loop and Ray in turn; medians over the rounds."""
+    make_random_bundle(root / "bundle", load.size, load.shape_xyz)
+    found: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for number in range(rounds):
+        for count in (0, *actors):
+            work, runtime = prepared(load, root / "bundle", root / f"ray-{number}-{count}", count, TimedShards)
+            name = f"Ray, {count} actors" if count else "bare loop"
+            found[name].append(through_ray(work, runtime) if count else bare(work))
+            print(name, found[name][-1], flush=True)
+    result: dict[str, Any] = {name: medians(runs) | {"all": runs} for name, runs in found.items()}
+    base = result["bare loop"]["cpu_s"] / load.shards
+    for count in actors:
+        entry = result[f"Ray, {count} actors"]
+        entry["cpu_against_bare"] = entry["cpu_s_per_shard"] / base
+        entry["outside_device_share"] = 1 - entry["busy_share"]
+    return {"load": described(load), "rounds": rounds, **result}
+
+
+def device_part(load: Load, seconds: tuple[float, ...], actors: int, root: Path) -> list[dict[str, Any]]:
+    """The stand-in device at several speeds, finishing shards beside it and before it."""
+    make_random_bundle(root / "device-bundle", load.size, load.shape_xyz)
+    table = []
+    for device_s in seconds:
+        for serial in (True, False):
+            output = root / f"device-{device_s:g}-{serial}"
+            more = {"device_s": device_s, "serial": serial}
+            work, runtime = prepared(load, root / "device-bundle", output, actors, StandInShards, **more)
+            entry = {**more, **through_ray(work, runtime)}
+            entry["cpu_s_per_volume"] = entry["cpu_s_per_shard"] / load.per_shard
+            table.append(entry)
+            print(entry, flush=True)
+            shutil.rmtree(output)
+    return table
+
+
+def medians(runs: list[dict[str, float]]) -> dict[str, float]:
+    """Of each figure the median over rounds."""
+    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+
+
+def described(load: Load) -> dict[str, Any]:
+    """A load in the words of the config."""
+    facts = {"shape_xyz": load.shape_xyz, "samples_per_shard": load.per_shard, "shards": load.shards}
+    return {**facts, "sampler": f"ab2, {load.steps} steps", "micro_batch": load.micro_batch, "threads": load.threads}
+
+
+def rounded(value: Any) -> Any:
+    """Numbers with four digits, everywhere within."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("ray", "device", "all"), default="all")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--shards", type=int, default=12)
+    parser.add_argument("--per-shard", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--device-s", type=float, nargs="+", default=[1.0, 0.3, 0.1])
+    parser.add_argument("--out", type=Path, default=REPO / "docs" / "overhead.json")
+    arguments = parser.parse_args()
+    found: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    found |= {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+    root = Path(tempfile.mkdtemp())
+    try:
+        if arguments.part in ("ray", "all"):
+            load = Load((40, 56, 40), SMALL, arguments.per_shard, arguments.shards, arguments.steps)
+            found["ray"] = ray_part(load, tuple(arguments.actors), arguments.rounds, root)
+        if arguments.part in ("device", "all"):
+            load = Load((160, 224, 160), TINY, 8, 6, 1)
+            found["device"] = device_part(load, tuple(arguments.device_s), 1, root)
+    finally:
+        shutil.rmtree(root)
+    arguments.out.write_text(json.dumps(rounded(found), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
