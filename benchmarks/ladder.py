@@ -80,6 +80,8 @@ class Rung:
     rewrites: bool = True
     batch: int = 1
     distilled: bool = False
+    decode_batch: int = 0
+    """Volumes that are decoded together; 0: the whole micro-batch."""
 
 
 RUNGS = (
@@ -140,14 +142,18 @@ def monai_volume(networks: Networks, noise: Tensor, context: Tensor, steps: int)
     """The zoo's sampler: MONAI's scheduler, covariates as planes and as one token, then the decoder (float16 on a GPU)."""
     scheduler = DDIMScheduler(beta_start=0.0015, beta_end=0.0205, schedule="scaled_linear_beta", clip_sample=False)
     scheduler.set_timesteps(steps)
-    autoencoder, denoiser = networks
+    denoiser = networks[1]
     planes = context[:, :, None, None, None].expand(-1, -1, *noise.shape[2:])
     for t in scheduler.timesteps:
         at = torch.tensor([float(t)], device=noise.device)
         prediction = denoiser.unet(torch.cat([noise, planes], 1), at, context[:, None])
         noise, _ = scheduler.step(prediction, int(t), noise)
-    with torch.autocast(noise.device.type, torch.float16, enabled=noise.device.type == "cuda"):
-        image: Tensor = autoencoder.network.decode(noise)
+    return _monai_decoded(networks, noise)
+
+
+def _monai_decoded(networks: Networks, z: Tensor) -> Tensor:
+    with torch.autocast(z.device.type, torch.float16, enabled=z.device.type == "cuda"):
+        image: Tensor = networks[0].network.decode(z)
     return image
 
 
@@ -164,11 +170,19 @@ def volumes(networks: Networks, rung: Rung, size: Size, device: torch.device = C
     noise, context = inputs(size, rung.batch, device)
     if rung.method == "monai":
         return monai_volume(networks, noise, context, rung.steps)
-    autoencoder, denoiser = networks
     schedule = NoiseSchedule(size.spec.schedule)
     with autocast(device, rung.precision):
         sampler = SamplerConfig(method=rung.method, steps=rung.steps)  # type: ignore[arg-type]
-        return autoencoder.decode(sample_latents(guided(denoiser, context, 1.0), noise, schedule, sampler))
+        z = sample_latents(guided(networks[1], context, 1.0), noise, schedule, sampler)
+    return decoded(networks, z, rung)
+
+
+def decoded(networks: Networks, z: Tensor, rung: Rung) -> Tensor:
+    """The images of latents, as this rung decodes them."""
+    if rung.method == "monai":
+        return _monai_decoded(networks, z)
+    with autocast(z.device, rung.precision):
+        return torch.cat([networks[0].decode(part) for part in z.split(rung.decode_batch or len(z))])
 
 
 def timed(run: Callable[[], Tensor]) -> tuple[Tensor, float]:

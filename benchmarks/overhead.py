@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -29,70 +29,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
-from scipy import ndimage
 
 REPO = Path(__file__).parents[1]
 sys.path.insert(0, str(REPO))
 
 from benchmarks.random_bundle import SMALL, TINY, Size, make_random_bundle  # noqa: E402
+from benchmarks.rounding import rounded  # noqa: E402
+from benchmarks.timed_shards import StandInShards, TimedShards  # noqa: E402
 from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig, SamplerConfig  # noqa: E402
 from brainsynth.executors import ray_data  # noqa: E402
 from brainsynth.executors.preflight import resource_table  # noqa: E402
 from brainsynth.executors.session import ray_session  # noqa: E402
 from brainsynth.executors.watch import Watch  # noqa: E402
 from brainsynth.generate import GeneratedShards, plan_generation  # noqa: E402
-from brainsynth.plan import ShardSpec  # noqa: E402
 from brainsynth.storage.commit import read_commit, write_plan  # noqa: E402
 from brainsynth.storage.finalise import finalise  # noqa: E402
-from brainsynth.storage.work import Made, Work  # noqa: E402
-
-Volumes = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
-
-
-class TimedShards(GeneratedShards):
-    """Generation itself, with the CPU seconds of the actor and of making in the records."""
-
-    def make(self, shard: ShardSpec) -> Made:
-        """Make a shard."""
-        before, process = time.thread_time(), time.process_time()
-        made = super().make(shard)
-        seconds = {"make_cpu_s": time.thread_time() - before, "process_cpu_s": time.process_time()}
-        made.runtime |= {**seconds, "process_cpu_before_s": process}
-        return made
-
-
-class StandInShards(TimedShards):
-    """A device that takes `device_s` a volume and no CPU; its volumes look like heads, so that they compress like heads."""
-
-    def __init__(self, device_s: float, serial: bool, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.device_s, self.serial = device_s, serial
-
-    @functools.cached_property
-    def head(self) -> Volumes:
-        """(X, Y, Z) float32: smooth noise inside an ellipsoid that fills a quarter of the grid."""
-        shape = self.plan.volume.shape_xyz
-        noise = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal(shape).astype(np.float32), 1.0)
-        axes = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij")
-        inside = sum(a**2 for a in axes) < 0.6
-        return np.asarray(np.where(inside, 0.5 + 0.3 * noise / noise.std(), 0.0), dtype=np.float32)
-
-    def volumes(self, rows: pd.DataFrame, seconds: dict[str, float]) -> Volumes:
-        """(B, X, Y, Z) float32."""
-        images = np.stack([self.head] * len(rows))
-        time.sleep(self.device_s * len(rows))
-        seconds["sample_s"] += self.device_s * len(rows)
-        return images
-
-    def make(self, shard: ShardSpec) -> Made:
-        """Make a shard; with `serial` all of it."""
-        made = super().make(shard)
-        if self.serial:
-            _ = made.samples
-        return made
+from brainsynth.storage.work import Work  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +98,7 @@ def bare(work: Work) -> dict[str, float]:
 
 def through_ray(work: Work, runtime: RuntimeConfig) -> dict[str, float]:
     """The generation's own executor; where the seconds of its actors went."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])  # for the actors
     began_at = time.time()
     with ray_session(), Watch(0, resource_table) as watch:
         session_s = time.time() - began_at
@@ -253,15 +207,6 @@ def described(load: Load) -> dict[str, Any]:
     """A load in the words of the config."""
     facts = {"shape_xyz": load.shape_xyz, "samples_per_shard": load.per_shard, "shards": load.shards}
     return {**facts, "sampler": f"ab2, {load.steps} steps", "micro_batch": load.micro_batch, "threads": load.threads}
-
-
-def rounded(value: Any) -> Any:
-    """Numbers with four digits, everywhere within."""
-    if isinstance(value, dict):
-        return {key: rounded(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [rounded(inner) for inner in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def main() -> None:
