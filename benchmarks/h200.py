@@ -13,6 +13,7 @@ the rest goes on. This file imports nothing but the standard library until a sec
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -348,9 +349,10 @@ def pipeline(notes: Notes, dry: bool) -> None:
     paper = size_of(False).spec
     size = TINY if dry else Size(paper.autoencoder, paper.diffusion)
     shape = (16, 16, 16) if dry else paper.volume.shape_xyz
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         root = Path(folder)
         notes.rung("bundle", lambda: make_random_bundle(root / "bundle", size, shape))
+        notes.rung("Ray starts, seconds", lambda: stack.enter_context(overhead.session()))
         for steps, shards in ((8, 6), (50, 3)) if not dry else ((2, 3),):
             load = overhead.Load(
                 shape, size, 16 if not dry else 2, shards, steps, use_gpu=not dry, threads=0 if not dry else 1
@@ -360,7 +362,7 @@ def pipeline(notes: Notes, dry: bool) -> None:
                 work, runtime = overhead.prepared(
                     load, root / "bundle", root / f"data-{steps}", 1, overhead.TimedShards
                 )
-                found = overhead.through_ray(work, runtime)
+                found = overhead.executed(work, runtime)
                 return {**found, "device_s_per_volume": found["device_s_per_shard"] / load.per_shard}
 
             notes.rung(f"{steps} steps", one)
@@ -423,6 +425,7 @@ def main() -> None:
         # Rungs stop early enough for the section to end by itself.
         SECTIONS[arguments.section](Notes(arguments.notes, time.time() + 0.9 * arguments.limit_s), arguments.dry_run)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that a section never outlives this
     found: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),

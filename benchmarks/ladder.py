@@ -263,7 +263,9 @@ def full(rounds: int, size: Size = FULL) -> dict[str, Any]:
             continue
         networks = arranged(build(size), rung, size)  # made when their turn comes: two pairs need too much memory
         if step not in steps:
-            steps[step], answers[str(step)] = step_seconds(networks[1], rung, size, rounds)
+            steps[step], answer = step_seconds(networks[1], rung, size, rounds)
+            if rung.batch == 1:  # a larger micro-batch has other noise
+                answers[f"{rung.precision}, {'rewritten' if rung.rewrites else 'plain'}"] = answer
             print("step", step, steps[step], flush=True)
         networks = networks[:1]  # type: ignore[assignment]
         gc.collect()

@@ -4,8 +4,9 @@
     python benchmarks/overhead.py --part device     # only the stand-in for a fast device
 
 Part `ray`: the same plan (random weights, the networks of configs/ixi-4mm) through a bare sampling loop in this process and
-through the generation's own executor with 1, 2 and 4 actors, in turn, one thread each. Everything comes from the commit
-records; actors are asked for their CPU seconds, too, because these say more than the clock on a machine that others use.
+through the generation's own executors (one process; Ray with 1, 2 and 4 actors), in turn, one thread each. Everything comes
+from the commit records; actors are asked for their CPU seconds, too, because these say more than the clock on a machine
+that others use.
 Busy share: seconds inside sampling and decoding over the seconds between an actor's first and last shard.
 
 Part `device`: volumes of the paper's size on a device that is a stand-in, a sleep of so many seconds a volume, so that all
@@ -16,6 +17,7 @@ each shard before the next one begins, as generation did before. A real GPU is m
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -25,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ from benchmarks.random_bundle import SMALL, TINY, Size, make_random_bundle  # no
 from benchmarks.rounding import rounded  # noqa: E402
 from benchmarks.timed_shards import StandInShards, TimedShards  # noqa: E402
 from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig, SamplerConfig  # noqa: E402
-from brainsynth.executors import ray_data  # noqa: E402
+from brainsynth.executors import local, ray_data  # noqa: E402
 from brainsynth.executors.preflight import resource_table  # noqa: E402
 from brainsynth.executors.session import ray_session  # noqa: E402
 from brainsynth.executors.watch import Watch  # noqa: E402
@@ -96,13 +98,21 @@ def bare(work: Work) -> dict[str, float]:
     return {"wall_s": wall, "cpu_s": time.process_time() - cpu, "device_s": seconds["sample_s"] + seconds["decode_s"]}
 
 
-def through_ray(work: Work, runtime: RuntimeConfig) -> dict[str, float]:
-    """The generation's own executor; where the seconds of its actors went."""
+@contextlib.contextmanager
+def session() -> Iterator[float]:
+    """A Ray session for all runs; yields the seconds that its start took."""
     os.environ["PYTHONPATH"] = os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])  # for the actors
+    began = time.monotonic()
+    with ray_session():
+        yield time.monotonic() - began
+
+
+def executed(work: Work, runtime: RuntimeConfig) -> dict[str, float]:
+    """The generation's own executor (with 0 actors in this process); where the seconds of its actors went."""
     began_at = time.time()
-    with ray_session(), Watch(0, resource_table) as watch:
-        session_s = time.time() - began_at
-        results = list(ray_data.run(work, work.missing(), runtime, watch))
+    run = ray_data.run if runtime.workers else local.run
+    with Watch(0, resource_table) as watch:
+        results = list(run(work, work.missing(), runtime, watch))
         ended_at = time.time()
     began = time.monotonic()
     finalise(work.store, work.plan)
@@ -110,7 +120,6 @@ def through_ray(work: Work, runtime: RuntimeConfig) -> dict[str, float]:
     records = [read_commit(work.store, work.plan, index).runtime for index in range(work.plan.num_shards)]
     return {
         **shares(records),  # type: ignore[arg-type]
-        "session_s": session_s,
         "start_s": min(float(r["began_at"]) for r in records) - began_at,
         "end_s": ended_at - max(float(r["began_at"]) + float(r["make_s"]) for r in records),
         "commit_s_per_shard": statistics.mean(result.commit_s for result in results),
@@ -166,16 +175,16 @@ def ray_part(load: Load, actors: tuple[int, ...], rounds: int, root: Path) -> di
     """Bare loop and Ray in turn; medians over the rounds."""
     make_random_bundle(root / "bundle", load.size, load.shape_xyz)
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
+    names: dict[str, int | None] = {"bare loop": None, "one process": 0} | {f"Ray, {n} actors": n for n in actors}
     for number in range(rounds):
-        for count in (0, *actors):
-            work, runtime = prepared(load, root / "bundle", root / f"ray-{number}-{count}", count, TimedShards)
-            name = f"Ray, {count} actors" if count else "bare loop"
-            found[name].append(through_ray(work, runtime) if count else bare(work))
+        for name, count in names.items():
+            work, runtime = prepared(load, root / "bundle", root / f"{name}-{number}", count or 0, TimedShards)
+            found[name].append(bare(work) if count is None else executed(work, runtime))
             print(name, found[name][-1], flush=True)
     result: dict[str, Any] = {name: medians(runs) | {"all": runs} for name, runs in found.items()}
     base = result["bare loop"]["cpu_s"] / load.shards
-    for count in actors:
-        entry = result[f"Ray, {count} actors"]
+    for name in list(names)[1:]:
+        entry = result[name]
         entry["cpu_against_bare"] = entry["cpu_s_per_shard"] / base
         entry["outside_device_share"] = 1 - entry["busy_share"]
     return {"load": described(load), "rounds": rounds, **result}
@@ -190,7 +199,7 @@ def device_part(load: Load, seconds: tuple[float, ...], actors: int, root: Path)
             output = root / f"device-{device_s:g}-{serial}"
             more = {"device_s": device_s, "serial": serial}
             work, runtime = prepared(load, root / "device-bundle", output, actors, StandInShards, **more)
-            entry = {**more, **through_ray(work, runtime)}
+            entry = {**more, **executed(work, runtime)}
             entry["cpu_s_per_volume"] = entry["cpu_s_per_shard"] / load.per_shard
             table.append(entry)
             print(entry, flush=True)
@@ -225,12 +234,15 @@ def main() -> None:
     found |= {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
     root = Path(tempfile.mkdtemp())
     try:
-        if arguments.part in ("ray", "all"):
-            load = Load((40, 56, 40), SMALL, arguments.per_shard, arguments.shards, arguments.steps)
-            found["ray"] = ray_part(load, tuple(arguments.actors), arguments.rounds, root)
-        if arguments.part in ("device", "all"):
-            load = Load((160, 224, 160), TINY, 8, 6, 1)
-            found["device"] = device_part(load, tuple(arguments.device_s), 1, root)
+        with session() as started_s:
+            found["ray_starts_s"] = started_s
+            if arguments.part in ("ray", "all"):
+                load = Load((40, 56, 40), SMALL, arguments.per_shard, arguments.shards, arguments.steps)
+                found["ray"] = ray_part(load, tuple(arguments.actors), arguments.rounds, root)
+                arguments.out.write_text(json.dumps(rounded(found), indent=1) + "\n")
+            if arguments.part in ("device", "all"):
+                load = Load((160, 224, 160), TINY, 8, 6, 1)
+                found["device"] = device_part(load, tuple(arguments.device_s), 1, root)
     finally:
         shutil.rmtree(root)
     arguments.out.write_text(json.dumps(rounded(found), indent=1) + "\n")
