@@ -35,7 +35,7 @@ from brainsynth.config.load import load_config
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import AutoencoderArchitecture, DecoderArchitecture, Precision
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
-from brainsynth.models.device import autocast, layout, round_weights
+from brainsynth.models.device import autocast, has_bfloat16, layout, round_weights
 from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.distilled_decoder import DistilledDecoder
 from brainsynth.models.rewrites import rewrite
@@ -96,14 +96,9 @@ RUNGS = (
 NO_BFLOAT16 = "this CPU has no bfloat16 instructions that torch uses"
 
 
-def has_bfloat16() -> bool:
-    """Whether convolutions in bfloat16 are computed by oneDNN here."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 def rungs_here(rungs: tuple[Rung, ...] = RUNGS) -> tuple[Rung, ...]:
     """The rungs that this CPU can run: without bfloat16, in float32, and without the rung that only adds bfloat16."""
-    if has_bfloat16():
+    if has_bfloat16(CPU):
         return rungs
     return tuple(dataclasses.replace(rung, precision="float32") for rung in rungs if "bfloat16" not in rung.name)
 
@@ -328,7 +323,7 @@ def main() -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"cpus": {}}
     entry = found["cpus"].setdefault(torch.backends.cpu.get_cpu_capability(), {})
-    entry |= {"torch": torch.__version__, "threads": 1, "bfloat16": True if has_bfloat16() else NO_BFLOAT16}
+    entry |= {"torch": torch.__version__, "threads": 1, "bfloat16": True if has_bfloat16(CPU) else NO_BFLOAT16}
     if arguments.full:
         entry["full"] = full(arguments.rounds)
     else:

@@ -32,10 +32,11 @@ from torch.utils.flop_counter import FlopCounterMode
 REPO = Path(__file__).parents[1]
 sys.path.insert(0, str(REPO))
 
-from benchmarks.ladder import FULL, NO_BFLOAT16, REDUCED, Size, build, has_bfloat16  # noqa: E402
+from benchmarks.ladder import FULL, NO_BFLOAT16, REDUCED, Size, build  # noqa: E402
 from benchmarks.rounding import rounded  # noqa: E402
 from brainsynth.config.training import DiffusionTrainConfig, OptimisationConfig, TrainRuntimeConfig  # noqa: E402
 from brainsynth.models.autoencoder import Autoencoder  # noqa: E402
+from brainsynth.models.device import has_bfloat16  # noqa: E402
 from brainsynth.models.diffusion import Denoiser  # noqa: E402
 from brainsynth.training import diffusion  # noqa: E402
 from brainsynth.training.loop import Worker, optimise  # noqa: E402
@@ -156,7 +157,7 @@ def ours(kind: Kind, autoencoder: Autoencoder, size: Size, batch: int, device: t
 
 def kinds_here(device: torch.device) -> tuple[Kind, ...]:
     """On a CPU without bfloat16 the later kinds run in float32, and the one that only adds bfloat16 is left out."""
-    if device.type == "cuda" or has_bfloat16():
+    if has_bfloat16(device):
         return KINDS
     return tuple(dataclasses.replace(kind, precision="float32") for kind in KINDS if kind.name != "+ bfloat16")
 
