@@ -304,9 +304,11 @@ def draw(found: dict[str, Any], path: Path) -> None:
         title = f"{cpu}: {what[kind]}"
         names = [f"{row['rung'].split(':')[0]} ({row['precision']})" for row in rows]
         bars = axes.barh(names, [row["cpu_s_per_volume"] for row in rows], color="#4477aa")
-        axes.bar_label(bars, [f"{row['cpu_s_per_volume']:.3g} s  {row['times_fewer']:.1f}×" for row in rows], padding=3)
+        axes.bar_label(
+            bars, [f"{row['cpu_s_per_volume']:,.2f} s  {row['times_fewer']:.1f}×" for row in rows], padding=3
+        )
         axes.invert_yaxis()
-        axes.margins(x=0.2)
+        axes.margins(x=0.25)
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel("CPU seconds per volume, one thread")
     figure.savefig(path, dpi=110)

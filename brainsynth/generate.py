@@ -199,7 +199,8 @@ class GeneratedShards:
         that does not fit into memory is halved, for the rest of this worker's life; rows and seeds stay.
         """
         rows = self.samples.iloc[shard.start : shard.stop]
-        (voxels,) = empty_arrays(self.plan, shard)
+        (array,) = self.plan.arrays
+        voxels = np.empty((len(rows), *array.sample_shape), array.dtype)  # each row is written when it is finished
         seconds = {"sample_s": 0.0, "decode_s": 0.0}
         drawn: list[Drawn] = []
         while len(drawn) < len(rows):
@@ -210,11 +211,13 @@ class GeneratedShards:
                 self._after(error)
 
         def finish(offset: int) -> SampleRecord:
-            volume = drawn[offset].volume
+            volume, row = drawn[offset].volume, shard.start + offset
             if volume is not None and np.isfinite(volume).all():
                 voxels[offset] = self.plan.volume.quantise(volume)
+            else:
+                voxels[offset] = empty_arrays(self.plan, ShardSpec(index=shard.index, start=row, stop=row + 1))[0][0]
             drawn[offset].volume = None
-            return drawn[offset].record(str(rows["sample_id"].iloc[offset]), shard.start + offset, voxels[offset])
+            return drawn[offset].record(str(rows["sample_id"].iloc[offset]), row, voxels[offset])
 
         def finished() -> list[SampleRecord]:
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
