@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-all chaos lint bench lock clean
+.PHONY: help demo test test-all chaos lint bench bench-long lock clean
 help:            ## what there is
 	@grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -34,9 +34,14 @@ lint: $(VENV)/.ready   ## ruff, mypy, import contracts, known vulnerabilities of
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.security.audit
 
-bench: $(VENV)/.ready   ## figures in docs/, made again
-	$(BIN)/python benchmarks/pipeline.py
+bench: $(VENV)/.ready   ## speed on this machine, about 15 minutes on two quiet cores; writes into docs/
+	$(BIN)/python benchmarks/ladder.py --rounds 3 --figure docs/images/ladder.png
+	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/overhead.py --rounds 1 --per-shard 8
 	$(BIN)/python benchmarks/covariate_distribution.py
+
+bench-long: bench   ## also what takes longer: the paper's size on a CPU, 100,000 rows
+	$(BIN)/python benchmarks/ladder.py --full --rounds 2 --figure docs/images/ladder.png
 	$(BIN)/python benchmarks/control_plane.py
 
 lock: pyproject.toml   ## requirements.lock from pyproject.toml

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 
@@ -191,33 +193,42 @@ class GeneratedShards:
         return read_samples(open_store(self.settings.root), self.plan)
 
     def make(self, shard: ShardSpec) -> Made:
-        """Sample, decode and quantise the volumes of one shard, or of any rows, a micro-batch at a time.
+        """Sample and decode the volumes of one shard, or of any rows, a micro-batch at a time.
 
-        A micro-batch that does not fit into memory is halved, for the rest of this worker's life; rows and seeds stay.
+        What needs no device (quantising, digests, quality figures) waits until the samples are asked for. A micro-batch
+        that does not fit into memory is halved, for the rest of this worker's life; rows and seeds stay.
         """
         rows = self.samples.iloc[shard.start : shard.stop]
-        (voxels,) = empty_arrays(self.plan, shard)
+        (array,) = self.plan.arrays
+        voxels = np.empty((len(rows), *array.sample_shape), array.dtype)  # each row is written when it is finished
         seconds = {"sample_s": 0.0, "decode_s": 0.0}
-        records: list[SampleRecord] = []
-        while len(records) < len(rows):
-            start = len(records)
-            part = rows.iloc[start : start + self.micro_batch]
+        drawn: list[Drawn] = []
+        while len(drawn) < len(rows):
+            part = rows.iloc[len(drawn) : len(drawn) + self.micro_batch]
             try:
-                drawn = self._draw(part, seconds)
+                drawn += self._draw(part, seconds)
             except Exception as error:
                 self._after(error)
-                continue
-            for offset, one in enumerate(drawn, start=start):
-                if one.voxels is not None:
-                    voxels[offset] = one.voxels
-                sample_id, row = str(rows["sample_id"].iloc[offset]), shard.start + offset
-                records.append(one.record(sample_id, row, voxels[offset]))
+
+        def finish(offset: int) -> SampleRecord:
+            volume, row = drawn[offset].volume, shard.start + offset
+            if volume is not None and np.isfinite(volume).all():
+                voxels[offset] = self.plan.volume.quantise(volume)
+            else:
+                voxels[offset] = empty_arrays(self.plan, ShardSpec(index=shard.index, start=row, stop=row + 1))[0][0]
+            drawn[offset].volume = None
+            return drawn[offset].record(str(rows["sample_id"].iloc[offset]), row, voxels[offset])
+
+        def finished() -> list[SampleRecord]:
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                return list(pool.map(finish, range(len(rows))))
+
         runtime = {
             **describe(self.device),
             "micro_batch": self.micro_batch,
             "exact_rewrites": int(self.settings.exact_rewrites),
         }
-        return Made([voxels], records, {**runtime, **seconds})
+        return Made([voxels], finished, {**runtime, **seconds})
 
     def _draw(self, rows: pd.DataFrame, seconds: dict[str, float]) -> list[Drawn]:
         """The volumes of one micro-batch. Those that the gate refuses are drawn again, together, from their next seeds."""
@@ -229,19 +240,23 @@ class GeneratedShards:
             volumes = self.volumes(part.assign(seed=seeds), seconds)
             began = time.monotonic()
             for place, volume in zip(waiting, volumes, strict=True):
-                stored = self.plan.volume.quantise(volume) if np.isfinite(volume).all() else None
                 verdict = None
                 if self.gatekeeper is not None:
-                    seen = volume if stored is None else self.plan.volume.dequantise(stored)
                     asked = {name: float(rows[name].iloc[place]) for name in self.gatekeeper.rules.tolerance}
-                    verdict = self.gatekeeper.judge(seen, asked)
-                drawn[place].add(stored, verdict)
+                    verdict = self.gatekeeper.judge(self._as_read(volume), asked)
+                drawn[place].add(volume, verdict)
             if self.gatekeeper is not None:
                 seconds["gate_s"] = seconds.get("gate_s", 0.0) + time.monotonic() - began
             waiting = [place for place in waiting if drawn[place].refused]
             if not waiting:
                 break
         return drawn
+
+    def _as_read(self, volume: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """A volume as readers of the dataset will see it; one that is not finite as it is."""
+        if not np.isfinite(volume).all():
+            return volume
+        return self.plan.volume.dequantise(self.plan.volume.quantise(volume))
 
     def _after(self, error: Exception) -> None:
         """Make ready for another try with a smaller micro-batch; raises where none can help."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from brainsynth.manifest import SampleRecord, describe_sample
@@ -14,13 +15,13 @@ class Drawn:
     """One row while it is drawn: its last volume, and what the gate said of every attempt."""
 
     def __init__(self) -> None:
-        self.voxels: npt.NDArray[Any] | None = None
+        self.volume: npt.NDArray[np.float32] | None = None
         self.verdicts: list[Verdict] = []
 
-    def add(self, stored: npt.NDArray[Any] | None, verdict: Verdict | None) -> None:
-        """One more attempt: voxels in stored dtype (None: not finite), and the gate's verdict if there is a gate."""
+    def add(self, volume: npt.NDArray[np.float32], verdict: Verdict | None) -> None:
+        """One more attempt: its image, and the gate's verdict if there is a gate."""
         self.verdicts += [] if verdict is None else [verdict]
-        self.voxels = None if self.refused else stored
+        self.volume = None if self.refused else volume
 
     @property
     def refused(self) -> bool:

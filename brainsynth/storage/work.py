@@ -6,6 +6,7 @@ its worker again and again, is set aside with its reason.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -32,15 +33,30 @@ MAX_ROW_DEATHS = 5
 
 
 class Made:
-    """A shard, or some rows, before they are stored: arrays in stored dtype, one record a sample, circumstance."""
+    """A shard, or some rows, before they are stored: arrays in stored dtype, one record a sample, circumstance.
+
+    `samples` may be a function that finishes the arrays and gives the records: work that needs no device. It is called
+    once, when the records are first asked for, and may run while the same maker makes the next shard.
+    """
 
     def __init__(
         self,
         arrays: Sequence[npt.NDArray[Any]],
-        samples: Sequence[SampleRecord],
+        samples: Sequence[SampleRecord] | Callable[[], Sequence[SampleRecord]],
         runtime: dict[str, str | int | float] | None = None,
     ) -> None:
-        self.arrays, self.samples, self.runtime = arrays, samples, runtime or {}
+        self._arrays, self._samples, self.runtime = arrays, samples, runtime or {}
+
+    @functools.cached_property
+    def samples(self) -> Sequence[SampleRecord]:
+        """One record a sample, in row order."""
+        return self._samples() if callable(self._samples) else self._samples
+
+    @property
+    def arrays(self) -> Sequence[npt.NDArray[Any]]:
+        """One array (n, *sample_shape) for each of the plan's, finished."""
+        _ = self.samples
+        return self._arrays
 
 
 class ShardMaker(Protocol):
@@ -114,11 +130,14 @@ class ShardRunner:
             attempts = Attempts(self.store, shard.index)
         try:
             with self._making:
-                began = time.monotonic()
+                began_at, began = time.time(), time.monotonic()
                 made = self._make(shard, attempts)
                 make_s = time.monotonic() - began
             began = time.monotonic()
-            runtime = {**made.runtime, "pid": os.getpid(), "make_s": round(make_s, 4)}
+            made = self._finish(made, shard, attempts)
+            finish_s = time.monotonic() - began
+            runtime = {**made.runtime, "pid": os.getpid(), "began_at": round(began_at, 3)}
+            runtime |= {"make_s": round(make_s, 4), "finish_s": round(finish_s, 4)}
             committed = commit_shard(self.store, self.maker.plan, shard, made.arrays, made.samples, runtime)
         except WorkerBroken:
             raise
@@ -145,6 +164,16 @@ class ShardRunner:
         else:
             log.warning("shard %d: %d workers died on it; making it row by row", shard.index, deaths)
         return self._row_by_row(shard, salvage or Salvage.nothing(self.maker.plan, shard), attempts)
+
+    def _finish(self, made: Made, shard: ShardSpec, attempts: Attempts) -> Made:
+        """What is left to do without the device; where that fails the shard is made row by row."""
+        try:
+            _ = made.samples
+        except Exception as error:
+            log.warning("shard %d: %s: %s; making it row by row", shard.index, type(error).__name__, error)
+            with self._making:
+                made = self._row_by_row(shard, Salvage.nothing(self.maker.plan, shard), attempts)
+        return made
 
     def _row_by_row(self, shard: ShardSpec, salvage: Salvage, attempts: Attempts) -> Made:
         runtime: dict[str, str | int | float] = {}

@@ -11,11 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from brainsynth.bundle import check_latent_grid
 from brainsynth.config.architectures import DenoiserArchitecture, DiffusionArchitecture
+from brainsynth.config.distillation import DistillConfig
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PrepareConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig, ScheduleConfig
 from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.diffusion import Denoiser
+from brainsynth.models.distilled_decoder import DistilledDecoder, decode_flops
 from brainsynth.models.sampling import check_sampler
 
 FOLDER = Path(__file__).parents[2] / "configs" / "paper"
@@ -26,6 +28,7 @@ CLASSES: dict[str, type[Any]] = {
     "diffusion": DiffusionTrainConfig,
     "diffusion-transformer": DiffusionTrainConfig,
     "bundle": ExportConfig,
+    "distill-decoder": DistillConfig,
     "generate": GenerateConfig,
 }
 
@@ -50,7 +53,8 @@ def test_each_stage_reads_what_the_one_before_wrote(configs: dict[str, Any]) -> 
         assert configs[name].latents == configs["latents"].output
         assert configs[name].autoencoder == configs["autoencoder"].output
     assert configs["bundle"].diffusion == configs["diffusion"].output
-    assert configs["generate"].bundle == configs["bundle"].output
+    assert configs["generate"].bundle == configs["bundle"].output == configs["distill-decoder"].bundle
+    assert configs["distill-decoder"].latents == configs["latents"].output
 
 
 def test_the_grids_are_the_papers(configs: dict[str, Any]) -> None:
@@ -141,3 +145,11 @@ def test_heads_that_do_not_divide_a_level_are_refused() -> None:
         DiffusionArchitecture(**channels, head_channels=512)
     with pytest.raises(ValueError, match="0 for one head a level"):
         DiffusionArchitecture(**channels, head_channels=-1)
+
+
+def test_the_distilled_decoder_takes_a_twentieth_of_the_operations(configs: dict[str, Any]) -> None:
+    own = configs["autoencoder"].architecture
+    architecture, shape = configs["distill-decoder"].architecture, (own.latent_channels, 20, 28, 20)
+    light = decode_flops(lambda: DistilledDecoder(architecture, own), shape)
+    full = decode_flops(lambda: build_autoencoder(own).decode, shape)
+    assert (round(full / 1e12, 2), round(light / 1e12, 2)) == (15.14, 0.76)

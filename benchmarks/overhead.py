@@ -1,0 +1,252 @@
+"""What generation through Ray costs beside sampling and decoding, and how busy its devices are; writes docs/overhead.json.
+
+    python benchmarks/overhead.py                   # about ten minutes on two cores
+    python benchmarks/overhead.py --part device     # only the stand-in for a fast device
+
+Part `ray`: the same plan (random weights, the networks of configs/ixi-4mm) through a bare sampling loop in this process and
+through the generation's own executors (one process; Ray with 1, 2 and 4 actors), in turn, one thread each. Everything comes
+from the commit records; actors are asked for their CPU seconds, too, because these say more than the clock on a machine
+that others use.
+Busy share: seconds inside sampling and decoding over the seconds between an actor's first and last shard.
+
+Part `device`: volumes of the paper's size on a device that is a stand-in, a sleep of so many seconds a volume, so that all
+else (copy, quantising, digests, encoding, writes, commits, Ray) is real and can be seen to keep up or not. `serial` finishes
+each shard before the next one begins, as generation did before. A real GPU is measured by benchmarks/h200.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+REPO = Path(__file__).parents[1]
+sys.path.insert(0, str(REPO))
+
+from benchmarks.random_bundle import SMALL, TINY, Size, make_random_bundle  # noqa: E402
+from benchmarks.rounding import rounded  # noqa: E402
+from benchmarks.timed_shards import StandInShards, TimedShards  # noqa: E402
+from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig, SamplerConfig  # noqa: E402
+from brainsynth.executors import local, ray_data  # noqa: E402
+from brainsynth.executors.preflight import resource_table  # noqa: E402
+from brainsynth.executors.session import ray_session  # noqa: E402
+from brainsynth.executors.watch import Watch  # noqa: E402
+from brainsynth.generate import GeneratedShards, plan_generation  # noqa: E402
+from brainsynth.storage.commit import read_commit, write_plan  # noqa: E402
+from brainsynth.storage.finalise import finalise  # noqa: E402
+from brainsynth.storage.work import Work  # noqa: E402
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What is to be made."""
+
+    shape_xyz: tuple[int, int, int]
+    size: Size
+    per_shard: int
+    shards: int
+    steps: int
+    micro_batch: int = 4
+    use_gpu: bool = False
+    threads: int = 1
+
+
+def config(load: Load, bundle: Path, output: Path, actors: int) -> GenerateConfig:
+    """A generation of this load."""
+    runtime = RuntimeConfig(
+        workers=actors,
+        micro_batch=load.micro_batch,
+        threads_per_worker=load.threads,
+        cpus_per_worker=0.5,
+        gpus_per_worker=float(load.use_gpu),
+    )
+    return GenerateConfig(
+        bundle=str(bundle),
+        output=str(output),
+        covariates=CovariateSource(draw=load.per_shard * load.shards),
+        sampler=SamplerConfig(method="ab2", steps=load.steps),
+        precision="bfloat16" if load.use_gpu else "float32",
+        samples_per_shard=load.per_shard,
+        runtime=runtime,
+    )
+
+
+def bare(work: Work) -> dict[str, float]:
+    """The sampling loop and nothing else: rows, seeds and micro-batches are the plan's."""
+    maker: GeneratedShards = work.build_maker(**work.arguments)  # type: ignore[assignment]
+    size, seconds = maker.settings.micro_batch, {"sample_s": 0.0, "decode_s": 0.0}
+    maker.volumes(work.samples.iloc[:size], dict(seconds))  # warms up
+    began, cpu = time.monotonic(), time.process_time()
+    for index in range(work.plan.num_shards):
+        shard = work.plan.shard(index)
+        for start in range(shard.start, shard.stop, size):
+            maker.volumes(work.samples.iloc[start : min(start + size, shard.stop)], seconds)
+    wall = time.monotonic() - began
+    return {"wall_s": wall, "cpu_s": time.process_time() - cpu, "device_s": seconds["sample_s"] + seconds["decode_s"]}
+
+
+@contextlib.contextmanager
+def session() -> Iterator[float]:
+    """A Ray session for all runs; yields the seconds that its start took."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])  # for the actors
+    began = time.monotonic()
+    with ray_session():
+        yield time.monotonic() - began
+
+
+def executed(work: Work, runtime: RuntimeConfig) -> dict[str, float]:
+    """The generation's own executor (with 0 actors in this process); where the seconds of its actors went."""
+    began_at = time.time()
+    run = ray_data.run if runtime.workers else local.run
+    with Watch(0, resource_table) as watch:
+        results = list(run(work, work.missing(), runtime, watch))
+        ended_at = time.time()
+    began = time.monotonic()
+    finalise(work.store, work.plan)
+    finalise_s = time.monotonic() - began
+    records = [read_commit(work.store, work.plan, index).runtime for index in range(work.plan.num_shards)]
+    return {
+        **shares(records),  # type: ignore[arg-type]
+        "start_s": min(float(r["began_at"]) for r in records) - began_at,
+        "end_s": ended_at - max(float(r["began_at"]) + float(r["make_s"]) for r in records),
+        "commit_s_per_shard": statistics.mean(result.commit_s for result in results),
+        "finalise_s": finalise_s,
+        "wall_s": ended_at - began_at,
+    }
+
+
+def shares(records: list[dict[str, float]]) -> dict[str, float]:
+    """Busy share of the devices in steady state, and what the rest is, from the commit records of a run.
+
+    The first shard of each actor is left out where there are others: it warms up.
+    """
+    actors: dict[Any, list[dict[str, float]]] = defaultdict(list)
+    for one in sorted(records, key=lambda r: r["began_at"]):
+        actors[one["host"], one["pid"]].append(one)
+    span = device = made = finish = cpu = 0.0
+    shards = 0
+    for mine in actors.values():
+        first, steady = mine[0], mine[1:] or mine
+        began = first["began_at"] + (first["make_s"] if mine[1:] else 0.0)
+        cpu -= first.get("process_cpu_s" if mine[1:] else "process_cpu_before_s", 0.0)
+        cpu += steady[-1].get("process_cpu_s", 0.0)
+        span += steady[-1]["began_at"] + steady[-1]["make_s"] - began
+        device += sum(r["sample_s"] + r["decode_s"] for r in steady)
+        made += sum(r["make_s"] for r in steady)
+        finish += sum(r["finish_s"] for r in steady)
+        shards += len(steady)
+    return {
+        "actors": len(actors),
+        "busy_share": device / span,
+        "between_shards_share": (span - made) / span,
+        "in_make_beside_device_share": (made - device) / span,
+        "device_s_per_shard": device / shards,
+        "finish_s_per_shard": finish / shards,
+        "cpu_s_per_shard": cpu / shards,
+        "make_cpu_s_per_shard": statistics.mean(r.get("make_cpu_s", 0.0) for r in records),
+    }
+
+
+def prepared(
+    load: Load, bundle: Path, output: Path, actors: int, maker: Callable[..., Any], **more: Any
+) -> tuple[Work, RuntimeConfig]:
+    """A planned dataset and its runtime."""
+    made = config(load, bundle, output, actors)
+    work = plan_generation(made)
+    work.build_maker, work.arguments = maker, {**work.arguments, **more}
+    write_plan(work.store, work.plan, work.samples)
+    return work, made.runtime
+
+
+def ray_part(load: Load, actors: tuple[int, ...], rounds: int, root: Path) -> dict[str, Any]:
+    """Bare loop and Ray in turn; medians over the rounds."""
+    make_random_bundle(root / "bundle", load.size, load.shape_xyz)
+    found: dict[str, list[dict[str, float]]] = defaultdict(list)
+    names: dict[str, int | None] = {"bare loop": None, "one process": 0} | {f"Ray, {n} actors": n for n in actors}
+    for number in range(rounds):
+        for name, count in names.items():
+            work, runtime = prepared(load, root / "bundle", root / f"{name}-{number}", count or 0, TimedShards)
+            found[name].append(bare(work) if count is None else executed(work, runtime))
+            print(name, found[name][-1], flush=True)
+    result: dict[str, Any] = {name: medians(runs) | {"all": runs} for name, runs in found.items()}
+    base = result["bare loop"]["cpu_s"] / load.shards
+    for name in list(names)[1:]:
+        entry = result[name]
+        entry["cpu_against_bare"] = entry["cpu_s_per_shard"] / base
+        entry["outside_device_share"] = 1 - entry["busy_share"]
+    return {"load": described(load), "rounds": rounds, **result}
+
+
+def device_part(load: Load, seconds: tuple[float, ...], actors: int, root: Path) -> list[dict[str, Any]]:
+    """The stand-in device at several speeds, finishing shards beside it and before it."""
+    make_random_bundle(root / "device-bundle", load.size, load.shape_xyz)
+    table = []
+    for device_s in seconds:
+        for serial in (True, False):
+            output = root / f"device-{device_s:g}-{serial}"
+            more = {"device_s": device_s, "serial": serial}
+            work, runtime = prepared(load, root / "device-bundle", output, actors, StandInShards, **more)
+            entry = {**more, **executed(work, runtime)}
+            entry["cpu_s_per_volume"] = entry["cpu_s_per_shard"] / load.per_shard
+            table.append(entry)
+            print(entry, flush=True)
+            shutil.rmtree(output)
+    return table
+
+
+def medians(runs: list[dict[str, float]]) -> dict[str, float]:
+    """Of each figure the median over rounds."""
+    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+
+
+def described(load: Load) -> dict[str, Any]:
+    """A load in the words of the config."""
+    facts = {"shape_xyz": load.shape_xyz, "samples_per_shard": load.per_shard, "shards": load.shards}
+    return {**facts, "sampler": f"ab2, {load.steps} steps", "micro_batch": load.micro_batch, "threads": load.threads}
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("ray", "device", "all"), default="all")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--shards", type=int, default=12)
+    parser.add_argument("--per-shard", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--device-s", type=float, nargs="+", default=[1.0, 0.3, 0.1])
+    parser.add_argument("--out", type=Path, default=REPO / "docs" / "overhead.json")
+    arguments = parser.parse_args()
+    found: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    found |= {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+    root = Path(tempfile.mkdtemp())
+    try:
+        with session() as started_s:
+            found["ray_starts_s"] = started_s
+            if arguments.part in ("ray", "all"):
+                load = Load((40, 56, 40), SMALL, arguments.per_shard, arguments.shards, arguments.steps)
+                found["ray"] = ray_part(load, tuple(arguments.actors), arguments.rounds, root)
+                arguments.out.write_text(json.dumps(rounded(found), indent=1) + "\n")
+            if arguments.part in ("device", "all"):
+                load = Load((160, 224, 160), TINY, 8, 6, 1)
+                found["device"] = device_part(load, tuple(arguments.device_s), 1, root)
+    finally:
+        shutil.rmtree(root)
+    arguments.out.write_text(json.dumps(rounded(found), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
