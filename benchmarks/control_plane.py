@@ -140,7 +140,8 @@ def _overhead(root: Path, found: dict[str, Any]) -> dict[str, Any]:
     """Of the second driver's shards: actor time that was not spent in making volumes, per shard."""
     commits = sorted((root / "commits").glob("shard-*.json"), key=lambda path: path.stat().st_mtime)[-found["to_do"] :]
     times = [path.stat().st_mtime for path in commits]
-    made = [json.loads(path.read_text())["record"]["runtime"]["make_s"] for path in commits]
+    records = [json.loads(path.read_text())["record"]["runtime"] for path in commits]
+    made = [record["make_s"] + record["finish_s"] for record in records]
     # Median over windows of commits: the waits for actors that were killed fall into few of them.
     wide = max(2, min(20, len(times) // 4))
     windows = [(times[i + wide] - times[i]) / wide for i in range(0, len(times) - wide, wide)]
