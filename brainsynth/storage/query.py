@@ -76,7 +76,7 @@ class Query:
             items = [self._operand(item) for item in right.elts]
             self._same([number, *(kind for _, kind in items)])
             wanted = isinstance(op, ast.In)
-            return lambda row: not _missing(first(row)) and (first(row) in [item(row) for item, _ in items]) == wanted
+            return lambda row: not missing(first(row)) and (first(row) in [item(row) for item, _ in items]) == wanted
         compare = _COMPARISONS.get(type(op))
         if compare is None:
             raise self._refusal("it compares by something else than < <= > >= == != in")
@@ -85,7 +85,7 @@ class Query:
 
         def holds(row: Row) -> bool:
             a, b = first(row), second(row)
-            return not _missing(a) and not _missing(b) and compare(a, b)
+            return not missing(a) and not missing(b) and compare(a, b)
 
         return holds
 
@@ -112,5 +112,6 @@ class Query:
         raise self._refusal(f"{ascii(ast.unparse(node))[:80]} is neither a name nor a number nor 'text'")
 
 
-def _missing(value: Value) -> bool:
+def missing(value: Value) -> bool:
+    """True for the values that stand for none."""
     return value == "" or (isinstance(value, float) and math.isnan(value))

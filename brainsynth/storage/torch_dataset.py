@@ -98,7 +98,8 @@ def read_tensor(
     image = torch.empty([part.stop - part.start for part in box])
 
     def put(place: tuple[slice, ...], piece: np.ndarray[Any, Any]) -> None:
-        image[place].copy_(torch.from_numpy(piece))
+        # Converted first, then placed: torch is slow at both in one step where rows are short.
+        image[place].copy_(torch.from_numpy(piece).to(torch.float32))
 
     dataset.array.fill(dataset.row(index), box, put)
     largest = INTEGER_MAX.get(dataset.array.dtype.name)
