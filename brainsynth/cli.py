@@ -10,8 +10,10 @@ import sys
 from brainsynth.config.cli import configure_logging, guarded
 from brainsynth.errors import UserError
 from brainsynth.storage.commit import read_plan
+from brainsynth.storage.export.plan import FORMATS, plan_export
 from brainsynth.storage.filesystem import open_store, resolve_uri
 from brainsynth.storage.repair import garbage, lost_summary, repair
+from brainsynth.storage.splits import SPLITS
 from brainsynth.storage.verify import verify_dataset
 
 log = logging.getLogger(__name__)
@@ -66,7 +68,18 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--bundle", help="the bundle it was made with: shows the distribution of its covariates, too")
     report.set_defaults(run=_report)
 
-    for verb in (verify, gc, again, report):
+    export = verbs.add_parser("export", help="copy volumes into other formats, checked as they are read; resumes")
+    export.add_argument("--to", required=True, choices=FORMATS, help="the format")
+    export.add_argument(
+        "--output", required=True, metavar="FOLDER", help="a new or empty folder, or the same to resume"
+    )
+    export.add_argument("--where", metavar="CONDITION", help="only these subjects, such as \"age > 60 and sex == 'F'\"")
+    export.add_argument("--split", choices=SPLITS, help="only this fixed part")
+    export.add_argument("--partial", action="store_true", help="of an unfinished or damaged dataset, what is whole")
+    export.add_argument("--workers", type=int, default=0, metavar="N", help="so many volumes at a time, on Ray")
+    export.set_defaults(run=_export)
+
+    for verb in (verify, gc, again, report, export):
         verb.add_argument("uri", help="the dataset's folder: a path or an object-store URI")
     return parser
 
@@ -141,6 +154,20 @@ def _report(arguments: argparse.Namespace) -> int:
     uri = resolve_uri(arguments.uri, "uri")
     read_plan(open_store(uri))  # a folder that holds no dataset is told as for the other verbs
     report_dataset(uri, None, arguments.bundle)
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from brainsynth.executors.export import run_export
+
+    chosen = (arguments.where, arguments.split, arguments.partial)
+    export = plan_export(arguments.uri, arguments.output, arguments.to, *chosen)
+    done = run_export(export, arguments.partial, arguments.workers)
+    print(f"{done.subjects - len(done.left_out)} volumes as {done.format}: {export.output}")
+    if done.left_out:
+        print(f"left out, damaged: {', '.join(done.left_out)}")
+    if export.plan.kind == "generated" and export.model is None:
+        print("the dataset does not say under which licence its model is: it was made before brainsynth recorded that")
     return 0
 
 

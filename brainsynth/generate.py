@@ -17,7 +17,7 @@ from brainsynth.bundle import GATE_FILE, BundleSpec
 from brainsynth.config.gate import GateConfig
 from brainsynth.config.schema import CovariateSource, GenerateConfig
 from brainsynth.errors import UserError, WorkerBroken
-from brainsynth.manifest import SampleRecord
+from brainsynth.manifest import MODEL_KEY, ModelRecord, SampleRecord
 from brainsynth.models.device import (
     autocast,
     choose_device,
@@ -36,7 +36,7 @@ from brainsynth.quality.drawn import Drawn
 from brainsynth.quality.gate import QualityGate
 from brainsynth.quality.gate_file import load_gate
 from brainsynth.quality.gatekeeper import Gatekeeper, GateRules, gate_rules
-from brainsynth.records import from_dict, record, to_dict
+from brainsynth.records import from_dict, record, seal, to_dict
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_samples
 from brainsynth.storage.filesystem import local_folder, open_store, read_table, resolve_uri
@@ -118,6 +118,13 @@ def bundle_gate(folder: Path, bundle: BundleSpec) -> QualityGate:
     if (gate.spec.volume.shape_xyz, gate.spec.volume.spacing_mm) != (bundle.volume.shape_xyz, bundle.volume.spacing_mm):
         raise UserError(f"{folder / GATE_FILE} is for volumes of another grid than the bundle's")
     return gate
+
+
+def write_model_record(work: Work, bundle: str) -> None:
+    """Beside a dataset: which model made it, and on what terms; exports carry that on."""
+    spec = read_bundle(local_folder(bundle, "bundle"))
+    made = ModelRecord(bundle=spec.digest, name=spec.name, licence=spec.licence, training_data=spec.training_data)
+    work.store.write(MODEL_KEY, seal(made))
 
 
 def covariate_rows(source: CovariateSource, bundle: BundleSpec) -> pd.DataFrame:

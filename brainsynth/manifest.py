@@ -11,6 +11,7 @@ import numpy.typing as npt
 from brainsynth.records import record
 from brainsynth.volume import voxel_sha256
 
+MODEL_KEY = "model.json"
 SampleStatus = Literal["ok", "rejected", "failed"]
 
 
@@ -92,6 +93,18 @@ class DatasetManifest:
     facts: dict[str, Any]
     """The plan's identity, for readers."""
     synthetic: bool
+
+
+@record
+class ModelRecord:
+    """`model.json` of a generated dataset: which model made it, and on what terms. As the bundle says."""
+
+    schema_version: Literal[1] = 1
+    bundle: str
+    """The bundle's digest."""
+    name: str
+    licence: str
+    training_data: str
 
 
 def stored_sha256(stored: list[npt.NDArray[Any]]) -> str:

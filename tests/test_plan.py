@@ -175,3 +175,5 @@ def test_size_and_chunks() -> None:
     assert plan.raw_bytes() == 10 * 40 * 48 * 33 * 2
     assert volume_array("t1w", VOLUME).chunk_shape == (20, 24, 33)
     assert volume_array("t1w", replace(VOLUME, shape_xyz=(32, 34, 64))).chunk_shape == (32, 17, 32)
+    assert volume_array("t1w", replace(VOLUME, shape_xyz=(160, 224, 160))).chunk_shape == (40, 56, 40)
+    assert volume_array("t1w", replace(VOLUME, shape_xyz=(130, 256, 134))).chunk_shape == (65, 64, 67)

@@ -21,7 +21,7 @@ from brainsynth.evaluation.dataset_report import check_ruler, report_dataset
 from brainsynth.evaluation.gate_fit import reference_rows, write_gate
 from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.executors.ray_train import train
-from brainsynth.generate import estimate_s, plan_generation
+from brainsynth.generate import estimate_s, plan_generation, write_model_record
 from brainsynth.storage.filesystem import local_folder
 from brainsynth.training import autoencoder, diffusion, distillation
 from brainsynth.training.export import export_bundle, export_distilled, plan_bundle
@@ -144,6 +144,7 @@ def generate(config: GenerateConfig) -> Path | None:
     work = plan_generation(config)
     check_ruler(config.ruler, work.plan)
     make_dataset(work, config.runtime)
+    write_model_record(work, config.bundle)
     return report_dataset(work.root, config.ruler, config.bundle)
 
 

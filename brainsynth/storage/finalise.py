@@ -82,7 +82,7 @@ def finalise(store: Store, plan: Plan, progress: Callable[[int, int], None] | No
         SUBJECTS_KEY: fold.subjects.close(),
         SHARDS_KEY: fold.shards.close(),
         "participants.tsv": fold.participants.getvalue().encode(),
-        "participants.json": _pretty(_participants_sidecar(plan)),
+        "participants.json": _pretty(participants_sidecar(plan)),
         "dataset_description.json": _pretty(_bids_description(plan)),
         "README.md": _card(plan, counts).encode(),
     }
@@ -244,7 +244,8 @@ def _pretty(document: Any) -> bytes:
     return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _participants_sidecar(plan: Plan) -> dict[str, Any]:
+def participants_sidecar(plan: Plan) -> dict[str, Any]:
+    """participants.json: what each column of participants.tsv means, with units."""
     columns: dict[str, Any] = {
         "row": {"Description": "Index of the subject's volume along the first axis of every array"},
         "status": {"Description": "ok: the volume is there; rejected or failed: it is not, see rejects.tsv"},

@@ -15,7 +15,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from brainsynth.errors import UserError
@@ -69,6 +69,21 @@ class ObjectStore:
     def read(self, key: str) -> bytes:
         check_key(key, self.uri)
         return self._repeat("read", key, lambda: bytes(self.store.get(key).bytes()))
+
+    def size(self, key: str) -> int:
+        """Bytes of the object. Raises FileNotFoundError."""
+        check_key(key, self.uri)
+        return int(self._repeat("read", key, lambda: self.store.head(key)["size"]))
+
+    def read_spans(self, key: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes [start, stop) of each span of the object; near ones are one request. Raises FileNotFoundError."""
+        check_key(key, self.uri)
+        starts, ends = [start for start, _ in spans], [stop for _, stop in spans]
+
+        def get() -> list[bytes]:
+            return [bytes(part) for part in self.store.get_ranges(key, starts=starts, ends=ends)]
+
+        return self._repeat("read", key, get)
 
     def write(self, key: str, data: bytes) -> None:
         check_key(key, self.uri)

@@ -1,26 +1,120 @@
-"""The reader as a torch map-style dataset."""
+"""The reader as a torch map-style dataset, and a sampler that shuffles without jumping from shard to shard."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
-from brainsynth.storage.reader import SyntheticDataset
+from brainsynth.storage.dataset_files import is_remote
+from brainsynth.storage.reader import INTEGER_MAX, SyntheticDataset
+
+_REQUESTS_AT_ONCE = 8
 
 
 class TorchDataset(Dataset[dict[str, Any]]):
-    """`image` float32 (1, X, Y, Z), `affine` float64 (4, 4), `sample_id`, and the covariates."""
+    """`image` float32 (1, X, Y, Z), `affine` float64 (4, 4), `sample_id`, and the covariates.
 
-    def __init__(self, dataset: SyntheticDataset) -> None:
-        self.dataset = dataset
+    With `patch`, a random box of that many voxels, from torch's own generator (which a DataLoader seeds in each worker):
+    `start` int64 (3,) is its first voxel, and `affine` is that of the box.
+    """
+
+    def __init__(
+        self,
+        dataset: SyntheticDataset,
+        patch: Sequence[int] | None = None,
+        transform: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> None:
+        self.dataset, self.transform = dataset, transform
+        self.patch = None if patch is None else [int(size) for size in patch]
+        if self.patch is not None:
+            dataset.array.box(size=self.patch)  # a patch that does not fit is told here
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.dataset[index]
-        sample["image"] = torch.from_numpy(sample["image"])[None]
-        sample["affine"] = torch.from_numpy(sample["affine"])
-        return sample
+    def __getitem__(self, index: int) -> Any:
+        start = None if self.patch is None else random_start(self.dataset.shape, self.patch)
+        return self._sample(index, start)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """A whole batch, as a DataLoader asks for it; from an object store, several samples at a time."""
+        starts = [None if self.patch is None else random_start(self.dataset.shape, self.patch) for _ in indices]
+        if not is_remote(self.dataset.uri):
+            return [self._sample(*wanted) for wanted in zip(indices, starts, strict=True)]
+        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+            return list(pool.map(self._sample, indices, starts))
+
+    def _sample(self, index: int, start: Sequence[int] | None) -> Any:
+        sample = self.dataset.facts(index)
+        sample["image"] = read_tensor(self.dataset, index, start, self.patch)[None]
+        sample["affine"] = torch.from_numpy(moved_affine(sample["affine"], start))
+        if start is not None:
+            sample["start"] = torch.tensor(start)
+        return sample if self.transform is None else self.transform(sample)
+
+
+class ShardSampler(Sampler[int]):
+    """A shuffle that reads few shards at a time: shards in random order, samples in random order among `window` of them.
+
+    Every sample comes once an epoch. With `num_replicas`, each rank gets an equal part (the first samples fill it up, as
+    in `DistributedSampler`). Call `set_epoch` before each epoch, else they are all alike.
+    """
+
+    def __init__(
+        self, dataset: SyntheticDataset, window: int = 8, seed: int = 0, num_replicas: int = 1, rank: int = 0
+    ) -> None:
+        if window < 1 or not 0 <= rank < num_replicas:
+            raise ValueError(f"window {window} must be at least 1, and rank {rank} one of {num_replicas} replicas")
+        self.shards, self.window, self.seed, self.epoch = dataset.shards, window, seed, 0
+        self.num_replicas, self.rank = num_replicas, rank
+
+    def set_epoch(self, epoch: int) -> None:
+        """Another epoch, another order."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.shards) // self.num_replicas)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        shards = rng.permutation(np.unique(self.shards))
+        windows = [shards[i : i + self.window] for i in range(0, len(shards), self.window)]
+        parts = [rng.permutation(np.flatnonzero(np.isin(self.shards, chosen))) for chosen in windows]
+        order = np.concatenate([*parts, np.array([], dtype=np.int64)])
+        order = np.resize(order, len(self) * self.num_replicas)
+        return iter(order[self.rank * len(self) : (self.rank + 1) * len(self)].tolist())
+
+
+def read_tensor(
+    dataset: SyntheticDataset, index: int, start: Sequence[int] | None = None, size: Sequence[int] | None = None
+) -> torch.Tensor:
+    """Intensities of a volume or box, float32 in [0, 1]: torch converts float16 several times faster than NumPy."""
+    box = dataset.array.box(start, size)
+    image = torch.empty([part.stop - part.start for part in box])
+
+    def put(place: tuple[slice, ...], piece: np.ndarray[Any, Any]) -> None:
+        # Converted first, then placed: torch is slow at both in one step where rows are short.
+        image[place].copy_(torch.from_numpy(piece).to(torch.float32))
+
+    dataset.array.fill(dataset.row(index), box, put)
+    largest = INTEGER_MAX.get(dataset.array.dtype.name)
+    return image if largest is None else image.div_(largest)
+
+
+def random_start(shape: Sequence[int], patch: Sequence[int]) -> list[int]:
+    """The first voxel of a box, uniform over all places where it fits."""
+    return [int(torch.randint(0, n - size + 1, ())) for n, size in zip(shape, patch, strict=True)]
+
+
+def moved_affine(affine: np.ndarray[Any, Any], start: Sequence[int] | None) -> np.ndarray[Any, Any]:
+    """The affine of a box that begins at voxel `start`."""
+    if start is None:
+        return affine
+    moved = affine.copy()
+    moved[:3, 3] += affine[:3, :3] @ np.asarray(start, dtype=np.float64)
+    return moved

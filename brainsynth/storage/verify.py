@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brainsynth.errors import UserError
-from brainsynth.manifest import DatasetManifest, SampleRecord, ShardManifest, stored_sha256
+from brainsynth.manifest import MODEL_KEY, DatasetManifest, SampleRecord, ShardManifest, stored_sha256
 from brainsynth.plan import Plan
 from brainsynth.records import record, unseal
 from brainsynth.storage import attempts, quality
@@ -19,7 +19,7 @@ from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, read_co
 from brainsynth.storage.filesystem import TEMPORARY_PREFIX, Store
 from brainsynth.storage.finalise import DATASET_KEY, is_table
 
-_BESIDE = ("latents.json", "report.html", "report.json", "config.json", "bundle.json")
+_BESIDE = ("latents.json", "report.html", "report.json", "config.json", "bundle.json", MODEL_KEY)
 _REPAIRS = "repairs"
 Kind = Literal["missing", "corrupt", "swapped", "duplicated", "orphaned", "unexpected"]
 

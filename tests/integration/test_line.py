@@ -17,6 +17,8 @@ import pytest
 from brainsynth import open_dataset
 from brainsynth.config.schema import GenerateConfig
 from brainsynth.executors import stages
+from brainsynth.manifest import MODEL_KEY, ModelRecord
+from brainsynth.records import unseal
 from brainsynth.storage.commit import read_commit, read_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset
@@ -60,6 +62,9 @@ def test_generated_dataset_is_whole_and_reported(generated: Path) -> None:
     assert page.count("data:image/png;base64,") >= 2
     assert "http://" not in page
     assert "https://" not in page
+    model = unseal(ModelRecord, (generated / MODEL_KEY).read_bytes(), MODEL_KEY)
+    assert (model.bundle, model.licence) == (read_plan(open_store(str(generated))).identity["bundle"], "Apache-2.0")
+    assert (model.name, model.training_data) == ("tiny", "phantoms")
 
 
 def test_same_plan_same_voxels_whoever_runs_it(line: Line, ray_cluster: None, tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""Run an export: here, or its units on Ray. What gzip costs is spread over CPUs; reading a shard is cheap beside it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+
+from brainsynth.errors import UserError
+from brainsynth.storage.export.plan import ExportPlan, ExportRecord, Subject, begin
+from brainsynth.storage.export.run import export_unit, finish
+
+log = logging.getLogger(__name__)
+PROGRESS_S = 15.0
+ATTEMPTS = 3
+
+
+def run_export(export: ExportPlan, partial: bool = False, workers: int = 0) -> ExportRecord:
+    """Write everything that is not there yet. `workers` 0: in this process; else so many Ray tasks at a time.
+
+    Raises:
+        UserError: a volume is damaged and `partial` is not set, or the output cannot be written.
+    """
+    if workers < 0:
+        raise UserError(f"--workers {workers}: 0 (this process) or more")
+    begin(export)
+    units = export.units()
+    done, damaged, shown = 0, [], time.monotonic()
+    for ids, count in _on_ray(export, units, partial, workers) if workers else _here(export, units, partial):
+        damaged += ids
+        done += count
+        if time.monotonic() - shown > PROGRESS_S:
+            shown = time.monotonic()
+            log.info("%d/%d volumes", done, len(export.subjects))
+    return finish(export, damaged)
+
+
+Units = list[tuple[int, list[Subject]]]
+
+
+def _here(export: ExportPlan, units: Units, partial: bool) -> Iterator[tuple[list[str], int]]:
+    for number, subjects in units:
+        yield export_unit(export, number, subjects, partial), len(subjects)
+
+
+def _on_ray(export: ExportPlan, units: Units, partial: bool, workers: int) -> Iterator[tuple[list[str], int]]:
+    from brainsynth.executors.session import ray_session
+
+    with ray_session():
+        import ray
+
+        # A unit may be run again: what is written is whole, and found by the next try.
+        run = ray.remote(num_cpus=1, max_retries=ATTEMPTS)(export_unit)
+        shared = ray.put(_without_subjects(export))
+        waiting: dict[ray.ObjectRef[list[str]], int] = {}
+        left = list(reversed(units))
+        while left or waiting:
+            while left and len(waiting) < workers:
+                number, subjects = left.pop()
+                waiting[run.remote(shared, number, subjects, partial)] = len(subjects)
+            ready, _ = ray.wait(list(waiting), num_returns=1)
+            yield ray.get(ready[0]), waiting.pop(ready[0])
+
+
+def _without_subjects(export: ExportPlan) -> ExportPlan:
+    """What a unit needs: its own subjects travel with it."""
+    return ExportPlan(export.uri, export.output, export.plan, export.model, export.record, [])

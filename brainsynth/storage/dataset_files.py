@@ -1,0 +1,93 @@
+"""The files of a dataset as a reader wants them, at a path or an object-store URI. Needs obstore for the latter only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def is_remote(uri: str) -> bool:
+    """True for what is no local path."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def local_path(uri: str) -> str:
+    """The path behind a local URI."""
+    return "/" + uri.removeprefix("file://").lstrip("/") if uri.startswith("file://") else os.path.expanduser(uri)
+
+
+def local_file(uri: str, key: str) -> Path:
+    """A file of a local dataset; nothing in it may be a link that leads out of it."""
+    root = Path(local_path(uri))
+    file = root / key
+    if not file.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"{file} is reached by a symbolic link that leaves the dataset: remove the link")
+    return file
+
+
+def read_file(uri: str, key: str) -> bytes:
+    """A whole file. Raises FileNotFoundError."""
+    if is_remote(uri):
+        from brainsynth.storage.object_store import ObjectStore
+
+        return ObjectStore(uri).read(key)
+    return local_file(uri, key).read_bytes()
+
+
+def list_files(uri: str, folder: str) -> list[str]:
+    """Keys below a folder."""
+    if is_remote(uri):
+        from brainsynth.storage.object_store import ObjectStore
+
+        return [key for key, _ in ObjectStore(uri).list(folder)]
+    return sorted(f"{folder}/{file.name}" for file in local_file(uri, folder).glob("*"))
+
+
+def zarr_store(uri: str) -> Any:
+    """What zarr opens a dataset by."""
+    if is_remote(uri):
+        from zarr.storage import ObjectStore
+
+        from brainsynth.storage.object_store import ATTEMPTS, open_client
+
+        # Zarr asks the client directly: here the client repeats by itself, and reading twice does no harm.
+        return ObjectStore(open_client(uri, retries=ATTEMPTS - 1), read_only=True)
+    return local_path(uri)
+
+
+class LocalParts:
+    """Parts of the files of a local dataset."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    def size(self, key: str) -> int:
+        """Bytes of a file. Raises FileNotFoundError."""
+        return local_file(self.uri, key).stat().st_size
+
+    def read(self, key: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes [start, stop) of each span; fewer where the file ends before."""
+        file = os.open(os.path.join(local_path(self.uri), key), os.O_RDONLY)
+        try:
+            return [os.pread(file, stop - start, start) for start, stop in spans]
+        finally:
+            os.close(file)
+
+
+class RemoteParts:
+    """Parts of the objects of a dataset in an object store."""
+
+    def __init__(self, uri: str) -> None:
+        from brainsynth.storage.object_store import ObjectStore
+
+        self.store = ObjectStore(uri)
+
+    def size(self, key: str) -> int:
+        """Bytes of an object. Raises FileNotFoundError."""
+        return self.store.size(key)
+
+    def read(self, key: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes [start, stop) of each span; spans that lie close together are one request."""
+        return self.store.read_spans(key, spans)

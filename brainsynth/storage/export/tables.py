@@ -1,0 +1,103 @@
+"""What stands beside exported volumes: participants, dataset description, read-me. Every format gets what BIDS wants."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas as pd
+
+import brainsynth
+from brainsynth.storage.export.plan import ExportPlan, Subject
+from brainsynth.storage.finalise import participants_sidecar
+
+BIDS_VERSION = "1.10.0"
+_PLACES = {
+    "nifti": "`sub-<id>_T1w.nii.gz`: float32 NIfTI",
+    "bids": "`sub-<id>/anat/sub-<id>_T1w.nii.gz`: float32 NIfTI in the layout of BIDS",
+    "ome-zarr": "`sub-<id>_T1w.ome.zarr`: OME-Zarr 0.5, axes z, y, x; the affine of (x, y, z) in `attributes.brainsynth`",
+    "webdataset": "`shard-NNNNNN.tar`: WebDataset, `<id>.t1w.npy` (X, Y, Z) and `<id>.json` (covariates, affine)",
+}
+
+
+def tables(export: ExportPlan, subjects: list[Subject]) -> dict[str, bytes]:
+    """File name → content, for the subjects that were exported."""
+    image = {"Description": _description(export)["Name"], "Units": "arbitrary, 0 to 1"}
+    return {
+        **({"T1w.json": _json(image)} if export.record.format in ("nifti", "bids") else {}),
+        "participants.tsv": _participants(export, subjects),
+        "participants.json": _json(_sidecar(export)),
+        "README.md": _readme(export, subjects).encode(),
+        "dataset_description.json": _json(_description(export)),
+    }
+
+
+def about(export: ExportPlan, subject: Subject) -> dict[str, Any]:
+    """What a file says of its own volume, in formats that have a place for it."""
+    units = {c.name: c.unit for c in export.plan.covariates.covariates if c.unit}
+    return {
+        "sample_id": subject.sample_id,
+        "split": subject.split,
+        "synthetic": export.plan.kind == "generated",
+        "covariates": subject.covariates,
+        "units": units,
+    }
+
+
+def _participants(export: ExportPlan, subjects: list[Subject]) -> bytes:
+    names = export.plan.covariates.names
+    lines = [{"participant_id": f"sub-{s.sample_id}", **s.covariates, "split": s.split} for s in subjects]
+    table = pd.DataFrame(lines, columns=["participant_id", *names, "split"])
+    return table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n").encode()
+
+
+def _sidecar(export: ExportPlan) -> dict[str, Any]:
+    columns = participants_sidecar(export.plan)
+    del columns["row"], columns["status"]
+    columns["split"] = {"Description": "Fixed part of the dataset, by subject", "Levels": {}}
+    columns["split"]["Levels"] = {name: name for name in sorted({subject.split for subject in export.subjects})}
+    return columns
+
+
+def _description(export: ExportPlan) -> dict[str, Any]:
+    synthetic = export.plan.kind == "generated"
+    what = f"plan {export.plan.fingerprint}"
+    if synthetic:
+        what = f"AI-generated images of no real person, made by a latent diffusion model ({_model(export)}); {what}"
+    made = {"Name": "brainsynth", "Version": brainsynth.__version__, "Description": what}
+    licence = {"License": export.model.licence} if export.model else {}
+    name = "Synthetic T1w brain MRI (AI-generated)" if synthetic else "Prepared T1w brain MRI"
+    return {
+        "Name": name,
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "raw",  # a derivative must say whether it is skull-stripped, and a model does not know
+        **licence,
+        "GeneratedBy": [made],
+    }
+
+
+def _model(export: ExportPlan) -> str:
+    name = f"bundle {export.model.name}, " if export.model else ""
+    return f"{name}digest {export.plan.identity['bundle']}"
+
+
+def _readme(export: ExportPlan, subjects: list[Subject]) -> str:
+    plan, model = export.plan, export.model
+    shape, spacing = "×".join(map(str, plan.volume.shape_xyz)), "×".join(f"{mm:g}" for mm in plan.volume.spacing_mm)
+    whose = (
+        "Every image is SYNTHETIC: AI-generated, of no real person. Not for diagnosis."
+        if plan.kind == "generated"
+        else "These images come from the cohort named in the dataset's plan; its terms apply."
+    )
+    licence = f"- licence of the model: {model.licence}; trained on: {model.training_data}\n" if model else ""
+    chosen = export.record.where or "all subjects"
+    return (
+        f"# {_description(export)['Name']}\n\n{whose}\n\n"
+        f"- {len(subjects)} volumes of {shape} voxels at {spacing} mm, axes RAS+, intensities in [0, 1]\n"
+        f"- {_PLACES[export.record.format]}\n- chosen: {chosen}{f', split {s}' if (s := export.record.split) else ''}\n"
+        f"{licence}- exported by brainsynth {brainsynth.__version__}; plan {plan.fingerprint}\n"
+    )
+
+
+def _json(document: Any) -> bytes:
+    return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()

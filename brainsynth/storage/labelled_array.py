@@ -1,0 +1,52 @@
+"""xarray over dask: the whole dataset as one lazy array with names on its axes. Needs xarray and dask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask.array
+import numpy as np
+import numpy.typing as npt
+import xarray
+
+from brainsynth.storage.reader import SyntheticDataset
+
+
+class _Volumes:
+    """What dask slices: (n, X, Y, Z) float32; reads the chunks that a slice touches and no others."""
+
+    def __init__(self, dataset: SyntheticDataset) -> None:
+        self.dataset = dataset
+        self.shape = (len(dataset), *dataset.shape)
+        self.dtype, self.ndim = np.dtype(np.float32), 1 + len(dataset.shape)
+
+    def __getitem__(self, key: Any) -> npt.NDArray[np.float32]:
+        chosen = [np.arange(n)[part] for n, part in zip(self.shape, key, strict=True)]
+        first, *rest = [np.atleast_1d(places) for places in chosen]
+        if not all(places.size for places in (first, *rest)):
+            return np.empty([len(places) for places in (first, *rest)], self.dtype)
+        lows = [int(places.min()) for places in rest]
+        sizes = [int(places.max()) + 1 - low for places, low in zip(rest, lows, strict=True)]
+        within = np.ix_(*(places - low for places, low in zip(rest, lows, strict=True)))
+        boxes = np.stack([self.dataset.patch(int(index), lows, sizes)[within] for index in first])
+        return boxes[tuple(slice(None) if places.ndim else 0 for places in chosen)]
+
+
+def labelled_array(dataset: SyntheticDataset) -> xarray.DataArray:
+    """(subject, x, y, z), or (subject, channel, x, y, z) of latents; x, y, z in mm for volumes; covariates by subject."""
+    if not len(dataset):
+        raise ValueError(f"{dataset.uri} has no volumes to label")
+    volumes = _Volumes(dataset)
+    lazy = dask.array.from_array(volumes, chunks=(1, *dataset.shape), asarray=False, name=False)
+    space = ["x", "y", "z"][: len(dataset.shape)]
+    names = ["subject", *[f"axis{i}" for i in range(len(dataset.shape) - len(space))], *space]
+    table = dataset.table.set_index("sample_id").drop(columns="row")
+    coordinates: dict[str, Any] = {"subject": table.index.to_numpy()}
+    if len(dataset.shape) == 3:
+        for axis, name in enumerate(space):
+            step, origin = dataset.affine[axis, axis], dataset.affine[axis, 3]
+            coordinates[name] = (name, origin + step * np.arange(dataset.shape[axis]), {"units": "mm"})
+    for name in dataset.covariates:
+        coordinates[name] = ("subject", table[name].to_numpy(), {"units": dataset.units[name]})
+    attributes = {"affine": dataset.affine.tolist(), "axes": "RAS+", "synthetic": bool(dataset.manifest["synthetic"])}
+    return xarray.DataArray(lazy, dims=names, coords=coordinates, name=dataset.array_name, attrs=attributes)

@@ -1,0 +1,92 @@
+"""What a reader knows of a dataset: its manifest and its rows, of a finished dataset or of what is committed so far."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from brainsynth.storage.dataset_files import read_file
+from brainsynth.storage.untrusted import plain_json
+
+_FIELDS = {"schema_version", "arrays", "affine", "covariates", "kinds", "units", "files"}
+_READ_AHEAD = 16
+
+
+def finished(uri: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """The manifest of a finished dataset and the lines of its participants.tsv.
+
+    Raises:
+        FileNotFoundError: it is not finished.
+        ValueError: either is damaged.
+    """
+    manifest = _read_manifest(uri)
+    data = read_file(uri, "participants.tsv")
+    if hashlib.sha256(data).hexdigest() != manifest["files"]["participants.tsv"]:
+        raise ValueError(f"{uri}/participants.tsv is not the table that dataset.json names; run the job again")
+    return manifest, list(csv.DictReader(data.decode().splitlines(), delimiter="\t"))
+
+
+def committed(uri: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """The same of the shards that have a commit record now, while others may still be made. Needs pandas and pyarrow.
+
+    Raises UserError where there is no dataset, or a record is damaged.
+    """
+    from brainsynth.storage.commit import committed_shards, read_commit, read_plan, read_samples
+    from brainsynth.storage.filesystem import open_store
+
+    store = open_store(uri)
+    plan = read_plan(store)
+    samples = read_samples(store, plan)
+    shards = sorted(shard for shard in committed_shards(store) if shard < plan.num_shards)
+    with ThreadPoolExecutor(_READ_AHEAD) as pool:
+        commits = list(pool.map(lambda shard: read_commit(store, plan, shard), shards))
+    status = {sample.row: sample.status for commit in commits for sample in commit.samples}
+    columns = ["sample_id", *(["split"] if "split" in samples else []), *plan.covariates.names]
+    lines = []
+    for row, values in samples.loc[sorted(status), columns].iterrows():
+        texts = {name: "n/a" if value is None or value != value else str(value) for name, value in values.items()}
+        lines.append(
+            {"participant_id": f"sub-{texts.pop('sample_id')}", "row": str(row), "status": status[row]} | texts
+        )
+    covariates = plan.covariates.covariates
+    manifest = {
+        "kind": plan.kind,
+        "plan_fingerprint": plan.fingerprint,
+        "num_samples": plan.num_samples,
+        "arrays": [array.name for array in plan.arrays],
+        "affine": plan.volume.affine.tolist(),
+        "spacing_mm": list(plan.volume.spacing_mm),
+        "covariates": list(plan.covariates.names),
+        "kinds": {c.name: c.kind for c in covariates},
+        "units": {c.name: c.unit for c in covariates},
+        "facts": plan.identity,
+        "synthetic": plan.kind == "generated",
+    }
+    return manifest, lines
+
+
+def _read_manifest(uri: str) -> dict[str, Any]:
+    try:
+        data = read_file(uri, "dataset.json")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"there is no finished dataset at {uri}: dataset.json is missing (run the job that makes it again to resume; "
+            "open_dataset(…, partial=True) reads what is committed so far)"
+        ) from None
+    try:
+        sealed = plain_json(data, "dataset.json")
+        record: dict[str, Any] = sealed["record"]
+        # As records.digest does, which needs pydantic.
+        body = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+        if hashlib.sha256(body).hexdigest() != sealed["sha256"]:
+            raise ValueError("digest")
+        if not isinstance(record, dict) or _FIELDS - set(record):
+            raise ValueError("fields")
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{uri}/dataset.json is damaged; run the job that made it again") from None
+    if record.get("schema_version") != 1:
+        raise ValueError(f"{uri} has schema version {record.get('schema_version')}; this brainsynth reads version 1")
+    return record

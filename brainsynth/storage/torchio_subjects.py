@@ -1,0 +1,28 @@
+"""TorchIO: every volume a `Subject`, read when its data is asked for. Needs torchio (`pip install torchio`)."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torchio
+
+from brainsynth.storage.reader import SyntheticDataset
+from brainsynth.storage.torch_dataset import read_tensor
+
+
+def subjects_dataset(dataset: SyntheticDataset, transform: Any = None) -> torchio.SubjectsDataset:
+    """Subjects with `t1w`, a ScalarImage (1, X, Y, Z), `sample_id` and the covariates."""
+    subjects = []
+    for index in range(len(dataset)):
+        facts = dataset.facts(index)
+        del facts["affine"]
+        name = f"{facts['sample_id']}.brainsynth"  # TorchIO wants a path; the reader knows better
+        image = torchio.ScalarImage(name, reader=functools.partial(_read, dataset, index), verify_path=False)
+        subjects.append(torchio.Subject(t1w=image, **facts))
+    return torchio.SubjectsDataset(subjects, transform=transform)
+
+
+def _read(dataset: SyntheticDataset, index: int, path: Any) -> tuple[torch.Tensor, Any]:
+    return read_tensor(dataset, index)[None], dataset.affine.copy()
