@@ -108,8 +108,8 @@ class Plan:
 def volume_array(name: str, volume: VolumeSpec) -> ArraySpec:
     """The array of a volume dataset: chunks of 17 to 64 voxels along an axis where it divides into two or four.
 
-    160×224×160 voxels are chunks of 40×56×40: a box of 64³ decodes a fifth of what it would have to in halves of each
-    axis, whole volumes cost the same (docs/reading.md).
+    160×224×160 voxels are chunks of 40×56×40: a random box of 64³ touches a fifth of the volume, where chunks of half an
+    axis would be half of it; whole volumes cost the same (docs/reading.md).
     """
     return ArraySpec(
         name=name,

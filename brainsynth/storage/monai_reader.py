@@ -33,11 +33,11 @@ class VolumeReader(ImageReader):
     """Reads `URI#sample_id` for MONAI's `LoadImage(d)`: float32 intensities in [0, 1], RAS+ affine.
 
     With `patch`, a random box of that many voxels (torch's generator), with its own affine: far cheaper than to load a
-    volume and crop it. `partial` is that of `open_dataset`.
+    volume and crop it. `array` and `partial` are those of `open_dataset`.
     """
 
-    def __init__(self, patch: Sequence[int] | None = None, partial: bool = False) -> None:
-        self.patch, self.partial = patch, partial
+    def __init__(self, patch: Sequence[int] | None = None, array: str | None = None, partial: bool = False) -> None:
+        self.patch, self.array, self.partial = patch, array, partial
         self._known: dict[str, tuple[SyntheticDataset, dict[str, int]]] = {}
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
@@ -71,7 +71,7 @@ class VolumeReader(ImageReader):
 
     def _open(self, uri: str) -> tuple[SyntheticDataset, dict[str, int]]:
         if uri not in self._known:
-            dataset = open_dataset(uri, partial=self.partial)
+            dataset = open_dataset(uri, array=self.array, partial=self.partial)
             self._known[uri] = (dataset, {sample_id: index for index, sample_id in enumerate(dataset.sample_ids)})
         return self._known[uri]
 
@@ -90,6 +90,6 @@ def monai_dataset(
     patch: Sequence[int] | None = None,
 ) -> Dataset:
     """Load, put the channel first, then `transform`."""
-    reader = VolumeReader(patch, "shards_digest" not in dataset.manifest)
+    reader = VolumeReader(patch, dataset.array_name, partial="shards_digest" not in dataset.manifest)
     load = [LoadImaged(keys="image", reader=reader, image_only=True), EnsureChannelFirstd(keys="image")]
     return Dataset(monai_items(dataset), Compose([*load, *([] if transform is None else [transform])]))

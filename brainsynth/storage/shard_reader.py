@@ -121,7 +121,9 @@ class ShardReader:
         known = key in self._indices
         try:
             spans = [(int(start), int(start + size)) for start, size in self._index(self._opened, key)[flat]]
-            return [_checked(data) for data in self._opened.read(key, spans)]
+            if any(stop - start <= _CRC_BYTES for start, stop in spans):
+                raise LostError("a chunk of it is not there")
+            return _checked(self._opened, key, spans)
         except FileNotFoundError:
             raise LostError("its shard is not there") from None
         except LostError:
@@ -143,12 +145,12 @@ class ShardReader:
         length = 16 * self.layout.samples_per_shard * math.prod(self.layout.grid)
         if end < length + _CRC_BYTES:
             raise LostError("its shard is cut short")
-        data = _checked(parts.read(key, [(end - length - _CRC_BYTES, end)])[0])
+        (data,) = _checked(parts, key, [(end - length - _CRC_BYTES, end)])
         index = np.frombuffer(data, "<u8").reshape(-1, 2)
         there = index[:, 0] != np.iinfo(np.uint64).max
         if (index[there] > end).any() or (index[there].sum(axis=1) > end).any():
             raise LostError("its shard's index points outside of it")
-        index = np.where(there[:, None], index, 0).astype(np.uint64)  # a chunk of no bytes fails its check
+        index = np.where(there[:, None], index, 0).astype(np.uint64)
         with self._lock:
             self._indices[key] = index
             if len(self._indices) > _CACHED_INDICES:
@@ -156,7 +158,8 @@ class ShardReader:
         return index
 
     def _decode(self, data: bytes, buffer: npt.NDArray[Any]) -> None:
-        if len(data) < _BLOSC_HEADER_BYTES or struct.unpack_from("<I", data, 4)[0] != buffer.nbytes:
+        # Blosc 1 header, little-endian: 4 bytes of flags, decoded size, block size, encoded size.
+        if len(data) < _BLOSC_HEADER_BYTES or struct.unpack_from("<I4xI", data, 4) != (buffer.nbytes, len(data)):
             raise LostError("a chunk has another size")
         try:
             blosc.decompress(data, buffer)
@@ -164,12 +167,15 @@ class ShardReader:
             raise LostError(f"a chunk cannot be decoded: {error}") from None
 
 
-def _checked(data: bytes) -> bytes:
-    """The data without the crc32c that it ends in. Raises LostError when that is another."""
-    body = data[:-_CRC_BYTES]
-    if len(data) < _CRC_BYTES or google_crc32c.value(body) != int.from_bytes(data[-_CRC_BYTES:], "little"):
-        raise LostError("its checksum differs")
-    return body
+def _checked(parts: LocalParts | RemoteParts, key: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+    """What each span holds, without the crc32c that it ends in. Raises LostError when that is another."""
+    # Read apart from its checksum: to cut that off afterwards would copy every byte once more.
+    wanted = [part for start, stop in spans for part in ((start, stop - _CRC_BYTES), (stop - _CRC_BYTES, stop))]
+    read = parts.read(key, wanted)
+    for data, checksum in zip(read[::2], read[1::2], strict=True):
+        if len(checksum) < _CRC_BYTES or google_crc32c.value(data) != int.from_bytes(checksum, "little"):
+            raise LostError("its checksum differs")
+    return read[::2]
 
 
 def _overlaps(box: Box, chunk_shape: Sequence[int]) -> Iterator[tuple[tuple[int, ...], Box, Box]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,18 +54,13 @@ class StoredArray:
 
     def read(self, row: int, box: Box) -> npt.NDArray[Any]:
         """A box of a row. Raises ValueError when it is lost."""
-        out = np.empty(tuple(part.stop - part.start for part in box), self.dtype)
-        self.fill(row, box, out.__setitem__)
-        return out
-
-    def fill(self, row: int, box: Box, put: Callable[[Box, npt.NDArray[Any]], object]) -> None:
-        """Hand each piece of a box to `put`, with its place in it: a piece is overwritten when `put` returns."""
         try:
             if self._reader is None:
-                put(tuple(slice(0, part.stop - part.start) for part in box), self._by_zarr(row, box))
-            else:
-                for target, piece in self._reader.pieces(row, box):
-                    put(target, piece)
+                return self._by_zarr(row, box)
+            out = np.empty(tuple(part.stop - part.start for part in box), self.dtype)
+            for place, piece in self._reader.pieces(row, box):
+                out[place] = piece
+            return out
         except LostError as error:
             raise ValueError(
                 f"{self.uri}: the volume of row {row} is lost or damaged; run `brainsynth verify {self.uri}` ({error})"

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import re
 import runpy
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
+from brainsynth import cli
+from brainsynth.storage.export.plan import FORMATS
+
 PAGE = Path(__file__).parents[2] / "docs" / "reading.md"
 EXAMPLES = re.findall(r"^## ([^\n]+)\n|^```python\n(.*?)^```$", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
+COMMANDS = [line for block in re.findall(r"^```bash\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+            for line in block.splitlines() if line.startswith("brainsynth ")]  # fmt: skip
 NEEDS = {"torchio": "torchio", ".xarray()": "dask"}
 
 
@@ -46,3 +53,19 @@ def test_an_example_runs(
     monkeypatch.chdir(finished.parents[1])
     values = runpy.run_path(str(tmp_path / "example.py"), run_name="__main__")
     assert any(not name.startswith("__") for name in values), heading
+
+
+def test_the_page_has_an_export_to_every_format() -> None:
+    assert {format_ for format_ in FORMATS if any(f"--to {format_} " in line for line in COMMANDS)} == set(FORMATS)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_runs(line: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "demo-output"
+    place.symlink_to(finished.parent)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", shlex.split(line))
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert not left.value.code
+    assert len(list(tmp_path.glob("exported/*/participants.tsv"))) == 1
