@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from brainsynth.cohort.phantom import make_phantom, phantom_covariates, phantom_
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.covariates import Covariate, CovariateSchema
 from brainsynth.manifest import describe_sample
-from brainsynth.plan import generation_plan, generation_samples
+from brainsynth.plan import Plan, generation_plan, generation_samples
 from brainsynth.storage.commit import commit_shard, write_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.finalise import finalise
@@ -44,7 +45,10 @@ from brainsynth.storage.finalise import finalise
 GRID = phantom_grid(1.0, (160, 224, 160))
 PATCH = (64, 64, 64)
 SCHEMA = CovariateSchema(covariates=(Covariate(name="age", kind="continuous", unit="years", low=5.0, high=110.0),))
-SHARDS, NIFTI = "brainsynth shards", "NIfTI.gz, MONAI LoadImage"
+SHARDS, PLAIN = "brainsynth shards", "the same shards, plain zarr"
+COARSE, COARSE_PLAIN = "shards, chunks of half an axis", "those, plain zarr"
+NIFTI, HDF5 = "NIfTI.gz, MONAI LoadImage", "HDF5, gzip 4 + shuffle"
+PLACES = ("shards", "halves")
 
 
 def heads(count: int) -> tuple[Any, np.ndarray[Any, Any]]:
@@ -63,34 +67,43 @@ def masked(stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.where(inside, stored, np.float16(0))
 
 
+def write_shards(root: Path, plan: Plan, samples: Any, stored: np.ndarray[Any, Any]) -> None:
+    store = open_store(str(root))
+    write_plan(store, plan, samples)
+    for index in range(plan.num_shards):
+        shard = plan.shard(index)
+        part = stored[shard.start : shard.stop]
+        ids = samples["sample_id"][shard.start : shard.stop]
+        records = [
+            describe_sample(name, row, [v]) for row, (name, v) in enumerate(zip(ids, part, strict=True), shard.start)
+        ]
+        commit_shard(store, plan, shard, [part], records, {})
+    finalise(store, plan)
+
+
 def write_all(folder: Path, people: Any, stored: np.ndarray[Any, Any]) -> dict[str, float]:
     """The same volumes in every format; MB a volume."""
     rows = people[["age"]]
     samples = generation_samples(rows, SCHEMA, 0, SCHEMA.out_of_range(rows))
     plan = generation_plan("0" * 64, GRID, SCHEMA, samples, SamplerConfig(method="ddim", steps=5), "float32", 0, 16)
-    store = open_store(str(folder / "shards"))
-    write_plan(store, plan, samples)
-    for index in range(plan.num_shards):
-        shard = plan.shard(index)
-        part = stored[shard.start : shard.stop]
-        records = [
-            describe_sample(samples["sample_id"][shard.start + i], shard.start + i, [v]) for i, v in enumerate(part)
-        ]
-        commit_shard(store, plan, shard, [part], records, {})
-    finalise(store, plan)
+    write_shards(folder / "shards", plan, samples, stored)
+    halves = replace(plan.arrays[0], chunk_shape=tuple(size // 2 for size in GRID.shape_xyz))
+    write_shards(folder / "halves", replace(plan, arrays=(halves,)), samples, stored)
     for index, volume in enumerate(stored):
         nibabel.save(nibabel.Nifti1Image(volume.astype(np.float32), GRID.affine), folder / f"{index}.nii.gz")
-    sizes = {
-        SHARDS: sum(f.stat().st_size for f in (folder / "shards/dataset.zarr/t1w/c").rglob("*") if f.is_file()),
-        NIFTI: sum(f.stat().st_size for f in folder.glob("*.nii.gz")),
-    }
+    ours, coarse = (
+        sum(f.stat().st_size for f in (folder / name / "dataset.zarr/t1w/c").rglob("*") if f.is_file())
+        for name in PLACES
+    )
+    sizes = {SHARDS: ours, PLAIN: ours, COARSE: coarse, COARSE_PLAIN: coarse}
+    sizes[NIFTI] = sum(f.stat().st_size for f in folder.glob("*.nii.gz"))
     if importlib.util.find_spec("h5py"):
         import h5py
 
         with h5py.File(folder / "volumes.h5", "w") as file:
             chunk = (1, *plan.arrays[0].chunk_shape)
             file.create_dataset("t1w", data=stored, chunks=chunk, compression="gzip", compression_opts=4, shuffle=True)
-        sizes["HDF5, gzip 4 + shuffle"] = (folder / "volumes.h5").stat().st_size
+        sizes[HDF5] = (folder / "volumes.h5").stat().st_size
     return {name: size / len(stored) / 1e6 for name, size in sizes.items()}
 
 
@@ -100,8 +113,10 @@ Reader = Callable[[int], Any]
 def sources(folder: Path) -> dict[str, tuple[Reader, Reader]]:
     """Name → (volume, patch) of an index, as a float32 tensor (1, …)."""
     rng = np.random.default_rng(0)
-    opened = open_dataset(str(folder / "shards"))
+    opened, coarse = (open_dataset(str(folder / name)) for name in PLACES)
     volumes, patches = opened.torch(), opened.torch(patch=PATCH)
+    coarse_volumes, coarse_patches = coarse.torch(), coarse.torch(patch=PATCH)
+    halves: Any = zarr.open_array(str(folder / "halves/dataset.zarr/t1w"), mode="r")
     array: Any = zarr.open_array(str(folder / "shards/dataset.zarr/t1w"), mode="r")
     load = LoadImage(image_only=True, ensure_channel_first=True)
     crop = RandSpatialCrop(PATCH, random_size=False)
@@ -115,7 +130,9 @@ def sources(folder: Path) -> dict[str, tuple[Reader, Reader]]:
 
     found: dict[str, tuple[Reader, Reader]] = {
         SHARDS: (lambda i: volumes[i]["image"], lambda i: patches[i]["image"]),
-        "the same shards, plain zarr": (lambda i: tensor(array[i]), lambda i: tensor(array[box(i)])),
+        PLAIN: (lambda i: tensor(array[i]), lambda i: tensor(array[box(i)])),
+        COARSE: (lambda i: coarse_volumes[i]["image"], lambda i: coarse_patches[i]["image"]),
+        COARSE_PLAIN: (lambda i: tensor(halves[i]), lambda i: tensor(halves[box(i)])),
         NIFTI: (
             lambda i: load(folder / f"{i}.nii.gz"),
             lambda i: crop(load(folder / f"{i}.nii.gz")),
@@ -125,7 +142,7 @@ def sources(folder: Path) -> dict[str, tuple[Reader, Reader]]:
         import h5py
 
         data = h5py.File(folder / "volumes.h5", "r")["t1w"]
-        found["HDF5, gzip 4 + shuffle"] = (lambda i: tensor(data[i]), lambda i: tensor(data[box(i)]))
+        found[HDF5] = (lambda i: tensor(data[i]), lambda i: tensor(data[box(i)]))
     return found
 
 
@@ -154,7 +171,7 @@ def report(title: str, sizes: dict[str, float], spent: dict[str, dict[str, list[
     base = {kind: statistics.median(spent[NIFTI][kind]) for kind in ("volume", "patch")}
     result: dict[str, Any] = {}
     for name, kinds in spent.items():
-        line: dict[str, Any] = {"mb_per_volume": sizes.get(name, sizes[SHARDS])}
+        line: dict[str, Any] = {"mb_per_volume": sizes[name]}
         text = f"{name:32} {line['mb_per_volume']:6.2f}"
         for kind, values in kinds.items():
             middle = statistics.median(values)
@@ -168,7 +185,7 @@ def report(title: str, sizes: dict[str, float], spent: dict[str, dict[str, list[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--volumes", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", default="docs/reading.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -26,6 +26,7 @@ from scipy import ndimage
 from brainsynth.config.evaluation import SegmentationConfig
 from brainsynth.errors import UserError
 from brainsynth.models import segmenter as networks
+from brainsynth.models.device import able
 from brainsynth.models.segmenter import STRIPPER_CUBE, STRUCTURES
 from brainsynth.models.weights import file_sha256
 from brainsynth.records import record
@@ -126,11 +127,11 @@ class SegmentationRuler:
     def load(cls, config: SegmentationConfig, device: torch.device, where: str = "segmentation") -> SegmentationRuler:
         """The networks of a config on a device. Raises UserError when a file is missing or does not fit."""
         path = Path(resolve_uri(config.segmenter, f"{where}.segmenter"))
-        stripper = None
+        stripper, precision = None, able(device, config.precision)
         if config.stripper is not None:
             file = Path(resolve_uri(config.stripper, f"{where}.stripper"))
-            stripper = networks.load_stripper(file, device, config.precision)
-        segmenter = networks.load_segmenter(path, device, config.precision)
+            stripper = networks.load_stripper(file, device, precision)
+        segmenter = networks.load_segmenter(path, device, precision)
         return cls(segmenter=segmenter, stripper=stripper, weights_sha256=file_sha256(path))
 
     def segment(self, image: F32, grid: VolumeSpec) -> tuple[npt.NDArray[np.uint8], VolumeSpec]:

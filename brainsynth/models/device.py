@@ -10,6 +10,8 @@ import platform
 import torch
 from torch import nn
 
+from brainsynth.config.training import Precision
+
 log = logging.getLogger(__name__)
 
 
@@ -48,6 +50,17 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def able(device: torch.device, precision: Precision) -> Precision:
+    """`precision`, or float32, with a warning, where that is bfloat16 and the device has no instructions for it.
+
+    For trainings and rulers. A dataset's precision is part of its identity and stays what was asked for.
+    """
+    if precision == "float32" or has_bfloat16(device):
+        return precision
+    log.warning("precision float32: %s has no instructions for bfloat16, which was asked for", device)
+    return "float32"
 
 
 def explain(device: torch.device, precision: str, rewrites: bool) -> None:

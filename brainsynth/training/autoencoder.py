@@ -17,7 +17,7 @@ from brainsynth.bundle import AUTOENCODER_FILE, check_latent_grid
 from brainsynth.config.training import AutoencoderTrainConfig
 from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import build_autoencoder
-from brainsynth.models.device import autocast, layout
+from brainsynth.models.device import able, autocast, layout
 from brainsynth.models.patch_autoencoder import PatchAutoencoder, principal_components
 from brainsynth.records import to_dict
 from brainsynth.report.montage import grid
@@ -44,6 +44,7 @@ class AutoencoderTask:
     def __init__(self, config: AutoencoderTrainConfig, worker: Worker) -> None:
         self.config, self.worker = config, worker
         options = config.optimisation
+        self.precision = able(worker.device, options.precision)
         torch.manual_seed(options.seed)
         train = open_dataset(config.cohort, split="train")
         self.network = build_autoencoder(config.architecture)
@@ -84,7 +85,7 @@ class AutoencoderTask:
         x = self.batches(step).to(self.worker.device, memory_format=torch.channels_last_3d)
         if self.config.flip_left_right:
             x = flip_half(x)
-        with autocast(self.worker.device, options.precision):
+        with autocast(self.worker.device, self.precision):
             decoded, mu, sigma = self._network(x)
         decoded, mu, sigma = decoded.float(), mu.float(), sigma.float()
         values = {"l1": nn.functional.l1_loss(decoded, x)}
@@ -114,13 +115,13 @@ class AutoencoderTask:
     def _frozen_discriminator(self, decoded: Tensor) -> Tensor:
         """Scores of decoded images with gradients to the images alone."""
         frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        with autocast(self.worker.device, self.config.optimisation.precision):
+        with autocast(self.worker.device, self.precision):
             scores: Tensor = functional_call(self.discriminator, frozen, (decoded,))[-1]
         return scores.float()
 
     def _discriminator_step(self, real: Tensor, fake: Tensor) -> Tensor:
         """Least-squares patch loss (1611.04076): real → 1, decoded → 0."""
-        with autocast(self.worker.device, self.config.optimisation.precision):
+        with autocast(self.worker.device, self.precision):
             scores = self._discriminator(torch.cat([real, fake]))[-1]
         on_real, on_fake = scores.float().chunk(2)
         loss = 0.5 * ((on_real - 1).pow(2).mean() + on_fake.pow(2).mean())

@@ -20,7 +20,7 @@ from brainsynth.covariates import CovariateSchema
 from brainsynth.distribution import fit_distribution
 from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
-from brainsynth.models.device import autocast
+from brainsynth.models.device import able, autocast
 from brainsynth.models.diffusion import Denoiser, drop_context
 from brainsynth.models.gaussian_denoiser import TIMESTEPS
 from brainsynth.models.sampling import draw_noise, guided, sample_latents
@@ -93,6 +93,7 @@ class DiffusionTask:
     ) -> None:
         self.config, self.worker, self.schema, self.latents, self.decoder = config, worker, schema, latents, decoder
         options = config.optimisation
+        self.precision = able(worker.device, options.precision)
         torch.manual_seed(options.seed)
         self.schedule = NoiseSchedule(config.schedule)
         self.train = LatentTable(config.latents, "train", schema, latents)
@@ -143,7 +144,7 @@ class DiffusionTask:
         device = self.worker.device
         x0, noise, context = x0.to(device), noise.to(device), context.to(device)
         noisy = self.schedule.add_noise(x0, noise, t)
-        with autocast(device, self.config.optimisation.precision):
+        with autocast(device, self.precision):
             prediction = network(noisy, t.to(device, torch.float32), context)
         error = (prediction.float() - self.schedule.target(x0, noise, t)).pow(2).flatten(1).mean(1)
         if self.denoiser.gaussian is None:

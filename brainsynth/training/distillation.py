@@ -19,7 +19,7 @@ from brainsynth.bundle import AUTOENCODER_FILE, DECODER_FILE, BundleSpec, Decode
 from brainsynth.config.distillation import DistillConfig
 from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
-from brainsynth.models.device import autocast, layout
+from brainsynth.models.device import able, autocast, layout
 from brainsynth.models.distilled_decoder import DistilledDecoder, decode_flops
 from brainsynth.models.sampling import check_sampler
 from brainsynth.models.weights import check_bundle_files, load_models, read_bundle
@@ -56,6 +56,7 @@ class DistillTask:
     ) -> None:
         self.config, self.worker = config, worker
         options = config.optimisation
+        self.precision = able(worker.device, options.precision)
         source = local_folder(config.bundle, "bundle")
         self.teacher, denoiser = load_models(source, bundle, worker.device, rewrites=True)
         self.generated, held_out = generated_latents(config, worker, bundle, denoiser, folder, preempted)
@@ -100,7 +101,7 @@ class DistillTask:
         """One update."""
         weights, options = self.config.losses, self.config.optimisation
         z = self.latents(step)
-        with autocast(self.worker.device, options.precision):
+        with autocast(self.worker.device, self.precision):
             with torch.no_grad():
                 target = self.teacher.decode(z).flip(self.teacher.flipped)  # along the network's own axes
             made = self._student(z)

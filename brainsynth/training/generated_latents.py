@@ -13,7 +13,7 @@ from torch import Tensor
 
 from brainsynth.bundle import BundleSpec
 from brainsynth.config.distillation import DistillConfig
-from brainsynth.models.device import autocast
+from brainsynth.models.device import able, autocast
 from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.sampling import sample_rows
 from brainsynth.models.schedule import NoiseSchedule
@@ -82,6 +82,6 @@ def _sample(
     context = torch.from_numpy(bundle.covariates.encode(rows.iloc[part.start : part.stop])).to(worker.device)
     seeds = [seed_for(seed, f"{split}-{row}") for row in part]
     schedule, shape = NoiseSchedule(bundle.schedule), bundle.latents.shape_cxyz
-    with autocast(worker.device, config.optimisation.precision):
+    with autocast(worker.device, able(worker.device, config.optimisation.precision)):
         z = sample_rows(denoiser, context, seeds, shape, schedule, config.generated.sampler)
     return z.float().cpu().contiguous()
