@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from brainsynth.errors import UserError
-from brainsynth.models import selfcheck
+from brainsynth.models import device, selfcheck
 from brainsynth.models.selfcheck import ConvolutionShape, check_bfloat16
 from brainsynth.models.weights import _convolution_shapes
 from brainsynth.published import PAPER
@@ -58,3 +58,15 @@ def test_the_papers_convolutions_are_found_at_their_size() -> None:
     assert 7 in inputs  # three latents and four covariates
     assert len(plain) > 20
     assert dataclasses.replace(fused, transposed=False) not in cheap
+
+
+def test_without_instructions_for_it_float32_takes_the_place_of_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(device, "has_bfloat16", lambda _: False)
+    assert device.able(CPU, "float32") == "float32"
+    assert not caplog.records
+    assert device.able(CPU, "bfloat16") == "float32"
+    assert "no instructions for bfloat16" in caplog.text
+    monkeypatch.setattr(device, "has_bfloat16", lambda _: True)
+    assert device.able(CPU, "bfloat16") == "bfloat16"
