@@ -26,7 +26,9 @@ SHAPES = [
 
 def test_this_cpu_passes() -> None:
     check_bfloat16(SHAPES, CPU)
-    assert all(0 < selfcheck.relative_error(shape, CPU) < 0.003 for shape in SHAPES)
+    # without the instructions torch adds a transposed convolution's overlapping taps in bfloat16, rounding each sum
+    bound = 0.003 if device.has_bfloat16(CPU) else 0.006
+    assert all(0 < selfcheck.relative_error(shape, CPU) < bound for shape in SHAPES)
 
 
 def spoilt(convolve: Callable[..., torch.Tensor], wrong: float) -> Callable[..., torch.Tensor]:
