@@ -57,15 +57,15 @@ class GaussianLatents(nn.Module):
         y = (x_BCXYZ - a * prior) / noisy_variance
         covered = self.factors.shape[0] // math.prod(self.variance.shape[1:])
         low = (1 / noisy_variance[:, :covered]).flatten(1)  # (B, L)
-        scaled = self.factors * a.view(-1, 1, 1)  # (B, L, R)
-        within = torch.einsum("blr,bl,bls->brs", scaled, low, scaled).double()
-        along = torch.einsum("blr,bl->br", scaled, y[:, :covered].flatten(1)).double()
+        gain = a.view(-1, 1)
+        within = torch.einsum("bl,lr,ls->brs", low, self.factors, self.factors).double() * gain[:, :, None] ** 2
+        along = (y[:, :covered].flatten(1) @ self.factors * gain).double()
         eye = torch.eye(within.shape[-1], dtype=torch.float64, device=within.device)
         weights = torch.linalg.solve(within + eye, along).float()  # also what z has of each factor
-        correction = torch.einsum("blr,br->bl", scaled, weights).view_as(y[:, :covered]) / noisy_variance[:, :covered]
+        of_factors = (weights @ self.factors.T).view_as(y[:, :covered])
+        correction = a * of_factors / noisy_variance[:, :covered]
         y = torch.cat([y[:, :covered] - correction, y[:, covered:]], dim=1)
         estimate = prior + a * self.variance * y
-        of_factors = torch.einsum("lr,br->bl", self.factors, weights).view_as(y[:, :covered])
         estimate = torch.cat([estimate[:, :covered] + of_factors, estimate[:, covered:]], dim=1)
         return estimate, (self.variance * t**2 / noisy_variance).sqrt()
 
