@@ -1,9 +1,11 @@
-"""Cases on a real tiny model: one noise under many covariates with its pictures, and described cohorts that generate takes."""
+"""Cases on a real tiny model: one noise under many covariates with its pictures, and cohorts by their description."""
 
 from __future__ import annotations
 
 import io
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from brainsynth.storage.verify import verify_dataset
 from tests.conftest import SCHEMA
 from tests.line import Line, as_config, write_yaml
 
+REPO = Path(__file__).parents[2]
 HELD = {"age": 50.0, "sex": "F", "ventricular_volume": 20.0}
 
 
@@ -73,8 +76,26 @@ def test_a_sweep_is_what_was_written(text: str, values: tuple[Any, ...]) -> None
 
 @pytest.mark.parametrize(
     "text",
-    ["age", "age=", "agee=1:2", "age=1", "age=1,1", "age=5:5", "age=1:2:1", "age=1:2:3.5", "age=1:2:3:4", "age=1:nan"]
-    + ["age=1_0:20", "age=x1:2", "ventricular_volume=0:10", "sex=F", "sex=F,F", "sex=X,F", "sex=F:M", "age=1:99:61"],
+    [
+        "age",
+        "age=",
+        "agee=1:2",
+        "age=1",
+        "age=1,1",
+        "age=5:5",
+        "age=1:2:1",
+        "age=1:2:3.5",
+        "age=1:2:3:4",
+        "age=1:nan",
+        "age=1_0:20",
+        "age=x1:2",
+        "ventricular_volume=0:10",
+        "sex=F",
+        "sex=F,F",
+        "sex=X,F",
+        "sex=F:M",
+        "age=1:99:61",
+    ],
 )
 def test_what_is_no_sweep_is_refused(text: str) -> None:
     with pytest.raises(UserError):
@@ -113,7 +134,16 @@ def varied(line: Line, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     """Three ages by two ventricular volumes, one of them far outside; the folder and the arguments that made it."""
     root = tmp_path_factory.mktemp("cases")
     config = write_yaml(line.generate("/nowhere", covariates={"draw": 1}), root)
-    arguments = ["vary", "--config", str(config), "--output", str(root / "case"), "--allow-extrapolation", "--seed", "3"]
+    arguments = [
+        "vary",
+        "--config",
+        str(config),
+        "--output",
+        str(root / "case"),
+        "--allow-extrapolation",
+        "--seed",
+        "3",
+    ]
     arguments += ["--sweep", "age=45:85:3", "--sweep", "ventricular_volume=20,170", "--hold", "sex=M"]
     with pytest.MonkeyPatch.context() as patch:
         assert brainsynth(patch, *arguments) == 0
@@ -189,14 +219,27 @@ def test_extrapolation_wants_its_flag(
     assert not (tmp_path / "case").exists()
 
 
-def test_vary_without_doing(
-    varied: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_commands_of_the_page_run(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = list(varied[1])
-    arguments[arguments.index("--output") + 1] = str(tmp_path / "case")
-    assert brainsynth(monkeypatch, *arguments, "--dry-run") == 0
-    assert "6 points of age and ventricular_volume" in capsys.readouterr().out
-    assert not (tmp_path / "case").exists()
+    page = (REPO / "docs/cases.md").read_text().replace("\\\n", " ")
+    commands = [shlex.split(text) for text in re.findall("^brainsynth (.*)$", page, re.MULTILINE)]
+    assert [command[0] for command in commands] == ["vary", "vary", "cohort"]
+    (tmp_path / "configs").symlink_to(REPO / "configs")
+    (tmp_path / "demo-output").symlink_to(line.root)
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        dry = (
+            ["--dry-run", "--set", "runtime.workers=0", "--set", "runtime.micro_batch=1", "--set", "sampler.steps=2"]
+            if command[0] == "vary"
+            else []
+        )
+        assert brainsynth(monkeypatch, *command, *dry) == 0, capsys.readouterr().err
+    told = capsys.readouterr().out
+    assert "9 points of age, 0 extrapolated" in told
+    assert "15 points of age and ventricular_volume" in told
+    assert len(pd.read_csv("women.csv")) == 200
+    assert not any((line.root / name).exists() for name in ("ageing", "age-and-ventricles"))
 
 
 def test_a_point_that_was_not_made_leaves_its_place_empty() -> None:
@@ -266,7 +309,9 @@ def test_what_describes_nobody_is_refused(
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
-def test_generate_takes_a_drawn_cohort(suffix: str, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generate_takes_a_drawn_cohort(
+    suffix: str, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = tmp_path / f"men{suffix}"
     bundle = line.root / "bundle"
     command = ["cohort", "--bundle", bundle, "--rows", 3, "--output", table, "--only", "sex=M"]
