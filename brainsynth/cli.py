@@ -16,6 +16,7 @@ from brainsynth.storage.repair import garbage, lost_summary, repair
 from brainsynth.storage.splits import SPLITS
 from brainsynth.storage.verify import verify_dataset
 from brainsynth.verbs.cases import add_case_verbs
+from brainsynth.verbs.release import add_release_verb
 
 log = logging.getLogger(__name__)
 DAMAGED = 1
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run=_export)
 
     add_case_verbs(verbs)
+    add_release_verb(verbs)
     for verb in (verify, gc, again, report, export):
         verb.add_argument("uri", help="the dataset's folder: a path or an object-store URI")
     return parser
