@@ -275,6 +275,29 @@ def crate_context() -> tuple[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["released", "as_bids"])
+def test_everything_that_the_crate_names_is_there(kind: str, request: pytest.FixtureRequest) -> None:
+    """The quick sibling of the validator's test."""
+    folder = request.getfixturevalue(kind)
+    graph = json.loads((folder / "ro-crate-metadata.json").read_text())["@graph"]
+    entities = {entity["@id"]: entity for entity in graph}
+    assert len(entities) == len(graph)
+
+    def named(value: Any) -> list[str]:
+        if isinstance(value, dict):
+            return [value["@id"]] if set(value) == {"@id"} else [i for v in value.values() for i in named(v)]
+        return [i for item in value for i in named(item)] if isinstance(value, list) else []
+
+    known = {"https://w3id.org/ro/crate/1.1", "https://spdx.org/licenses/Apache-2.0"}
+    assert {i for entity in graph for i in named(entity)} - set(entities) <= known
+    parts = named(entities["./"]["hasPart"])
+    assert len(parts) >= 8
+    assert all((folder / part).exists() for part in parts)
+    action = entities["#generation"]
+    assert entities[action["instrument"]["@id"]]["@type"] == "SoftwareApplication"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["released", "as_bids"])
 def test_ro_crate_passes_its_validator(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, crate_context: tuple[str, Any]
 ) -> None:
@@ -422,6 +445,13 @@ def test_what_hubs_do_not_take_is_told_beforehand(
     monkeypatch.setattr(release, "MAX_BYTES", 1000)
     with pytest.raises(UserError, match="smaller samples_per_shard"):
         world.release(tmp_path / "out")
+
+
+def test_the_example_of_the_page_is_a_config(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/publication.md").read_text()
+    example = page.split("```yaml\n")[1].split("```")[0]
+    config = as_config(yaml.safe_load(example), ReleaseConfig, tmp_path)
+    assert [creator.full_name for creator in config.creators] == ["Ada Example", "The Example Group"]
 
 
 def test_the_command(
