@@ -36,7 +36,7 @@ from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, read_pl
 from brainsynth.storage.export.formats import whole
 from brainsynth.storage.export.plan import EXPORT_KEY, plan_export, read_model
 from brainsynth.storage.export.tables import tables
-from brainsynth.storage.filesystem import LocalStore, Store, local_folder, open_store, resolve_uri
+from brainsynth.storage.filesystem import LocalStore, Store, bundle_folder, local_folder, open_store, resolve_uri
 from brainsynth.storage.finalise import DATASET_KEY, SHARDS_KEY, SUBJECTS_KEY
 from brainsynth.storage.verify import VerifyReport, verify_dataset
 
@@ -76,7 +76,7 @@ def check_release(config: ReleaseConfig) -> tuple[Plan, DatasetManifest, ModelRe
         manifest = unseal(DatasetManifest, store.read(DATASET_KEY), f"{store.uri}/{DATASET_KEY}")
     except FileNotFoundError:
         raise UserError(f"dataset: {config.dataset} is not finished; run its job again to finish it") from None
-    bundle = read_bundle(local_folder(config.bundle, "bundle"))
+    bundle = read_bundle(bundle_folder(config.bundle))
     audit = read_audit(open_store(resolve_uri(config.audit, "audit")))
     problems = []
     if manifest.plan_fingerprint != plan.fingerprint:

@@ -27,7 +27,7 @@ from brainsynth.executors import stages
 from brainsynth.models.weights import read_bundle
 from brainsynth.report import case_figures
 from brainsynth.report.montage import Volume
-from brainsynth.storage.filesystem import LocalStore, local_folder
+from brainsynth.storage.filesystem import LocalStore, bundle_folder, local_folder
 from brainsynth.storage.reader import open_dataset
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Case:
         allow_extrapolation: bool = False,
     ) -> None:
         self.output = local_folder(output, "output")
-        self.bundle: BundleSpec = read_bundle(local_folder(config.bundle, "bundle"))
+        self.bundle: BundleSpec = read_bundle(bundle_folder(config.bundle))
         schema, distribution = self.bundle.covariates, self.bundle.distribution
         held = held_values(schema, distribution, hold)
         self.sweeps: list[Sweep] = [parse_sweep(text, schema, held) for text in sweeps]

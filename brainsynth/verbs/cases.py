@@ -13,10 +13,10 @@ import pandas as pd
 from brainsynth.cases.cohort import draw_cohort
 from brainsynth.cases.sweep import outside_support, refuse_outside
 from brainsynth.config.load import load_config
-from brainsynth.config.schema import GenerateConfig
+from brainsynth.config.schema import SHIPPED_BUNDLE, GenerateConfig
 from brainsynth.errors import UserError
 from brainsynth.executors.preflight import check_layout
-from brainsynth.storage.filesystem import LocalStore, local_folder
+from brainsynth.storage.filesystem import LocalStore, bundle_folder
 
 
 def add_case_verbs(verbs: Any) -> None:
@@ -35,7 +35,7 @@ def add_case_verbs(verbs: Any) -> None:
     vary.set_defaults(run=_vary)
 
     cohort = verbs.add_parser("cohort", help="draw a described cohort into a table that generate takes")
-    cohort.add_argument("--bundle", required=True, metavar="FOLDER", help="whose covariate distribution is drawn from")
+    cohort.add_argument("--bundle", default=SHIPPED_BUNDLE, metavar="FOLDER", help="whose distribution is drawn from")
     cohort.add_argument("--rows", required=True, type=int, metavar="N", help="how many")
     cohort.add_argument("--output", required=True, metavar="TABLE", help="a new .csv, .tsv or .parquet file")
     cohort.add_argument(
@@ -57,8 +57,7 @@ def add_case_verbs(verbs: Any) -> None:
 
 
 def _vary(arguments: argparse.Namespace) -> int:
-    source = [*arguments.set, f"output={arguments.output}"]
-    config = load_config(arguments.config, GenerateConfig, source)
+    config = load_config(arguments.config, GenerateConfig, arguments.set)
     check_layout(config.runtime)
     from brainsynth.executors.vary import Case, describe_case, make_case
 
@@ -79,7 +78,7 @@ def _cohort(arguments: argparse.Namespace) -> int:
 
     path = Path(arguments.output).expanduser()
     _check_name(path)
-    bundle = read_bundle(local_folder(arguments.bundle, "bundle"))
+    bundle = read_bundle(bundle_folder(arguments.bundle))
     if bundle.distribution is None:
         raise UserError(
             f"the bundle {bundle.name} has no covariate distribution to draw from; write a table of your own"

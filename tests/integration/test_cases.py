@@ -226,7 +226,7 @@ def test_the_commands_of_the_page_run(
     commands = [shlex.split(text) for text in re.findall("^brainsynth (.*)$", page, re.MULTILINE)]
     assert [command[0] for command in commands] == ["vary", "vary", "cohort"]
     (tmp_path / "configs").symlink_to(REPO / "configs")
-    (tmp_path / "demo-output").symlink_to(line.root)
+    (tmp_path / "demo-train-output").symlink_to(line.root)
     monkeypatch.chdir(tmp_path)
     for command in commands:
         dry = (
