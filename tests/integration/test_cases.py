@@ -22,7 +22,7 @@ from brainsynth.config.schema import GenerateConfig
 from brainsynth.constraints import Constraint
 from brainsynth.distribution import CovariateDistribution, fit_distribution
 from brainsynth.errors import UserError
-from brainsynth.executors import stages
+from brainsynth.generate import plan_generation
 from brainsynth.report import case_figures
 from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import open_store
@@ -323,14 +323,7 @@ def test_generate_takes_a_drawn_cohort(
     assert brainsynth(monkeypatch, *command) == 2  # it is there
     source = {"table": str(table), "allow_extrapolation": True}
     config = line.generate(tmp_path / "made", covariates=source)
-    if suffix == ".csv":
-        stages.generate(as_config(config, GenerateConfig, tmp_path))
-        subjects = pd.read_parquet(tmp_path / "made" / SUBJECTS_KEY)
-        assert list(subjects["extrapolated"]) == [True] * 3
-        assert set(subjects["sex"]) == {"M"}
-    else:
-        from brainsynth.generate import plan_generation
-
-        work = plan_generation(as_config(config, GenerateConfig, tmp_path))
-        assert list(work.samples["extrapolated"]) == [True] * 3
-        assert work.samples["age"].between(96, 99).all()
+    work = plan_generation(as_config(config, GenerateConfig, tmp_path))
+    assert list(work.samples["extrapolated"]) == [True] * 3
+    assert set(work.samples["sex"]) == {"M"}
+    assert work.samples["age"].between(96, 99).all()
