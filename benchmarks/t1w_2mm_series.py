@@ -3,7 +3,7 @@
     python -m benchmarks.t1w_2mm_series --bundle t1w-2mm --work runs/t1w-2mm/series --out docs/t1w-2mm-series.json \
         --figure docs/images/t1w-2mm-series.png
 
-Two series, each at 8 noises: age from 20 to 90 years, and ventricular volume from 5 ml to one and a half times its upper
+Two series, each at 4 noises: age from 20 to 90 years, and ventricular volume from 5 ml to one and a half times its upper
 end (155 ml); all else stays. The rulers of the bundle's own gate measure the volumes; their own errors stand beside.
 """
 
@@ -28,7 +28,7 @@ from brainsynth.report import figures
 from brainsynth.storage.filesystem import bundle_folder
 from brainsynth.storage.reader import open_dataset
 
-SEEDS = 8
+SEEDS = 4
 PERSON = {"age": 60.0, "sex": "F", "ventricular_volume": 25.0, "brain_volume": 1250.0, "cohort": "oasis1"}
 SERIES = {"age": [20, 35, 50, 65, 80, 90], "ventricular_volume": [5, 10, 20, 40, 80, 155, 232.5]}
 
@@ -64,6 +64,7 @@ def main() -> None:
     for name in ("bundle", "work", "out", "figure"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--guidance", type=float, default=1.5)
     arguments = parser.parse_args()
     configure_logging()
     work, folder = Path(arguments.work), bundle_folder(arguments.bundle)
@@ -75,7 +76,7 @@ def main() -> None:
             bundle=arguments.bundle,
             output=str(work / "generated"),
             covariates=CovariateSource(table=str(work / "rows.csv"), allow_extrapolation=True),
-            sampler=SamplerConfig(method="ab2", steps=arguments.steps),
+            sampler=SamplerConfig(method="ab2", steps=arguments.steps, guidance_scale=arguments.guidance),
             runtime=RuntimeConfig(workers=0, micro_batch=2),
         )
     )
