@@ -11,16 +11,26 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save
+from torch import Tensor
 
-from brainsynth.bundle import BUNDLE_FILE, DECODER_FILE, GATE_FILE, BundleSpec
-from brainsynth.config.distillation import DistillConfig
+from brainsynth.bundle import (
+    BUNDLE_FILE,
+    DECODER_FILE,
+    DIFFUSION_FILE,
+    GATE_FILE,
+    BundleSpec,
+    FewStepsSpec,
+    StepFidelity,
+)
+from brainsynth.config.distillation import DistillConfig, StepDistillConfig
 from brainsynth.config.gate import GateFitConfig
 from brainsynth.config.schema import ExportConfig
 from brainsynth.errors import UserError
+from brainsynth.models.few_steps import reference_sampler, student_sampler, student_schedule
 from brainsynth.models.weights import check_bundle_files, file_sha256, read_bundle
 from brainsynth.records import seal
 from brainsynth.storage.filesystem import local_folder
-from brainsynth.training.runs import DiffusionRun, DistillRun, read_run
+from brainsynth.training.runs import HELD_OUT_FILE, DiffusionRun, DistillRun, StepDistillRun, read_run
 
 
 def plan_bundle(config: ExportConfig) -> tuple[Path, Path, BundleSpec]:
@@ -162,5 +172,62 @@ def export_distilled(config: DistillConfig) -> BundleSpec:
     with new_bundle(folder) as temporary:
         for name in spec.weights:
             shutil.copyfile((trained if name == DECODER_FILE else source) / name, temporary / name)
+        (temporary / BUNDLE_FILE).write_bytes(seal(spec))
+    return spec
+
+
+def check_steps_output(config: StepDistillConfig, teacher: BundleSpec) -> Path:
+    """As `check_bundle_output`, for a bundle with a distilled denoiser."""
+    folder = local_folder(config.bundle_output, "bundle_output")
+    if folder in (local_folder(config.bundle, "bundle"), local_folder(config.output, "output")):
+        raise UserError(f"bundle_output: {folder} is also bundle or output; give another folder")
+    if not (folder / BUNDLE_FILE).exists():
+        check_empty(folder)
+        return folder
+    found = read_bundle(folder).few_steps
+    if found is None or (found.distilled_from, found.sampler.steps) != (teacher.digest, config.evaluations):
+        raise UserError(f"bundle_output: {folder} holds another bundle; give another folder")
+    return folder
+
+
+def export_steps(config: StepDistillConfig, measure: Callable[[Tensor, Tensor], StepFidelity]) -> BundleSpec:
+    """The bundle with the finished training's denoiser in place of its own, its record last; harmless to repeat.
+
+    Args:
+        config: what was distilled.
+        measure: how near latents come to the reference's.
+    """
+    source, trained = local_folder(config.bundle, "bundle"), local_folder(config.output, "output")
+    old, run = read_bundle(source), read_run(trained, StepDistillRun, "jobs/distill_steps.py")
+    folder, wanted = check_steps_output(config, old), config.trajectories
+    held_out = load_file(trained / HELD_OUT_FILE)
+    few_steps = FewStepsSpec(
+        distilled_from=run.bundle_digest,
+        sampler=student_sampler(wanted.sampler, config.evaluations),
+        teacher=wanted.sampler,
+        reference=reference_sampler(wanted.sampler, wanted.reference_steps),
+        count=len(held_out["reference"]),
+        student=measure(held_out["student"], held_out["reference"]),
+        teacher_itself=measure(held_out["teacher"], held_out["reference"]),
+    )
+    spec = dataclasses.replace(
+        old,
+        schedule=student_schedule(old.schedule),
+        few_steps=few_steps,
+        weights={**old.weights, DIFFUSION_FILE: run.weights[DIFFUSION_FILE]},
+        provenance={
+            **old.provenance,
+            "steps_distilled_from": run.bundle_digest,
+            "steps_distilled_config": run.config_digest,
+        },
+    )
+    if (folder / BUNDLE_FILE).exists():
+        if read_bundle(folder).digest != spec.digest:
+            raise UserError(f"bundle_output: {folder} holds another distilled denoiser; give another folder")
+        check_bundle_files(folder, spec)
+        return spec
+    with new_bundle(folder) as temporary:
+        for name in spec.weights:
+            shutil.copyfile((trained if name == DIFFUSION_FILE else source) / name, temporary / name)
         (temporary / BUNDLE_FILE).write_bytes(seal(spec))
     return spec

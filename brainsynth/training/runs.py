@@ -77,7 +77,23 @@ class DistillRun:
         return {DECODER_FILE: self.weights_sha256}
 
 
-Run = AutoencoderRun | DiffusionRun | DistillRun
+HELD_OUT_FILE = "held-out.safetensors"
+
+
+@record
+class StepDistillRun:
+    """A denoiser distilled for few evaluations."""
+
+    config_digest: str
+    bundle_digest: str
+    """Of the bundle whose denoiser it was distilled from."""
+    weights: dict[str, str]
+    """sha256 by file name: of the denoiser, and of what it, its teacher and the reference make of the held-out rows."""
+    metrics: dict[str, float]
+    elapsed_s: float
+
+
+Run = AutoencoderRun | DiffusionRun | DistillRun | StepDistillRun
 
 
 def training_digest(config: Any, data_fingerprint: str) -> str:
