@@ -107,15 +107,17 @@ class FewStepsSpec:
     """Digest of the teacher's bundle."""
     sampler: SamplerConfig
     """The only one that the denoiser was trained for: one evaluation a step, guidance folded in."""
-    teacher: SamplerConfig
+    teacher_sampler: SamplerConfig
     """Of the trajectories that it learnt; its guidance_scale is the one folded in."""
-    reference: SamplerConfig
+    reference_sampler: SamplerConfig
     """Of the teacher's latents that everything below is measured against."""
     count: int
     """Held-out rows, the same rows and noises for student and teacher."""
     student: StepFidelity
-    teacher_itself: StepFidelity
-    """The teacher's own sampler against the same reference."""
+    teacher: StepFidelity
+    """By `teacher_sampler`."""
+    teacher_in_as_few: StepFidelity
+    """By `teacher_sampler` in as few steps as the student: a student that is no nearer was not worth it."""
 
     def __post_init__(self) -> None:
         if self.count < 17:
@@ -166,7 +168,9 @@ class BundleSpec:
                 f"{DECODER_FILE} among the weights needs its record under distilled, and the other way round"
             )
         if (self.few_steps is not None) != ("steps_distilled_from" in self.provenance):
-            raise ValueError("a denoiser distilled for few evaluations needs its record under few_steps")
+            raise ValueError(
+                "a denoiser distilled for few evaluations needs its record under few_steps, and the other way round"
+            )
         if self.distilled is not None:
             self.distilled.architecture.last_factor(self.autoencoder.factor)
 

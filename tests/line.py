@@ -144,7 +144,7 @@ class Line:
                 "reference_steps": 12,
             },
             "optimisation": options,
-            "runtime": {"workers": 0, "trackers": []},
+            "runtime": {"workers": 0, "threads_per_worker": 1, "trackers": []},
         }
 
     def generate(self, output: Path | str, **changes: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from brainsynth.bundle import StepFidelity
 from brainsynth.cohort.phantom import phantom_grid
 from brainsynth.cohort.phantom_cohort import write_phantom_cohort
 from brainsynth.cohort.prepare import plan_cohort
@@ -27,6 +28,7 @@ from brainsynth.storage.filesystem import local_folder
 from brainsynth.training import autoencoder, diffusion, distillation, step_distillation
 from brainsynth.training.export import export_bundle, export_distilled, export_steps, plan_bundle
 from brainsynth.training.latents import measure_latents, plan_latents
+from brainsynth.training.runs import MEASURED
 
 log = logging.getLogger(__name__)
 
@@ -121,12 +123,18 @@ def distill_steps(config: StepDistillConfig) -> None:
     train("steps", config)
     spec = export_steps(config, measure_steps)
     assert spec.few_steps is not None
-    for name, found in (("student", spec.few_steps.student), ("teacher", spec.few_steps.teacher_itself)):
+    student, hurried = spec.few_steps.student, spec.few_steps.teacher_in_as_few
+    for name in MEASURED:
+        found: StepFidelity = getattr(spec.few_steps, name)
         error, distance = found.latent_error, found.frechet
         log.info(
-            "%s to the reference's latents of %d rows: error %.4f (%.4f to %.4f), Fréchet distance %.4f (%.4f to %.4f)",
-            *(name, spec.few_steps.count, error.value, error.low, error.high),
+            "%s, %d rows against the reference: latent error %.4f (%.4f to %.4f), Fréchet distance %.4f (%.4f to %.4f)",
+            *(name.replace("_", " "), spec.few_steps.count, error.value, error.low, error.high),
             *(distance.value, distance.low, distance.high),
+        )
+    if student.latent_error.value >= hurried.latent_error.value or student.frechet.value >= hurried.frechet.value:
+        log.warning(
+            "the student is not nearer in both than its teacher in as few steps: train longer, or on more trajectories"
         )
     log.info(
         "bundle with a denoiser of %d evaluations: %s (digest %s)",

@@ -19,6 +19,7 @@ from torch import Tensor
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import ScheduleConfig
 from brainsynth.errors import UserError
+from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.sampling import (
     FLOW_METHODS,
     LAST_LOG_SNR,
@@ -143,6 +144,17 @@ def _arcs(config: ScheduleConfig, sampler: SamplerConfig) -> list[tuple[float, f
         (float(a[i] * a[i + 1] + s[i] * s[i + 1]), float(a[i + 1] * s[i] - a[i] * s[i + 1]))
         for i in range(sampler.steps)
     ]
+
+
+@torch.no_grad()
+def fold_guidance(denoiser: Denoiser, scale: float) -> None:
+    """Guide a Gaussian denoiser's closed form once and for all, in place; a student learns the rest, which its network says.
+
+    Its estimate is affine in the mean that the covariates predict: null + scale * (known - null) is the estimate for slopes
+    that are `scale` times as steep. Other denoisers stay as they are: all of their guidance is learnt.
+    """
+    if denoiser.gaussian is not None:
+        denoiser.gaussian.latents.mean_map[1:] *= scale
 
 
 def step_targets(

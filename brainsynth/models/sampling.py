@@ -120,19 +120,13 @@ def check_sampler(schedule: ScheduleConfig, sampler: SamplerConfig, guidable: bo
 
 def check_bundle_sampler(bundle: BundleSpec, sampler: SamplerConfig) -> None:
     """`check_sampler` for a bundle's denoiser; one that was distilled runs with the sampler that it was distilled for."""
-    if bundle.few_steps is not None:
-        wanted, folded = bundle.few_steps.sampler, bundle.few_steps.teacher.guidance_scale
-        if sampler.guidance_scale != 1:
-            raise UserError(
-                f"sampler.guidance_scale must be 1: the denoiser of the bundle {bundle.name} was distilled with guidance "
-                f"{folded:g} folded in, and cannot be guided again"
-            )
-        if sampler != wanted:
-            asked = ", ".join(f"{key}: {value}" for key, value in to_dict(wanted).items() if key != "guidance_scale")
-            raise UserError(
-                f"sampler: the denoiser of the bundle {bundle.name} was distilled for {wanted.steps} evaluations, with "
-                f"{{{asked}}} and no other sampler"
-            )
+    if bundle.few_steps is not None and sampler != bundle.few_steps.sampler:
+        wanted, folded = bundle.few_steps.sampler, bundle.few_steps.teacher_sampler.guidance_scale
+        asked = ", ".join(f"{key}: {value}" for key, value in to_dict(wanted).items() if key != "guidance_scale")
+        raise UserError(
+            f"sampler: the denoiser of the bundle {bundle.name} was distilled for {wanted.steps} evaluations, with guidance "
+            f"{folded:g} folded in; give {{{asked}}} and nothing else"
+        )
     check_sampler(bundle.schedule, sampler, guidable=bundle.covariates.missing != "refuse")
 
 

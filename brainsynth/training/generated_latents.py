@@ -26,7 +26,7 @@ from brainsynth.training.loop import Worker
 from brainsynth.training.preemption import Left, Listener, Preempted, Request
 
 log = logging.getLogger(__name__)
-_TOGETHER = 8
+TOGETHER = 8
 """Rows in a file, which go through the denoiser together: a kill loses no more than these."""
 Sample = Callable[[str, range], dict[str, Tensor]]
 """Split and rows → what is sampled for them, rows along the first axis."""
@@ -41,7 +41,7 @@ def kept_in_files(
         Left: `preempted` asked for it; the files that are written stay.
     """
     place.mkdir(parents=True, exist_ok=True)
-    parts = [(split, start) for split, count in splits.items() for start in range(0, count, _TOGETHER)]
+    parts = [(split, start) for split, count in splits.items() for start in range(0, count, TOGETHER)]
     listener = Listener(preempted, worker, 0)
     for turn in range(-(-len(parts) // worker.world_size)):
         if listener.request(turn) is Request.LEAVE:
@@ -49,7 +49,7 @@ def kept_in_files(
         for split, start in parts[turn * worker.world_size :][worker.rank : worker.rank + 1]:
             path = place / f"{split}-{start:06d}.safetensors"
             if not _whole(path):
-                made = sample(split, range(start, min(start + _TOGETHER, splits[split])))
+                made = sample(split, range(start, min(start + TOGETHER, splits[split])))
                 with replaced(path) as temporary:
                     save_file({name: tensor.contiguous() for name, tensor in made.items()}, temporary)
                 log.info("generated latents: %s of %s", path.name, splits)

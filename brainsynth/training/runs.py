@@ -78,6 +78,8 @@ class DistillRun:
 
 
 HELD_OUT_FILE = "held-out.safetensors"
+MEASURED = ("student", "teacher", "teacher_in_as_few")
+"""What is measured on the latents in that file against its `reference`, as `FewStepsSpec` names it."""
 
 
 @record
@@ -88,7 +90,7 @@ class StepDistillRun:
     bundle_digest: str
     """Of the bundle whose denoiser it was distilled from."""
     weights: dict[str, str]
-    """sha256 by file name: of the denoiser, and of what it, its teacher and the reference make of the held-out rows."""
+    """sha256 by file name: of the denoiser, and of the held-out rows' latents."""
     metrics: dict[str, float]
     elapsed_s: float
 

@@ -7,6 +7,7 @@ teacher's weights, regresses the step from each of its timesteps to the next (mo
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ from brainsynth.models.device import able, autocast
 from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.few_steps import (
     check_teacher,
+    fold_guidance,
     network_times,
     reference_sampler,
     step_targets,
@@ -30,7 +32,7 @@ from brainsynth.models.few_steps import (
     student_schedule,
     teacher_states,
 )
-from brainsynth.models.sampling import check_sampler, guided, sample_latents, sample_rows
+from brainsynth.models.sampling import guided, sample_latents, sample_rows
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import check_bundle_files, file_sha256, load_models, read_bundle
 from brainsynth.records import digest, to_dict
@@ -41,8 +43,8 @@ from brainsynth.storage.reader import open_dataset
 from brainsynth.training.data import batch_indices
 from brainsynth.training.disk import full_disk_told, replaced
 from brainsynth.training.ema import Ema
-from brainsynth.training.export import check_steps_output
-from brainsynth.training.generated_latents import drawn_context, kept_in_files, row_seeds
+from brainsynth.training.export import check_bundle_output
+from brainsynth.training.generated_latents import TOGETHER, drawn_context, kept_in_files, row_seeds
 from brainsynth.training.loop import Report, Worker, run
 from brainsynth.training.preemption import Preempted, never
 from brainsynth.training.runs import (
@@ -57,7 +59,6 @@ from brainsynth.training.state import TrainingState
 from brainsynth.training.trackers import check_trackers
 
 log = logging.getLogger(__name__)
-_TOGETHER = 8
 
 
 class StepDistillTask:
@@ -78,6 +79,7 @@ class StepDistillTask:
         self.made = self._trajectories(teacher, counts, folder, preempted)
         torch.manual_seed(options.seed)
         _, self.student = load_models(source, bundle, worker.device)
+        fold_guidance(self.student, config.trajectories.sampler.guidance_scale)
         self.student.requires_grad_(True).train()
         self._student = worker.parallel(self.student)
         self.average = Ema(self.student, options.ema_decay)
@@ -88,12 +90,15 @@ class StepDistillTask:
     def _trajectories(
         self, teacher: Denoiser, counts: dict[str, int], folder: Path, preempted: Preempted
     ) -> dict[str, dict[str, Tensor]]:
-        """`states` (N, n + 1, C, X, Y, Z) of each split, and where the `reference` ends for those to measure on."""
+        """`states` (N, n + 1, C, X, Y, Z) of each split, and for those to measure on the latents of other samplers."""
         wanted, options, device = self.config.trajectories, self.config.optimisation, self.worker.device
         schedule, shape = NoiseSchedule(self.bundle.schedule), self.bundle.latents.shape_cxyz
         identity = [self.bundle.digest, to_dict(wanted), self.config.evaluations, options.precision, options.seed]
         identity += [digest(context.tolist()) for context in self.contexts.values()]
-        reference = reference_sampler(wanted.sampler, wanted.reference_steps)
+        others = {
+            "reference": reference_sampler(wanted.sampler, wanted.reference_steps),
+            "teacher_in_as_few": dataclasses.replace(wanted.sampler, steps=self.config.evaluations),
+        }
 
         @torch.no_grad()
         def sample(split: str, part: range) -> dict[str, Tensor]:
@@ -102,7 +107,7 @@ class StepDistillTask:
             with autocast(device, self.precision):
                 made = {"states": teacher_states(*rows, wanted.sampler, self.config.evaluations)}
                 if split == "validation":
-                    made["reference"] = sample_rows(*rows, reference)
+                    made |= {name: sample_rows(*rows, sampler) for name, sampler in others.items()}
             return {name: z.float().cpu() for name, z in made.items()}
 
         place = folder / f"trajectories-{digest(identity)[:12]}"
@@ -136,29 +141,34 @@ class StepDistillTask:
         return network.requires_grad_(False).eval()
 
     @torch.no_grad()
+    def sampled(self, rows: int) -> Tensor:
+        """(N, C, X, Y, Z) the student's latents of the first held-out rows, as generation makes them."""
+        network, device, ends = self.averaged(), self.worker.device, []
+        noises = self.made["validation"]["states"][:rows, 0].split(TOGETHER)
+        for noise, context in zip(noises, self.contexts["validation"][:rows].split(TOGETHER), strict=True):
+            with autocast(device, self.precision):
+                predict = guided(network, context.to(device), 1.0)
+                ends.append(sample_latents(predict, noise.to(device), self.schedule, self.sampler).float().cpu())
+        return torch.cat(ends)
+
     def held_out(self) -> dict[str, Tensor]:
-        """Latents of the held-out rows by the `student`, the `teacher` and the `reference`, as generation makes them."""
-        network, made, ends = self.averaged(), self.made["validation"], []
-        for start in range(0, len(made["states"]), _TOGETHER):
-            noise = made["states"][start : start + _TOGETHER, 0].to(self.worker.device)
-            context = self.contexts["validation"][start : start + _TOGETHER].to(self.worker.device)
-            with autocast(self.worker.device, self.precision):
-                predict = guided(network, context, 1.0)
-                ends.append(sample_latents(predict, noise, self.schedule, self.sampler).float().cpu())
-        return {"student": torch.cat(ends), "teacher": made["states"][:, -1], "reference": made["reference"]}
+        """Latents of the held-out rows: those of MEASURED and of the `reference`."""
+        made = dict(self.made["validation"])
+        states = made.pop("states")
+        return {**made, "teacher": states[:, -1], "student": self.sampled(len(states))}
 
     def validate(self) -> dict[str, float]:
         """Root mean square distance of held-out latents to the reference's, relative to their root mean square."""
         found = self.held_out()
-        power = found["reference"].pow(2).mean()
-        error = {name: ((found[name] - found["reference"]).pow(2).mean() / power).sqrt() for name in found}
-        return {"latent_error": float(error["student"]), "teacher_latent_error": float(error["teacher"])}
+        reference = found.pop("reference")
+        power = reference.pow(2).mean()
+        return {f"{name}_error": float(((z - reference).pow(2).mean() / power).sqrt()) for name, z in found.items()}
 
     @torch.no_grad()
     def figures(self) -> dict[str, Any]:
         """Volumes of held-out latents: of the reference (top) and of the student (below)."""
-        found = self.held_out()
-        rows = [self.autoencoder.decode(found[name][:4].to(self.worker.device)) for name in ("reference", "student")]
+        latents = (self.made["validation"]["reference"][:4], self.sampled(4))
+        rows = [self.autoencoder.decode(z.to(self.worker.device)) for z in latents]
         return {"steps": grid([list(row[:, 0].cpu().numpy()) for row in rows])}
 
 
@@ -191,8 +201,15 @@ def check(config: StepDistillConfig) -> BundleSpec:
             f"distil its teacher instead, the bundle with the digest {bundle.few_steps.distilled_from[:12]}"
         )
     guidable = bundle.covariates.missing != "refuse"
-    check_teacher(bundle.schedule, wanted.sampler, config.evaluations, guidable)
-    check_sampler(bundle.schedule, reference_sampler(wanted.sampler, wanted.reference_steps), guidable)
+    try:
+        check_teacher(bundle.schedule, wanted.sampler, config.evaluations, guidable)
+    except UserError as error:
+        raise UserError(f"trajectories.{error}") from None
+    if wanted.reference_steps > bundle.schedule.num_train_timesteps:
+        raise UserError(
+            f"trajectories.reference_steps {wanted.reference_steps} is more than the {bundle.schedule.num_train_timesteps} "
+            "trained timesteps"
+        )
     if config.latents is not None:
         _check_scans(config.latents, config.bundle, bundle)
     elif bundle.distribution is None:
@@ -201,7 +218,7 @@ def check(config: StepDistillConfig) -> BundleSpec:
             "covariates are taken, or import it again with --covariates TABLE"
         )
     local_folder(config.output, "output")
-    check_steps_output(config, bundle)
+    check_bundle_output(config, bundle)
     return bundle
 
 

@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from brainsynth.config.architectures import GaussianArchitecture
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import ScheduleConfig
 from brainsynth.errors import UserError
+from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.few_steps import (
     check_teacher,
+    fold_guidance,
     network_times,
     reference_sampler,
     step_targets,
@@ -102,6 +105,22 @@ def test_guidance_is_in_the_trajectory() -> None:
     ends = [teacher_states(denoiser, CONTEXT, SEEDS, SHAPE, schedule, sampler, 2)[:, -1] for sampler in (plain, guided)]
     torch.testing.assert_close(ends[1], sample_rows(denoiser, CONTEXT, SEEDS, SHAPE, schedule, guided))
     assert (ends[1] - ends[0]).abs().max() > 0.05
+
+
+def test_guidance_of_a_gaussian_denoiser_is_folded_in_without_training() -> None:
+    torch.manual_seed(0)
+    architecture = GaussianArchitecture(
+        kind="gaussian", rank=3, rank_channels=1, channels=(4,), embedding=8, norm_groups=2
+    )
+    denoiser = Denoiser(architecture, SHAPE[0], 2, SHAPE[1:])
+    for buffer in denoiser.gaussian.latents.buffers():
+        buffer.copy_(0.2 + torch.rand(buffer.shape))
+    x, t, context = torch.randn(3, *SHAPE), torch.tensor([999.0, 400.0, 10.0]), torch.rand(3, 2)
+    with torch.no_grad():
+        known, null = denoiser(x, t, context), denoiser(x, t, torch.zeros(3, 2))
+        fold_guidance(denoiser, 3.0)
+        torch.testing.assert_close(denoiser(x, t, context), null + 3.0 * (known - null), rtol=1e-4, atol=1e-3)
+    assert (known - null).abs().max() > 0.1
 
 
 def test_a_student_of_an_epsilon_teacher_predicts_v() -> None:
