@@ -1,6 +1,6 @@
 """Measures the quality gate on real scans and planted artefacts; writes docs/gate.json.
 
-    python benchmarks/gate.py [--data FOLDER] [--grids "4 mm"] [--splits 5] [--plant-every 3] [--workers 2] [--out FILE]
+    python -m benchmarks.gate [--data FOLDER] [--grids "4 mm"] [--splits 5] [--plant-every 3] [--workers 2] [--out FILE]
 
 FOLDER (default: $BRAINSYNTH_DATA, or ../shared/data beside the repository) holds the scans. The gate was built on one half
 of the OASIS-1 subjects (`development`); everything here is measured on the other half and on IXI, one session a subject.

@@ -1,6 +1,6 @@
 """From how many volumes on does an evaluation see a planted fault? On real scans at 4 mm; prints Markdown.
 
-    python benchmarks/planted_faults.py [--data FOLDER] [--measurements FILE] [--output docs/planted-faults.json]
+    python -m benchmarks.planted_faults [--data FOLDER] [--measurements FILE] [--output docs/planted-faults.json]
 
 Real scans stand in for generated ones, so that nothing is wrong with them but what is planted: volumes a twentieth larger
 than asked, or labels shuffled between the scans. Measured values come from the tissue ruler, out of fold, and from the

@@ -20,11 +20,12 @@ import torch
 
 from brainsynth.evaluation.bootstrap import bootstrap_interval
 from brainsynth.models.autoencoder import build_autoencoder
-from brainsynth.models.patch_autoencoder import depth_to_space, principal_components, space_to_depth
+from brainsynth.models.patch_autoencoder import depth_to_space, space_to_depth
 from brainsynth.models.weights import load_weights
 from brainsynth.quality.tissue_features import tissue_features, tissue_volumes
 from brainsynth.records import to_dict
 from brainsynth.storage.reader import SyntheticDataset, open_dataset
+from brainsynth.training.autoencoder import patch_components
 from brainsynth.training.image_quality import closeness
 from brainsynth.training.runs import AutoencoderRun, autoencoder_weights, read_run
 
@@ -39,8 +40,7 @@ def psnr_inside(decoded: torch.Tensor, scan: torch.Tensor) -> float:
 
 def linear(train: SyntheticDataset, scans: list[torch.Tensor], patch: int) -> dict[int, float]:
     """Mean PSNR inside the brain of linear autoencoders, by number of channels."""
-    images = (torch.from_numpy(train.volume(i))[None, None] for i in range(0, len(train), -(-len(train) // 64)))
-    basis = principal_components(images, patch, max(LINEAR_CHANNELS))
+    basis = patch_components(train, patch, max(LINEAR_CHANNELS))
     found: dict[int, list[float]] = {channels: [] for channels in LINEAR_CHANNELS}
     for scan in scans:
         patches = space_to_depth(scan, patch)

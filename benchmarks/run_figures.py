@@ -1,6 +1,6 @@
 """Figures and numbers of one whole run, for docs/first-real-run.md. Shows generated volumes only, never a real scan.
 
-python benchmarks/run_figures.py --run runs/ixi-4mm --out docs/images
+python -m benchmarks.run_figures --run runs/ixi-4mm --out docs/images
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.reconstruction import psnr_inside
 from brainsynth import open_dataset
 from brainsynth.bundle import AUTOENCODER_FILE
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
@@ -66,10 +67,7 @@ def main() -> None:
         inside = []
         for index in range(len(validation)):
             x = torch.from_numpy(validation.volume(index))[None, None]
-            brain = x > 0.02
-            inside.append(
-                float(-10 * torch.log10((autoencoder.decode(autoencoder.encode(x)) - x)[brain].pow(2).mean()))
-            )
+            inside.append(psnr_inside(autoencoder.decode(autoencoder.encode(x)), x))
     real_train, real_validation, made = train.volumes(), validation.volumes(), generated.volumes()
     print(f"train {len(train)}, validation {len(validation)}, generated {len(generated)}")
     print(f"reconstruction of the validation split: {quality}, PSNR inside the brain {np.mean(inside):.2f} dB")

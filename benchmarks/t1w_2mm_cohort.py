@@ -1,6 +1,6 @@
 """The table of configs/t1w-2mm: both cohorts in one, and volumes that are missing filled by a ruler whose error is measured.
 
-    python benchmarks/t1w_2mm_cohort.py [--data FOLDER] [--output runs/t1w-2mm/participants.tsv]
+    python -m benchmarks.t1w_2mm_cohort [--data FOLDER] [--output runs/t1w-2mm/participants.tsv]
 
 FOLDER (default: $BRAINSYNTH_DATA, or ../shared/data beside the repository) holds ixi_2mm and oasis1_2mm. Volumes keep the
 instrument of their cohort, which the covariate `cohort` tells: IXI native ml by DLMUSE, OASIS-1 ml in MNI space (its head
@@ -20,13 +20,13 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
+from benchmarks.age_sex_ruler import GRIDS
 from brainsynth.evaluation.agreement import agreement
 from brainsynth.evaluation.covariate_ruler import CovariateRuler, cross_predict
 from brainsynth.quality.tissue_features import tissue_features
 from brainsynth.records import to_dict
-from brainsynth.volume import VolumeSpec, resample
+from brainsynth.volume import resample
 
-GRID = VolumeSpec(shape_xyz=(80, 112, 80), spacing_mm=(2.0, 2.0, 2.0), origin_mm=(-80.0, -128.0, -72.0))
 VOLUMES = {"ventricular_volume": "vent_mni_ml", "brain_volume": "brain_mni_ml"}
 
 
@@ -87,7 +87,7 @@ def fill(table: pd.DataFrame) -> dict[str, Any]:
 
 def _features(path: str) -> np.ndarray:
     image: Any = nib.load(path)
-    return tissue_features(resample(image.get_fdata(dtype=np.float32), image.affine, GRID), GRID)
+    return tissue_features(resample(image.get_fdata(dtype=np.float32), image.affine, GRIDS["2 mm"]), GRIDS["2 mm"])
 
 
 def main() -> None:

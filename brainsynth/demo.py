@@ -1,9 +1,12 @@
-"""The whole line on procedural brains: what `make demo` runs."""
+"""What `make demo` and `make demo-train` run."""
 
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
+import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from brainsynth.storage.filesystem import local_folder, open_store
 from brainsynth.storage.verify import verify_dataset
 
 log = logging.getLogger(__name__)
+GENERATION = "generate.yaml"
 STAGES: list[tuple[str, str, type[Any], Callable[[Any], object]]] = [
     ("make procedural brains", "1-phantoms.yaml", PhantomConfig, stages.make_phantoms),
     ("prepare the cohort", "2-cohort.yaml", PrepareConfig, stages.prepare_cohort),
@@ -29,7 +33,16 @@ STAGES: list[tuple[str, str, type[Any], Callable[[Any], object]]] = [
 
 
 def run_demo(configs: Path) -> None:
-    """Every stage of configs/demo in order, in one Ray session; run again, it goes on where it ended."""
+    """Generate with the bundle that travels with the package, verify, report; run again, it goes on where it ended."""
+    began = time.monotonic()
+    config = load_config(configs / GENERATION, GenerateConfig)
+    with ray_session():
+        stages.generate(config)
+    _verify_and_tell(config, began)
+
+
+def run_training_demo(configs: Path) -> None:
+    """Every stage of configs/demo-train in order, in one Ray session; run again, it goes on where it ended."""
     began = time.monotonic()
     with ray_session():
         for number, (title, name, cls, stage) in enumerate(STAGES, start=1):
@@ -38,11 +51,16 @@ def run_demo(configs: Path) -> None:
             )
             config = load_config(configs / name, cls)
             stage(config)
+    _verify_and_tell(config, began)
+
+
+def _verify_and_tell(config: GenerateConfig, began: float) -> None:
     root = local_folder(config.output, "output")
     log.info("verify: %s", verify_dataset(open_store(str(root))).summary())
     log.info("the demo took %.0f s", time.monotonic() - began)
+    report = root / "report.html"
     print(f"""
-report: {root / "report.html"}
+report: {report}
 
 read the volumes:
 
@@ -50,3 +68,5 @@ read the volumes:
   dataset = brainsynth.open_dataset("{root}")
   sample = dataset[0]  # sample["image"], sample["age"], …
 """)
+    if sys.stdout.isatty() and (sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)):
+        webbrowser.open(report.as_uri())

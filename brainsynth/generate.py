@@ -15,7 +15,7 @@ import torch
 
 from brainsynth.bundle import GATE_FILE, BundleSpec
 from brainsynth.config.gate import GateConfig
-from brainsynth.config.schema import CovariateSource, GenerateConfig
+from brainsynth.config.schema import SHIPPED_BUNDLE, CovariateSource, GenerateConfig
 from brainsynth.errors import UserError, WorkerBroken
 from brainsynth.manifest import MODEL_KEY, ModelRecord, SampleRecord
 from brainsynth.models.device import (
@@ -39,7 +39,7 @@ from brainsynth.quality.gatekeeper import Gatekeeper, GateRules, gate_rules
 from brainsynth.records import from_dict, record, seal, to_dict
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_samples
-from brainsynth.storage.filesystem import local_folder, open_store, read_table, resolve_uri
+from brainsynth.storage.filesystem import bundle_folder, open_store, read_table, resolve_uri
 from brainsynth.storage.work import Made, Work
 from brainsynth.volume import VolumeSpec
 
@@ -52,7 +52,7 @@ def plan_generation(config: GenerateConfig) -> Work:
     Raises:
         UserError: bad bundle, table, covariates or sampler.
     """
-    folder = local_folder(config.bundle, "bundle")
+    folder = bundle_folder(config.bundle)
     bundle = read_bundle(folder)
     check_bundle_files(folder, bundle)
     check_decoder(folder, bundle, config.decoder)
@@ -92,7 +92,7 @@ def plan_generation(config: GenerateConfig) -> Work:
     root = resolve_uri(config.output, "output")
     settings = GeneratorSettings(
         root=root,
-        bundle=str(folder),
+        bundle=config.bundle if config.bundle == SHIPPED_BUNDLE else str(folder),  # each node has its own copy
         micro_batch=config.runtime.micro_batch,
         threads=config.runtime.threads_per_worker,
         workers=config.runtime.workers,
@@ -122,7 +122,7 @@ def bundle_gate(folder: Path, bundle: BundleSpec) -> QualityGate:
 
 def write_model_record(work: Work, bundle: str) -> None:
     """Beside a dataset: which model made it, and on what terms; exports carry that on."""
-    spec = read_bundle(local_folder(bundle, "bundle"))
+    spec = read_bundle(bundle_folder(bundle))
     made = ModelRecord(bundle=spec.digest, name=spec.name, licence=spec.licence, training_data=spec.training_data)
     work.store.write(MODEL_KEY, seal(made))
 
@@ -181,7 +181,7 @@ class GeneratedShards:
         self.micro_batch = settings.micro_batch
         set_threads(settings.threads, settings.workers)
         self.device = choose_device(settings.use_gpu)
-        folder = Path(settings.bundle)
+        folder = bundle_folder(settings.bundle)
         self.bundle = read_bundle(folder)
         if self.bundle.digest != plan.identity["bundle"]:
             raise UserError(f"the bundle {folder} changed while the dataset was being made")

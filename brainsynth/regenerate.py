@@ -16,7 +16,7 @@ from brainsynth.plan import Plan, ShardSpec
 from brainsynth.records import from_dict, record
 from brainsynth.storage.arrays import decode_rows
 from brainsynth.storage.commit import read_commit, read_plan, read_samples
-from brainsynth.storage.filesystem import Store, local_folder, open_store
+from brainsynth.storage.filesystem import Store, bundle_folder, open_store
 
 
 @record
@@ -64,7 +64,7 @@ def regenerate(uri: str, bundle: str, rows: list[int], use_gpu: bool = False) ->
     plan = read_plan(store)
     if plan.kind != "generated":
         raise UserError(f"{uri} was not generated (it is {plan.kind}): run the job that made it again")
-    folder = local_folder(bundle, "--bundle")
+    folder = bundle_folder(bundle, "--bundle")
     spec = read_bundle(folder)
     if spec.digest != plan.identity["bundle"]:
         raise UserError(

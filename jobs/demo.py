@@ -1,5 +1,6 @@
-"""Run the whole line on procedural brains: phantoms, two trainings, generation, verification, report.
+"""Generate 64 brains with the model that travels with brainsynth, verify them and write a report.
 
+With --train: the whole line on procedural brains instead (phantoms, two trainings, generation, verification, report).
 Run the same command again to resume.
 """
 
@@ -11,10 +12,12 @@ from brainsynth.config.cli import configure_logging, guarded
 
 if __name__ == "__main__":
     # Worker processes import this file again: below the guard, torch and Ray stay out of them.
-    from brainsynth.demo import run_demo
+    from brainsynth.demo import run_demo, run_training_demo
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--configs", type=Path, default=Path("configs/demo"), help="folder with the seven config files")
+    parser.add_argument("--train", action="store_true", help="the whole line, trainings included")
+    parser.add_argument("--configs", type=Path, help="folder with the config files")
     arguments = parser.parse_args()
+    demo, folder = (run_training_demo, "configs/demo-train") if arguments.train else (run_demo, "configs/demo")
     configure_logging()
-    sys.exit(guarded(lambda: run_demo(arguments.configs)))
+    sys.exit(guarded(lambda: demo(arguments.configs or Path(folder))))

@@ -6,7 +6,6 @@ percentile of the foreground (voxels above 1 % of the remaining maximum) becomes
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 from pathlib import Path
@@ -26,6 +25,7 @@ from brainsynth.records import to_dict
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_samples
 from brainsynth.storage.filesystem import open_store, read_table, resolve_uri
+from brainsynth.storage.splits import hashed_place
 from brainsynth.storage.work import Made, Work
 
 
@@ -143,8 +143,7 @@ def _sample_ids(subjects: pd.Series, table: pd.DataFrame) -> list[str]:
 
 def split_of(subject: str, seed: int, validation_fraction: float) -> str:
     """`train` or `validation` by a hash of the subject: its scans stay together, and adding subjects moves nobody."""
-    value = hashlib.blake2b(f"split\0{seed}\0{subject}".encode(), digest_size=8).digest()
-    return "validation" if int.from_bytes(value, "little") / 2**64 < validation_fraction else "train"
+    return "validation" if hashed_place(f"split\0{seed}\0{subject}") < validation_fraction else "train"
 
 
 def _exclusion(row: pd.Series, exclude: dict[str, tuple[str, ...]]) -> str:

@@ -16,6 +16,9 @@ from brainsynth.distribution import Constraint
 from brainsynth.records import left_out_at, record
 from brainsynth.volume import VolumeSpec
 
+SHIPPED_BUNDLE = "t1w-2mm"
+"""Name of the bundle that travels with the package, in `brainsynth/bundles/`."""
+
 
 @record
 class RuntimeConfig:
@@ -240,7 +243,8 @@ class RulerConfig:
 class GenerateConfig:
     """Bundle + covariates → dataset (`jobs/generate.py`)."""
 
-    bundle: str
+    bundle: str = SHIPPED_BUNDLE
+    """Folder of a bundle, or `t1w-2mm`: the one that travels with brainsynth."""
     output: str
     covariates: CovariateSource
     sampler: SamplerConfig

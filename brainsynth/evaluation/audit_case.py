@@ -19,7 +19,7 @@ from brainsynth.evaluation.memorisation import OTHERS, Null
 from brainsynth.models.weights import read_bundle
 from brainsynth.plan import Plan
 from brainsynth.storage.commit import read_plan, read_samples
-from brainsynth.storage.filesystem import local_folder, open_store
+from brainsynth.storage.filesystem import bundle_folder, open_store
 from brainsynth.storage.reader import SyntheticDataset
 
 I64 = npt.NDArray[np.int64]
@@ -83,7 +83,7 @@ def _check_cohort(config: AuditConfig, plan: Plan, reference: SyntheticDataset) 
         raise UserError(
             f"bundle: name the bundle that {config.dataset} was generated with; it tells whether reference is its cohort"
         )
-    spec = read_bundle(local_folder(config.bundle, "bundle"))
+    spec = read_bundle(bundle_folder(config.bundle))
     if spec.digest != plan.identity["bundle"]:
         raise UserError(
             f"bundle: {config.dataset} was made with another one ({str(plan.identity['bundle'])[:12]}…) than "

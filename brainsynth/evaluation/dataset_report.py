@@ -23,7 +23,7 @@ from brainsynth.records import to_dict
 from brainsynth.report import figures
 from brainsynth.report.html import Page
 from brainsynth.storage.commit import read_plan
-from brainsynth.storage.filesystem import LocalStore, local_folder, open_store, resolve_uri
+from brainsynth.storage.filesystem import LocalStore, bundle_folder, open_store, resolve_uri
 from brainsynth.storage.finalise import SHARDS_KEY, SUBJECTS_KEY
 from brainsynth.storage.reader import SyntheticDataset, open_dataset
 from brainsynth.storage.scan_file import FileRejected, read_volume
@@ -90,7 +90,7 @@ def report_dataset(root: str, ruler: RulerConfig | None, bundle: str | None) -> 
         dataset = open_dataset(root)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"{root} is not finished, or damaged: {error}") from None
-    spec = None if bundle is None else read_bundle(local_folder(bundle, "bundle"))
+    spec = None if bundle is None else read_bundle(bundle_folder(bundle))
     if spec is not None and spec.digest != plan.identity["bundle"]:
         raise UserError(f"{bundle} is not the bundle that {root} was made with")
     page = Page("brainsynth generation report", f"{root} · plan {plan.fingerprint[:16]}")

@@ -12,7 +12,7 @@ from brainsynth.evaluation.trajectories import trajectory_rows
 from brainsynth.generate import plan_generation
 from brainsynth.models.weights import read_bundle
 from brainsynth.storage.commit import read_plan
-from brainsynth.storage.filesystem import local_folder, open_store
+from brainsynth.storage.filesystem import bundle_folder, open_store
 from brainsynth.storage.work import Work
 
 FOLDER = "trajectories"
@@ -20,7 +20,7 @@ FOLDER = "trajectories"
 
 def plan_trajectories(config: EvaluateConfig, options: TrajectoryConfig) -> Work:
     """The generation of the trajectories' volumes. Raises UserError on a bundle of another grid, or as `plan_generation`."""
-    bundle = read_bundle(local_folder(options.bundle, "trajectories.bundle"))
+    bundle = read_bundle(bundle_folder(options.bundle, "trajectories.bundle"))
     reference = read_plan(open_store(config.reference)).volume
     if bundle.volume.shape_xyz != reference.shape_xyz or (bundle.volume.affine != reference.affine).any():
         raise UserError(f"trajectories.bundle: {options.bundle} makes volumes on another grid than {config.reference}")

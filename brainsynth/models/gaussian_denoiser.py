@@ -69,11 +69,6 @@ class GaussianLatents(nn.Module):
         estimate = torch.cat([estimate[:, :covered] + of_factors, estimate[:, covered:]], dim=1)
         return estimate, (self.variance * t**2 / noisy_variance).sqrt()
 
-    def expected_error(self, time_B: Tensor) -> Tensor:  # noqa: N803
-        """(B,) squared error per number of the flow prediction that the diagonal part leaves open."""
-        t = time_B.view(-1, 1, 1, 1, 1)
-        return (self.variance / ((1 - t) ** 2 * self.variance + t**2)).flatten(1).mean(1)
-
 
 class GaussianDenoiser(nn.Module):
     """`forward(z_BCXYZ, t_B, context_BK)` → flow prediction e - z. Untrained it is the Wiener filter's."""
@@ -88,7 +83,7 @@ class GaussianDenoiser(nn.Module):
 
     def forward(self, z_BCXYZ: Tensor, t_B: Tensor, context_BK: Tensor) -> Tensor:  # noqa: N803
         """As the class says; t runs from 0 to 999 and stands for the time (t + 1) / 1000."""
-        time = (t_B.float() + 1) / TIMESTEPS
+        time = _time(t_B)
         with torch.autocast(z_BCXYZ.device.type, enabled=False), torch.no_grad():
             z = z_BCXYZ.float()
             estimate, spread = self.latents.posterior(z, time, context_BK.float())
@@ -97,6 +92,15 @@ class GaussianDenoiser(nn.Module):
         error = self.network(torch.cat([surprise, estimate], dim=1), time, context_BK)
         flow: Tensor = (z - estimate - spread * error.float()) / t
         return flow
+
+    def expected_error(self, t_B: Tensor) -> Tensor:  # noqa: N803
+        """(B,) squared error per number of the flow prediction that the Gaussian's diagonal part leaves open."""
+        t, variance = _time(t_B).view(-1, 1, 1, 1, 1), self.latents.variance
+        return (variance / ((1 - t) ** 2 * variance + t**2)).flatten(1).mean(1)
+
+
+def _time(t_B: Tensor) -> Tensor:  # noqa: N803
+    return (t_B.float() + 1) / TIMESTEPS
 
 
 class _ResidualUNet(nn.Module):

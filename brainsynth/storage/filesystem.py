@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Protocol
 
 import pandas as pd
 
+from brainsynth.config.schema import SHIPPED_BUNDLE
 from brainsynth.errors import UserError
 from brainsynth.storage.keys import check_address, check_key
 from brainsynth.storage.object_store import ObjectStore
@@ -153,6 +155,20 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, link or folder with all in it; no error where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, below: bool = False) -> None:
+    """Remove what killed writers left in a folder, and in those below it."""
+    for stray in list(folder.rglob(f"{TEMPORARY_PREFIX}*") if below else folder.glob(f"{TEMPORARY_PREFIX}*")):
+        remove(stray)
+
+
 def open_store(uri: str) -> Store:
     """The store at a URI: a local path, file://, or whatever obstore opens (s3://, gs://, az://)."""
     scheme, separator, rest = uri.partition("://")
@@ -185,6 +201,16 @@ def local_folder(uri: str, what: str) -> Path:
     if not isinstance(store, LocalStore):
         raise UserError(f"{what}: {uri} must be a folder that every worker reaches as a path (a shared filesystem)")
     return store.path
+
+
+def bundle_folder(bundle: str, what: str = "bundle") -> Path:
+    """The folder of a bundle: of the one that travels with the package by its name, of any other by its path.
+
+    Raises UserError as `local_folder` does. A folder of your own that has the shipped bundle's name is `./t1w-2mm`.
+    """
+    if bundle == SHIPPED_BUNDLE:
+        return Path(__file__).parents[1] / "bundles" / bundle
+    return local_folder(bundle, what)
 
 
 def read_table(path: str, what: str, ids: Sequence[str] = ("sample_id",)) -> pd.DataFrame:

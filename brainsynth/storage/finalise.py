@@ -82,8 +82,8 @@ def finalise(store: Store, plan: Plan, progress: Callable[[int, int], None] | No
         SUBJECTS_KEY: fold.subjects.close(),
         SHARDS_KEY: fold.shards.close(),
         "participants.tsv": fold.participants.getvalue().encode(),
-        "participants.json": _pretty(participants_sidecar(plan)),
-        "dataset_description.json": _pretty(_bids_description(plan)),
+        "participants.json": pretty_json(participants_sidecar(plan)),
+        "dataset_description.json": pretty_json(_bids_description(plan)),
         "README.md": _card(plan, counts).encode(),
     }
     if fold.rejects.tell():
@@ -240,7 +240,8 @@ def _commits(store: Store, plan: Plan, progress: Callable[[int, int], None] | No
                 progress(done + 1, plan.num_shards)
 
 
-def _pretty(document: Any) -> bytes:
+def pretty_json(document: Any) -> bytes:
+    """JSON that a person reads, UTF-8, with a last line feed."""
     return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
 

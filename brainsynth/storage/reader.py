@@ -96,7 +96,7 @@ class SyntheticDataset:
         line = self._participants[index]
         return {
             "affine": self.affine.copy(),
-            "sample_id": line["participant_id"].removeprefix("sub-"),
+            "sample_id": _sample_id(line),
             **self._values(line),
         }
 
@@ -145,7 +145,7 @@ class SyntheticDataset:
     @property
     def sample_ids(self) -> list[str]:
         """Ids in order."""
-        return [line["participant_id"].removeprefix("sub-") for line in self._participants]
+        return [_sample_id(line) for line in self._participants]
 
     @property
     def splits(self) -> list[str]:
@@ -162,7 +162,7 @@ class SyntheticDataset:
 
         lines: list[dict[str, Any]] = []
         for line in self._participants:
-            sample_id = line["participant_id"].removeprefix("sub-")
+            sample_id = _sample_id(line)
             lines.append({"sample_id": sample_id, "row": int(line["row"]), **self._values(line)})
         table = pd.DataFrame(lines, columns=["sample_id", "row", *self.covariates])
         for name in (name for name in self.covariates if not self._numeric[name]):
@@ -240,8 +240,12 @@ def open_dataset(
     return SyntheticDataset(str(uri), split, array, measured, where, partial)
 
 
+def _sample_id(line: dict[str, str]) -> str:
+    return line["participant_id"].removeprefix("sub-")
+
+
 def _split(line: dict[str, str]) -> str:
-    return line["split"] if "split" in line else fixed_split(line["participant_id"].removeprefix("sub-"))
+    return line["split"] if "split" in line else fixed_split(_sample_id(line))
 
 
 def _value(text: str, numeric: bool) -> float | str:

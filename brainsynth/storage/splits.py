@@ -13,8 +13,12 @@ def fixed_split(sample_id: str) -> str:
 
     Adding, removing or choosing subjects moves nobody; shares are kept on average, not exactly.
     """
-    value = hashlib.blake2b(f"brainsynth-split-v1\0{sample_id}".encode(), digest_size=8).digest()
-    place = int.from_bytes(value, "little") / 2**64
+    place = hashed_place(f"brainsynth-split-v1\0{sample_id}")
     if place < TEST_FRACTION:
         return "test"
     return "validation" if place < TEST_FRACTION + VALIDATION_FRACTION else "train"
+
+
+def hashed_place(text: str) -> float:
+    """A number in [0, 1) that follows from the text alone, spread evenly over texts."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") / 2**64

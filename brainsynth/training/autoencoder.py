@@ -49,7 +49,8 @@ class AutoencoderTask:
         train = open_dataset(config.cohort, split="train")
         self.network = build_autoencoder(config.architecture)
         if isinstance(self.network, PatchAutoencoder):
-            start_linear(self.network, train)
+            basis = patch_components(train, self.network.patch, self.network.analysis.out_channels)
+            self.network.start_from(basis)
         self.network.to(worker.device)
         layout(self.network)
         self.discriminator = PatchDiscriminator(
@@ -151,11 +152,10 @@ class AutoencoderTask:
         return {"reconstructions": grid([list(x[:, 0].numpy()), list(self.reconstruct(x)[:, 0].numpy())])}
 
 
-def start_linear(network: PatchAutoencoder, train: SyntheticDataset) -> None:
-    """Begin at the principal components of the patches of at most 64 training scans."""
+def patch_components(train: SyntheticDataset, patch: int, count: int) -> Tensor:
+    """(P, count): the principal components of the patches of at most 64 training scans."""
     chosen = range(0, len(train), -(-len(train) // 64))
-    images = (torch.from_numpy(train.volume(index))[None, None] for index in chosen)
-    network.start_from(principal_components(images, network.patch, network.analysis.out_channels))
+    return principal_components((torch.from_numpy(train.volume(i))[None, None] for i in chosen), patch, count)
 
 
 def reconstruction_quality(dataset: SyntheticDataset, reconstruct: Any, limit: int) -> dict[str, float]:

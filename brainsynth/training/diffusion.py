@@ -22,7 +22,6 @@ from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import able, autocast
 from brainsynth.models.diffusion import Denoiser, drop_context
-from brainsynth.models.gaussian_denoiser import TIMESTEPS
 from brainsynth.models.sampling import draw_noise, guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_weights
@@ -149,7 +148,7 @@ class DiffusionTask:
         error = (prediction.float() - self.schedule.target(x0, noise, t)).pow(2).flatten(1).mean(1)
         if self.denoiser.gaussian is None:
             return error
-        return error / self.denoiser.gaussian.latents.expected_error((t.to(device) + 1) / TIMESTEPS)
+        return error / self.denoiser.gaussian.expected_error(t.to(device))
 
     def averaged(self) -> Denoiser:
         """The denoiser with averaged weights, in evaluation mode."""

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,15 +29,6 @@ def replaced(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what killed writers left in a folder."""
-    for stray in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        if stray.is_dir() and not stray.is_symlink():
-            shutil.rmtree(stray, ignore_errors=True)
-        else:
-            stray.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -19,9 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from brainsynth.config.training import OptimisationConfig, TrainRuntimeConfig
 from brainsynth.models.device import choose_device, set_threads
+from brainsynth.storage.filesystem import sweep
 from brainsynth.training.checkpoint import restore_newest, save_checkpoint
 from brainsynth.training.data import step_seed
-from brainsynth.training.disk import sweep
 from brainsynth.training.preemption import Left, Listener, Preempted, Request
 from brainsynth.training.state import TrainingState
 from brainsynth.training.trackers import MetricsLog

@@ -82,13 +82,14 @@ def test_the_expected_error_is_that_of_a_diagonal_model() -> None:
     latents = denoiser.gaussian.latents
     latents.factors.zero_()
     count, t = 20000, 0.3
+    asked = torch.full((count,), 1000 * t - 1)
     context = torch.zeros(count, CONTEXT)
     z = latents.mean_map[0] + latents.variance.sqrt() * torch.randn(count, *SHAPE)
     noise = torch.randn(z.shape)
     with torch.no_grad():
-        found = denoiser((1 - t) * z + t * noise, torch.full((count,), 1000 * t - 1), context)
+        found = denoiser((1 - t) * z + t * noise, asked, context)
     error = float((found - (noise - z)).pow(2).mean())
-    assert error == pytest.approx(float(latents.expected_error(torch.tensor([t]))), rel=0.02)
+    assert error == pytest.approx(float(denoiser.gaussian.expected_error(asked[:1])), rel=0.02)
 
 
 def persons(count: int, effect: float, strength: float) -> tuple[Tensor, Tensor, list[str], Tensor]:

@@ -10,7 +10,6 @@ import gzip
 import io
 import json
 import os
-import shutil
 import tarfile
 import uuid
 from collections.abc import Iterable, Iterator
@@ -24,7 +23,7 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from brainsynth.errors import UserError
-from brainsynth.storage.filesystem import TEMPORARY_PREFIX, sync
+from brainsynth.storage.filesystem import TEMPORARY_PREFIX, remove, sync
 from brainsynth.volume import VolumeSpec
 
 F32 = npt.NDArray[np.float32]
@@ -115,7 +114,4 @@ def whole(path: Path) -> Iterator[Path]:
             f"cannot write {path}: {error.strerror or error}; mend the space or permissions, and the same command resumes"
         ) from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        remove(temporary)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from brainsynth.records import seal
 from brainsynth.storage.export.formats import tar_ids, write_nifti, write_ome_zarr, write_tar
 from brainsynth.storage.export.plan import EXPORT_KEY, ExportPlan, ExportRecord, Subject
 from brainsynth.storage.export.tables import about, tables
-from brainsynth.storage.filesystem import TEMPORARY_PREFIX
+from brainsynth.storage.filesystem import sweep
 from brainsynth.storage.stored_array import StoredArray
 
 log = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ def export_unit(export: ExportPlan, number: int, subjects: list[Subject], partia
 
 def finish(export: ExportPlan, damaged: list[str]) -> ExportRecord:
     """Tables, then the record that says it is whole; removes what a killed run left half-written."""
-    _sweep(Path(export.output))
+    sweep(Path(export.output), below=True)
     gone = set(damaged)
     kept = [subject for subject in export.subjects if subject.sample_id not in gone]
     if not kept:
@@ -110,11 +109,3 @@ def _checked(
         )
     log.warning("left out: %s", why)
     return None
-
-
-def _sweep(folder: Path) -> None:
-    for left in list(folder.rglob(f"{TEMPORARY_PREFIX}*")):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)

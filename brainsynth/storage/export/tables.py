@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pandas as pd
 
 import brainsynth
 from brainsynth.storage.export.plan import ExportPlan, Subject
-from brainsynth.storage.finalise import participants_sidecar
+from brainsynth.storage.finalise import participants_sidecar, pretty_json
 
 BIDS_VERSION = "1.10.0"
 _PLACES = {
@@ -24,11 +23,11 @@ def tables(export: ExportPlan, subjects: list[Subject]) -> dict[str, bytes]:
     """File name → content, for the subjects that were exported."""
     image = {"Description": _description(export)["Name"], "Units": "arbitrary, 0 to 1"}
     return {
-        **({"T1w.json": _json(image)} if export.record.format in ("nifti", "bids") else {}),
+        **({"T1w.json": pretty_json(image)} if export.record.format in ("nifti", "bids") else {}),
         "participants.tsv": _participants(export, subjects),
-        "participants.json": _json(_sidecar(export)),
+        "participants.json": pretty_json(_sidecar(export)),
         "README.md": _readme(export, subjects).encode(),
-        "dataset_description.json": _json(_description(export)),
+        "dataset_description.json": pretty_json(_description(export)),
     }
 
 
@@ -97,7 +96,3 @@ def _readme(export: ExportPlan, subjects: list[Subject]) -> str:
         f"- {_PLACES[export.record.format]}\n- chosen: {chosen}{f', split {s}' if (s := export.record.split) else ''}\n"
         f"{licence}- exported by brainsynth {brainsynth.__version__}; plan {plan.fingerprint}\n"
     )
-
-
-def _json(document: Any) -> bytes:
-    return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
