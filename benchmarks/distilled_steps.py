@@ -29,7 +29,6 @@ from brainsynth.config.schema import SamplerConfig
 from brainsynth.evaluation.step_fidelity import measure_steps
 from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.few_steps import network_times, step_targets, student_sampler, teacher_states
-from brainsynth.models.gaussian_denoiser import TIMESTEPS
 from brainsynth.models.sampling import draw_noise, guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.records import to_dict
@@ -59,15 +58,14 @@ class Teacher:
     def _gaussian(self) -> Denoiser:
         x0, context = training_set(self.folder)
         network, rng = Denoiser(GAUSSIAN, CHANNELS, 3, SHAPE[1:]), torch.Generator().manual_seed(31)
-        model = network.gaussian.latents
-        fit_gaussian(model, x0, context, [str(row) for row in range(len(x0))])
+        fit_gaussian(network.gaussian.latents, x0, context, [str(row) for row in range(len(x0))])
 
         def batch(_: Denoiser) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
             index = torch.randint(len(x0), (BATCH,), generator=rng)
             noise = torch.randn(x0[index].shape, generator=rng)
             t = (1000 * torch.sigmoid(torch.randn(BATCH, generator=rng))).long().clamp(0, 999)
-            noisy, weight = self.schedule.add_noise(x0[index], noise, t), model.expected_error((t + 1) / TIMESTEPS)
-            return noisy, t.float(), context[index], noise - x0[index], weight**-0.5
+            noisy, error = self.schedule.add_noise(x0[index], noise, t), network.gaussian.expected_error(t)
+            return noisy, t.float(), context[index], noise - x0[index], error**-0.5
 
         return self.student("teacher", batch, network, 300)[0]
 
