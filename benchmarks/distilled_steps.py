@@ -2,11 +2,11 @@
 
     python benchmarks/distilled_steps.py --cache FOLDER [--only TEACHER ...]
 
-Teachers: the networks of benchmarks/toy_latents.py (flow and v, 700 updates) with guidance 1.5 folded in, and a Gaussian
-denoiser of the same latents (300 updates, guidance 1). Every student begins with its teacher's weights and gets UPDATES
-updates of BATCH. Judged on ROWS rows that no student saw, against a reference of 200 steps of the teacher from the same
-noise, by `measure_steps`: what a bundle records. All methods are tried on the flow teacher, the chosen one on the others.
-What is made is kept in FOLDER. One thread, about 12 CPU minutes.
+Teachers: the flow network of benchmarks/toy_latents.py (700 updates) with guidance 1.5 folded in, and a Gaussian denoiser of
+the same latents (300 updates, guidance 1); `--only v`: the v network. Every student begins with its teacher's weights and
+gets UPDATES updates of BATCH. Judged on ROWS rows that no student saw, against a reference of 200 steps of the teacher from
+the same noise, by `measure_steps`: what a bundle records. All methods are tried on the flow teacher, the chosen one on the
+others. What is made is kept in FOLDER. One thread, about 12 CPU minutes.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ def judge(name: str, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--only", nargs="*", default=["gaussian", "flow", "v"])
+    parser.add_argument("--only", nargs="*", choices=["gaussian", "flow", "v"], default=["gaussian", "flow"])
     parser.add_argument("--out", type=Path, default=DOCS / "distilled-steps.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
