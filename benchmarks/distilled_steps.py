@@ -2,11 +2,11 @@
 
     python benchmarks/distilled_steps.py --cache FOLDER [--only TEACHER ...]
 
-Teachers: the flow network of benchmarks/toy_latents.py (700 updates) with guidance 1.5 folded in, and a Gaussian denoiser of
-the same latents (300 updates, guidance 1); `--only v`: the v network. Every student begins with its teacher's weights and
-gets UPDATES updates of BATCH. Judged on ROWS rows that no student saw, against a reference of 200 steps of the teacher from
-the same noise, by `measure_steps`: what a bundle records. All methods are tried on the flow teacher, the chosen one on the
-others. What is made is kept in FOLDER. One thread, about 12 CPU minutes.
+Teachers: the flow and v networks of benchmarks/toy_latents.py (700 updates) with guidance 1.5 folded in, and a Gaussian
+denoiser of the same latents (300 updates, guidance 1). Every student begins with its teacher's weights and gets UPDATES
+updates of BATCH. Judged on ROWS rows that no student saw, against a reference of 200 steps of the teacher from the same
+noise, by `measure_steps`: what a bundle records. All methods are tried on the flow teacher, the chosen one on the others.
+What is made is kept in FOLDER. One thread, about 15 CPU minutes.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from brainsynth.training.ema import Ema
 from brainsynth.training.gaussian_fit import fit_gaussian
 
 UPDATES, BATCH, RATE, ROWS, STEPS = 400, 32, 1e-3, 256, 12
+TEACHERS = ("gaussian", "flow", "v")
 MOST = 2048
 """Trajectories that are sampled; a method may train on the first of them only."""
 GAUSSIAN = GaussianArchitecture(
@@ -204,7 +205,7 @@ def mean_flow(teacher: Teacher, evaluations: int) -> Any:
         x, c = noised_heads(teacher.folder, t, rng)
         with torch.no_grad():
             v = teacher.velocity(x, t, c)
-            # A difference, within t's step: the time embedding's finest waves make its derivative useless for training.
+            # A difference, within t's step: with the exact derivative (torch.func.jvp) training did not converge.
             h = (left / (2 * evaluations)).clamp(max=0.05)
             before = student(x - h.view(-1, 1, 1, 1, 1) * v, 1000 * (t - h) - 1, c)
             slope = (student(x, 1000 * t - 1, c) - before) / h.view(-1, 1, 1, 1, 1)
@@ -276,7 +277,7 @@ def judge(name: str, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--only", nargs="*", choices=["gaussian", "flow", "v"], default=["gaussian", "flow"])
+    parser.add_argument("--only", nargs="*", choices=TEACHERS, default=TEACHERS)
     parser.add_argument("--out", type=Path, default=DOCS / "distilled-steps.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
