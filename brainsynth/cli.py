@@ -15,6 +15,8 @@ from brainsynth.storage.filesystem import open_store, resolve_uri
 from brainsynth.storage.repair import garbage, lost_summary, repair
 from brainsynth.storage.splits import SPLITS
 from brainsynth.storage.verify import verify_dataset
+from brainsynth.verbs.cases import add_case_verbs
+from brainsynth.verbs.release import add_release_verb
 
 log = logging.getLogger(__name__)
 DAMAGED = 1
@@ -79,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--workers", type=int, default=0, metavar="N", help="so many volumes at a time, on Ray")
     export.set_defaults(run=_export)
 
+    add_case_verbs(verbs)
+    add_release_verb(verbs)
     for verb in (verify, gc, again, report, export):
         verb.add_argument("uri", help="the dataset's folder: a path or an object-store URI")
     return parser

@@ -9,24 +9,36 @@ import numpy as np
 import numpy.typing as npt
 
 Volume = npt.NDArray[np.floating[Any]]
+_AT = (0.46, 0.5, 0.5)
 
 
 def orthogonal_slices(
     volume_XYZ: Volume,  # noqa: N803
-    at: tuple[float, float, float] = (0.46, 0.5, 0.5),
+    at: tuple[float, float, float] = _AT,
 ) -> list[npt.NDArray[np.uint8]]:
     """Sagittal, coronal and axial slices (uint8, top row = superior or anterior) at fractions of each axis."""
-    x, y, z = (min(int(f * n), n - 1) for f, n in zip(at, volume_XYZ.shape, strict=True))
-    planes = [volume_XYZ[x], volume_XYZ[:, y], volume_XYZ[:, :, z]]
-    return [np.rint(np.clip(np.nan_to_num(plane.T[::-1]), 0, 1) * 255).astype(np.uint8) for plane in planes]
+    planes = _planes(volume_XYZ, at)
+    return [np.rint(np.clip(np.nan_to_num(plane), 0, 1) * 255).astype(np.uint8) for plane in planes]
 
 
 def strip(volume_XYZ: Volume, scale: int = 1) -> npt.NDArray[np.uint8]:  # noqa: N803
     """(H, W) the three slices of a volume side by side, enlarged by whole factors."""
-    planes = orthogonal_slices(volume_XYZ)
+    return _beside(orthogonal_slices(volume_XYZ)).repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def value_strip(volume_XYZ: Volume) -> Volume:  # noqa: N803
+    """(H, W) as `strip`, with the volume's own values; 0 beside smaller slices."""
+    return _beside(_planes(volume_XYZ, _AT))
+
+
+def _planes(volume_XYZ: Volume, at: tuple[float, float, float]) -> list[Volume]:  # noqa: N803
+    x, y, z = (min(int(f * n), n - 1) for f, n in zip(at, volume_XYZ.shape, strict=True))
+    return [plane.T[::-1] for plane in (volume_XYZ[x], volume_XYZ[:, y], volume_XYZ[:, :, z])]
+
+
+def _beside(planes: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     height = max(plane.shape[0] for plane in planes)
-    padded = [np.pad(p, ((0, height - p.shape[0]), (0, 1))) for p in planes]
-    return np.concatenate(padded, axis=1).repeat(scale, axis=0).repeat(scale, axis=1)
+    return np.concatenate([np.pad(p, ((0, height - p.shape[0]), (0, 1))) for p in planes], axis=1)
 
 
 def grid(rows: Sequence[Sequence[Volume]], scale: int = 2) -> npt.NDArray[np.uint8]:

@@ -104,7 +104,7 @@ def plan_export(
         subjects=len(subjects),
         subjects_digest=hashlib.sha256(digests.encode()).hexdigest(),
     )
-    made = ExportPlan(uri, folder, plan, _model(store, plan), wanted, subjects)
+    made = ExportPlan(uri, folder, plan, read_model(store, plan), wanted, subjects)
     check_output(made)
     return made
 
@@ -179,7 +179,7 @@ def _subjects(store: Store, plan: Plan, dataset: SyntheticDataset) -> list[Subje
     return subjects
 
 
-def _model(store: Store, plan: Plan) -> ModelRecord | None:
+def read_model(store: Store, plan: Plan) -> ModelRecord | None:
     """Which model made a generated dataset, and its licence. Raises UserError when that record is damaged or another's."""
     if plan.kind != "generated":
         return None

@@ -1,0 +1,279 @@
+"""A verified, audited dataset → a folder to publish: data, cards, descriptions, checksums. All or nothing."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from brainsynth.bundle import BundleSpec
+from brainsynth.cards import pages
+from brainsynth.cards.croissant import croissant
+from brainsynth.cards.facts import AuditSummary, Facts, ReleasedFile
+from brainsynth.cards.ro_crate import ro_crate
+from brainsynth.config.release import ReleaseConfig
+from brainsynth.errors import UserError, problems_error
+from brainsynth.evaluation.audit import AUDIT_KEY, AuditRecord, read_audit
+from brainsynth.executors.export import run_export
+from brainsynth.manifest import MODEL_KEY, DatasetManifest, ModelRecord
+from brainsynth.models.weights import file_sha256, read_bundle
+from brainsynth.plan import Plan
+from brainsynth.records import record, seal, unseal
+from brainsynth.storage import quality
+from brainsynth.storage.arrays import shard_key
+from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, read_plan
+from brainsynth.storage.export.formats import whole
+from brainsynth.storage.export.plan import EXPORT_KEY, plan_export, read_model
+from brainsynth.storage.export.tables import tables
+from brainsynth.storage.filesystem import LocalStore, Store, bundle_folder, local_folder, open_store, resolve_uri
+from brainsynth.storage.finalise import DATASET_KEY, SHARDS_KEY, SUBJECTS_KEY
+from brainsynth.storage.verify import VerifyReport, verify_dataset
+
+log = logging.getLogger(__name__)
+SUMS, RELEASE_KEY = "SHA256SUMS", "release.json"
+MAX_FILES, MAX_FOLDER, MAX_BYTES = 100_000, 10_000, 20 << 30
+"""What Hugging Face asks of a repository; Zenodo and others are narrower, and docs/publication.md says how to fit them."""
+_BIDS_IGNORE = "data\n/data/**\ncroissant.json\nro-crate-metadata.json\nrelease.json\nSHA256SUMS\nMODEL_CARD.md\n"
+
+
+@record
+class ReleaseRecord:
+    """`release.json`: what was released, sealed; written last."""
+
+    config: ReleaseConfig
+    plan_fingerprint: str
+    shards_digest: str
+    bundle: str
+    verified: str
+    audit: AuditSummary
+    files: int
+    size_bytes: int
+    sums_sha256: str
+    """Of SHA256SUMS, and through it of every file."""
+
+
+def check_release(config: ReleaseConfig) -> tuple[Plan, DatasetManifest, ModelRecord, BundleSpec, AuditRecord]:
+    """All that can be refused before the data is read. Raises UserError that lists every problem."""
+    output = local_folder(config.output, "output")
+    if output.exists() and any(output.iterdir()):
+        raise UserError(f"output: {output} is not empty; a release goes to a new folder")
+    store = open_store(resolve_uri(config.dataset, "dataset"))
+    plan = read_plan(store)
+    if plan.kind != "generated":
+        raise UserError(f"dataset: {config.dataset} holds {plan.kind} data; only generated datasets are released")
+    try:
+        manifest = unseal(DatasetManifest, store.read(DATASET_KEY), f"{store.uri}/{DATASET_KEY}")
+    except FileNotFoundError:
+        raise UserError(f"dataset: {config.dataset} is not finished; run its job again to finish it") from None
+    bundle = read_bundle(bundle_folder(config.bundle))
+    audit = read_audit(open_store(resolve_uri(config.audit, "audit")))
+    problems = []
+    if manifest.plan_fingerprint != plan.fingerprint:
+        problems.append("dataset: dataset.json belongs to another plan than plan.json; run `brainsynth verify`")
+    if bundle.digest != plan.identity["bundle"]:
+        problems.append(f"bundle: {config.bundle} is not the bundle that made {config.dataset}")
+    if audit.dataset_shards_digest != manifest.shards_digest:
+        problems.append(
+            f"audit: {config.audit} judged another dataset, or another state of it; run jobs/audit.py again"
+        )
+    elif audit.bundle_digest != plan.identity["bundle"]:
+        problems.append(f"audit: {config.audit} was made with another bundle; run jobs/audit.py again with this one")
+    if not audit.passed:
+        problems.append(f"audit: verdict {audit.verdict}: {'; '.join(audit.reasons)}")
+    if not manifest.num_ok:
+        problems.append("dataset: it has no volume")
+    problems += _too_large(config, plan, manifest)
+    model = read_model(store, plan)
+    if model is None:
+        problems.append(f"dataset: {MODEL_KEY} is missing, so the terms of its model are not known; run its job again")
+    if problems or model is None:
+        raise problems_error(f"{config.dataset} cannot be released", problems)
+    return plan, manifest, model, bundle, audit
+
+
+def describe_release(config: ReleaseConfig) -> str:
+    """What would be released, as far as it can be known without reading the data."""
+    _, manifest, _, bundle, audit = check_release(config)
+    return (
+        f"{manifest.num_ok} volumes of {config.dataset} (model {bundle.name}) as {config.data}, licence {config.licence} → "
+        f"{config.output}\naudit: {audit.verdict}; verify is run before anything is written"
+    )
+
+
+def make_release(config: ReleaseConfig) -> ReleaseRecord:
+    """Verify, then write the release. Raises UserError, with nothing written, where anything is not as it must be."""
+    plan, manifest, model, bundle, audit = check_release(config)
+    uri, output = resolve_uri(config.dataset, "dataset"), local_folder(config.output, "output")
+    store = open_store(uri)
+    log.info("verify: everything is read back")
+    report = verify_dataset(store)
+    if not report.ok:
+        raise UserError(f"{uri} cannot be released:\n{report.summary()}")
+    with whole(output) as folder:
+        folder.mkdir()
+        described = _bids(uri, folder) if config.data == "bids" else _zarr(store, uri, folder, plan, manifest)
+        # Authors, licence and DOI stand in CITATION.cff; BIDS wants them in one place.
+        described = {k: v for k, v in described.items() if k != "License"} | {"Name": config.title}
+        described["Acknowledgements"] = config.source_terms
+        _put(folder, "dataset_description.json", pages.json_page(described))
+        _put(folder, ".bidsignore", _BIDS_IGNORE)
+        facts = _facts(config, store, (plan, manifest, model, bundle), _summary(config, audit), report, _files(folder))
+        _documents(folder, facts)
+        files = _files(folder)
+        _put(folder, SUMS, "".join(f"{file.sha256}  {file.path}\n" for file in files))
+        done = ReleaseRecord(
+            config=config,
+            plan_fingerprint=plan.fingerprint,
+            shards_digest=manifest.shards_digest,
+            bundle=bundle.digest,
+            verified=facts.verified,
+            audit=facts.audit,
+            files=len(files) + 2,
+            size_bytes=sum(file.size_bytes for file in files),
+            sums_sha256=file_sha256(folder / SUMS),
+        )
+        (folder / RELEASE_KEY).write_bytes(seal(done))
+    return done
+
+
+def _documents(folder: Path, facts: Facts) -> None:
+    _put(folder, "README.md", pages.dataset_card(facts))
+    _put(folder, "MODEL_CARD.md", pages.model_card(facts))
+    _put(folder, "LICENSE", pages.licence_page(facts))
+    _put(folder, "CITATION.cff", pages.citation_file(facts))
+    _put(folder, "croissant.json", pages.json_page(croissant(facts)))
+    _put(folder, "ro-crate-metadata.json", pages.json_page(ro_crate(facts)))
+
+
+def _zarr(store: Store, uri: str, folder: Path, plan: Plan, manifest: DatasetManifest) -> dict[str, Any]:
+    """The dataset under data/, and the participants' tables beside it. Reports, which name folders, stay behind."""
+    for key in _keys(store, plan, manifest):
+        target = folder / "data" / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(store, LocalStore):
+            try:
+                os.link(store.path / key, target)  # no file of a dataset is ever changed in place
+            except OSError:
+                shutil.copyfile(store.path / key, target)
+        else:
+            target.write_bytes(store.read(key))
+    with tempfile.TemporaryDirectory() as scratch:
+        export = plan_export(uri, scratch, "bids")
+    beside = tables(export, export.subjects)
+    for name in ("participants.tsv", "participants.json"):
+        (folder / name).write_bytes(beside[name])
+    described: dict[str, Any] = json.loads(beside["dataset_description.json"])
+    return described
+
+
+def _keys(store: Store, plan: Plan, manifest: DatasetManifest) -> Iterator[str]:
+    yield from (PLAN_KEY, SAMPLES_KEY, DATASET_KEY, MODEL_KEY, *manifest.files)
+    for shard in range(plan.num_shards):
+        yield commit_key(shard)
+        yield from (shard_key(array, shard) for array in plan.arrays)
+    yield from (key for key, _ in store.list(quality.FOLDER) if quality.is_measured(key))
+
+
+def _bids(uri: str, folder: Path) -> dict[str, Any]:
+    """Every volume as NIfTI, with the tables of BIDS."""
+    run_export(plan_export(uri, str(folder), "bids"))
+    (folder / EXPORT_KEY).unlink()
+    described: dict[str, Any] = json.loads((folder / "dataset_description.json").read_bytes())
+    return described
+
+
+def _facts(
+    config: ReleaseConfig,
+    store: Store,
+    made: tuple[Plan, DatasetManifest, ModelRecord, BundleSpec],
+    audit: AuditSummary,
+    report: VerifyReport,
+    files: list[ReleasedFile],
+) -> Facts:
+    plan, manifest, model, bundle = made
+    runtime = [json.loads(text) for text in pd.read_parquet(io.BytesIO(store.read(SHARDS_KEY)))["runtime"]]
+    times = [float(entry["began_at"]) for entry in runtime if "began_at" in entry] or [0.0]
+    subjects = pd.read_parquet(io.BytesIO(store.read(SUBJECTS_KEY)), columns=["extrapolated"])
+    return Facts(
+        config=config,
+        plan=plan,
+        manifest=manifest,
+        model=model,
+        bundle=bundle,
+        audit=audit,
+        verified=report.summary().splitlines()[0],
+        extrapolated=int(subjects["extrapolated"].sum()),
+        began=_utc(min(times)),
+        ended=_utc(max(times)),
+        files=tuple(files),
+    )
+
+
+def _summary(config: ReleaseConfig, audit: AuditRecord) -> AuditSummary:
+    sealed = open_store(resolve_uri(config.audit, "audit")).read(AUDIT_KEY)
+    copies, membership, replay = audit.copies, audit.membership, audit.replay
+    return AuditSummary(
+        verdict=audit.verdict,
+        record_sha256=hashlib.sha256(sealed).hexdigest(),
+        volumes=audit.volumes,
+        training_people=audit.training_people,
+        held_out_people=audit.held_out_people,
+        false_alarm_rate=audit.false_alarm_rate,
+        level=audit.level,
+        flagged=copies.flagged,
+        flagged_expected=copies.flagged_expected,
+        outright_copies=copies.outright,
+        membership_auc=membership.auc.value,
+        membership_control=(membership.control_auc_low, membership.control_auc_high),
+        membership_p_value=membership.p_value,
+        tuples_replayed=replay.training_tuples_replayed,
+        training_tuples=replay.training_tuples,
+        brainsynth_version=audit.versions.get("brainsynth", ""),
+    )
+
+
+def _too_large(config: ReleaseConfig, plan: Plan, manifest: DatasetManifest) -> list[str]:
+    """Why hubs would not take it, by counts that are known beforehand."""
+    volumes = config.data == "bids"
+    files = manifest.num_ok + 20 if volumes else 2 * plan.num_shards + 40
+    folder = manifest.num_ok if volumes else plan.num_shards
+    largest = plan.raw_bytes() // (plan.num_samples if volumes else plan.num_shards)
+    mend = "release it as zarr" if volumes else "generate it with a larger samples_per_shard"
+    found = []
+    if files > MAX_FILES or folder > MAX_FOLDER:
+        found.append(f"about {files} files, {folder} in one folder; hubs take {MAX_FILES} and {MAX_FOLDER}: {mend}")
+    if largest > MAX_BYTES:
+        found.append(
+            f"objects of up to {largest / 1e9:.0f} GB; hubs take {MAX_BYTES / 1e9:.0f}: use a smaller samples_per_shard"
+        )
+    return found
+
+
+def _files(folder: Path) -> list[ReleasedFile]:
+    """Every file there, by path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    counts = Counter(path.parent for path in paths)
+    log.info("%d files, at most %d in a folder: digests", len(paths), max(counts.values()))
+    return [
+        ReleasedFile(path=p.relative_to(folder).as_posix(), size_bytes=p.stat().st_size, sha256=file_sha256(p))
+        for p in paths
+    ]
+
+
+def _put(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text, encoding="utf-8")
+
+
+def _utc(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,488 @@
+"""brainsynth release: refused until verify and audit pass on the dataset as it is; documents pass their validators."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from brainsynth import cli, open_dataset
+from brainsynth.bundle import BUNDLE_FILE, BundleSpec
+from brainsynth.config.audit import AuditConfig
+from brainsynth.config.release import ReleaseConfig
+from brainsynth.config.schema import SamplerConfig
+from brainsynth.covariates import Covariate, CovariateSchema
+from brainsynth.errors import UserError
+from brainsynth.evaluation.audit import AUDIT_KEY, read_audit
+from brainsynth.executors import release
+from brainsynth.executors.audit import audit
+from brainsynth.manifest import MODEL_KEY, ModelRecord, describe_sample
+from brainsynth.plan import generation_plan, generation_samples
+from brainsynth.published import PAPER
+from brainsynth.records import seal, unseal
+from brainsynth.storage.commit import commit_shard, write_plan
+from brainsynth.storage.filesystem import open_store
+from brainsynth.storage.finalise import finalise
+from brainsynth.storage.verify import verify_dataset
+from brainsynth.volume import VolumeSpec
+from tests.evaluation.heads import SHAPE, SPACING, heads
+from tests.integration.test_audit import cohort
+from tests.line import as_config, write_yaml
+
+VOLUMES, PER_SHARD, SECRET = 12, 4, "P17"
+SCHEMA = CovariateSchema(
+    covariates=(
+        Covariate(name="age", kind="continuous", unit="years", low=18.0, high=95.0, description="Age at the scan"),
+        Covariate(name="sex", kind="binary", categories=("F", "M")),
+    )
+)
+DOCUMENTS = {
+    "README.md", "MODEL_CARD.md", "LICENSE", "CITATION.cff", "croissant.json", "ro-crate-metadata.json", ".bidsignore",
+    "dataset_description.json", "participants.tsv", "participants.json", "SHA256SUMS", "release.json",
+}  # fmt: skip
+
+
+class World:
+    """A cohort of heads, a bundle that says it was trained on it, a dataset that says it was made with that, its audit."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.dataset = root, root / "generated"
+        self.reference = cohort(root, "reference", heads(44, 1), 1)
+        grid = VolumeSpec(shape_xyz=SHAPE, spacing_mm=SPACING, origin_mm=(-76.0, -100.0, -76.0))
+        trained_on = open_dataset(self.reference).manifest["plan_fingerprint"]
+        self.bundle = dataclasses.replace(
+            PAPER,
+            name="tiny",
+            covariates=SCHEMA,
+            volume=grid,
+            flipped_axes=(),
+            licence="CC-BY-SA-4.0",
+            training_data="44 invented heads",
+            provenance={"cohort_fingerprint": trained_on},
+        )
+        (root / "bundle").mkdir()
+        (root / "bundle" / BUNDLE_FILE).write_bytes(seal(self.bundle))
+        self._generate(grid)
+        config = {"dataset": str(self.dataset), "reference": self.reference, "bundle": str(root / "bundle")}
+        config |= {"output": str(root / "audit"), "false_alarm_rate": 0.1, "pictures": False}
+        config["runtime"] = {"workers": 0, "threads_per_worker": 1, "micro_batch": 16}
+        self.audited = audit(as_config(config, AuditConfig, root))
+
+    def _generate(self, grid: VolumeSpec) -> None:
+        rng = np.random.default_rng(5)
+        rows = pd.DataFrame({"age": rng.uniform(20, 90, VOLUMES), "sex": rng.choice(["F", "M"], VOLUMES)})
+        samples = generation_samples(rows, SCHEMA, 0, np.arange(VOLUMES) < 2)
+        sampler = SamplerConfig(method="ddim", steps=5)
+        plan = generation_plan(self.bundle.digest, grid, SCHEMA, samples, sampler, "float32", 0, PER_SHARD)
+        store = open_store(str(self.dataset))
+        write_plan(store, plan, samples)
+        voxels = np.stack([grid.quantise(head) for head in heads(VOLUMES, 9)])
+        for index in range(plan.num_shards):
+            shard = plan.shard(index)
+            part = voxels[shard.start : shard.stop]
+            ids = samples["sample_id"][shard.start : shard.stop]
+            records = [describe_sample(i, shard.start + n, [part[n]]) for n, i in enumerate(ids)]
+            commit_shard(store, plan, shard, [part], records, {"began_at": 1_790_000_000.0 + index})
+        finalise(store, plan)
+        model = ModelRecord(
+            bundle=self.bundle.digest,
+            name=self.bundle.name,
+            licence=self.bundle.licence,
+            training_data=self.bundle.training_data,
+        )
+        store.write(MODEL_KEY, seal(model))
+
+    def config(self, output: Path, **changes: Any) -> dict[str, Any]:
+        return {
+            "dataset": str(self.dataset),
+            "bundle": str(self.root / "bundle"),
+            "audit": str(self.root / "audit"),
+            "output": str(output),
+            "title": "Invented heads",
+            "description": "Heads of nobody, for tests.",
+            "licence": "CC-BY-4.0",
+            "source_terms": "Nobody's data was used.",
+            "creators": [
+                {
+                    "given_names": "Ada",
+                    "family_names": "Example",
+                    "affiliation": "Nowhere",
+                    "orcid": "0000-0002-1825-0097",
+                },
+                {"name": "The Example Group"},
+            ],
+            "contact": "https://example.org/contact",
+            "published": "2026-11-26",
+            "url": "https://example.org/heads",
+            "doi": "10.1234/heads",
+        } | changes
+
+    def release(self, output: Path, **changes: Any) -> release.ReleaseRecord:
+        return release.make_release(as_config(self.config(output, **changes), ReleaseConfig, self.root))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    world = World(tmp_path_factory.mktemp("release"))
+    assert world.audited.passed, world.audited.reasons
+    return world
+
+
+@pytest.fixture(scope="module")
+def released(world: World) -> Path:
+    output = world.root / "released"
+    world.release(output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def as_bids(world: World) -> Path:
+    output = world.root / "released-bids"
+    world.release(output, data="bids")
+    return output
+
+
+def names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_release_holds_the_dataset_and_its_documents(world: World, released: Path) -> None:
+    there = names(released)
+    assert {name for name in there if "/" not in name} == DOCUMENTS
+    assert verify_dataset(open_store(str(released / "data"))).ok
+    np.testing.assert_array_equal(
+        open_dataset(str(released / "data")).volumes(), open_dataset(str(world.dataset)).volumes()
+    )
+    table = pd.read_csv(released / "participants.tsv", sep="\t")
+    assert list(table["participant_id"]) == [f"sub-syn{row:06d}" for row in range(VOLUMES)]
+    assert set(table) == {"participant_id", *json.loads((released / "participants.json").read_text())}
+    record = unseal(release.ReleaseRecord, (released / "release.json").read_bytes(), "release.json")
+    assert (record.files, record.audit.verdict) == (len(there), "PASS")
+    assert record.shards_digest == open_dataset(str(world.dataset)).manifest["shards_digest"]
+
+
+def test_checksums_are_of_every_file_and_find_a_flipped_byte(released: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(released, copy)
+    lines = (copy / "SHA256SUMS").read_text().splitlines()
+    assert {line[66:] for line in lines} == names(copy) - {"SHA256SUMS", "release.json"}
+    command = ["sha256sum", "--check", "--quiet", "SHA256SUMS"]
+    assert subprocess.run(command, cwd=copy, capture_output=True).returncode == 0
+    file = copy / "data/dataset.zarr/t1w/c/1/0/0/0"
+    data = bytearray(file.read_bytes())
+    data[50] ^= 1
+    file.write_bytes(bytes(data))
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "t1w/c/1/0/0/0" in done.stdout
+
+
+def test_no_document_names_a_participant_or_a_folder(world: World, released: Path) -> None:
+    private = [world.root.as_posix(), os.uname().nodename]
+    private += [f'"{pair.subject}"' for pair in read_audit(open_store(str(world.root / "audit"))).copies.worst]
+    assert len(private) > 3
+    for name in DOCUMENTS - {"release.json", "SHA256SUMS"}:
+        text = (released / name).read_text()
+        assert [word for word in private if word in text] == [], name
+
+
+def test_every_document_says_that_it_is_ai_generated_and_its_limits(released: Path) -> None:
+    marked = DOCUMENTS - {
+        ".bidsignore",
+        "CITATION.cff",
+        "participants.tsv",
+        "participants.json",
+        "SHA256SUMS",
+        "release.json",
+    }
+    for name in marked:
+        assert "AI-generated" in (released / name).read_text(), name
+    for name in ("README.md", "MODEL_CARD.md", "croissant.json", "ro-crate-metadata.json"):
+        assert "Not for diagnosis, treatment" in (released / name).read_text(), name
+    front = yaml.safe_load((released / "README.md").read_text().split("---\n")[1])
+    assert (front["license"], front["size_categories"]) == ("cc-by-4.0", ["n<1K"])
+    assert "ai-generated" in front["tags"]
+
+
+def test_the_citation_file(released: Path) -> None:
+    citation = yaml.safe_load((released / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["authors"][0]["orcid"] == "https://orcid.org/0000-0002-1825-0097"
+    assert {"message", "title", "type", "doi", "license", "version", "date-released"} <= set(citation)
+
+
+def broken(document: Path, folder: Path, change: Callable[[Any], None]) -> Path:
+    """A changed copy, to see that a validator does look."""
+    value = json.loads(document.read_text())
+    change(value)
+    (folder / document.name).write_text(json.dumps(value))
+    return folder / document.name
+
+
+@pytest.mark.parametrize("kind", ["released", "as_bids"])
+def test_croissant_passes_its_validator(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    mlcroissant = pytest.importorskip(
+        "mlcroissant", reason="Croissant's validator is not installed: `pip install mlcroissant`"
+    )
+    folder = request.getfixturevalue(kind)
+    dataset = mlcroissant.Dataset(jsonld=str(folder / "croissant.json"))
+    assert dataset.metadata.ctx.issues.errors == set()
+    assert str(dataset.metadata.conforms_to).find("1.1") > 0
+    records = list(dataset.records("participants"))
+    assert len(records) == VOLUMES
+    table = pd.read_csv(folder / "participants.tsv", sep="\t")
+    assert [float(record["participants/age"]) for record in records] == pytest.approx(list(table["age"]))
+    wrong = broken(folder / "croissant.json", tmp_path, lambda d: d["recordSet"][0]["field"][0].pop("dataType"))
+    with pytest.raises(mlcroissant.ValidationError):
+        mlcroissant.Dataset(jsonld=str(wrong))
+
+
+def test_croissant_tells_the_provenance(world: World, released: Path) -> None:
+    document = json.loads((released / "croissant.json").read_text())
+    made = document["prov:wasGeneratedBy"]
+    assert made["prov:used"]["@id"] == f"urn:sha256:{world.bundle.digest}"
+    assert made["prov:startedAtTime"] == "2026-09-21T14:13:20+00:00"
+    assert made["prov:endedAtTime"] == "2026-09-21T14:13:22+00:00"
+    assert document["prov:wasDerivedFrom"]["prov:wasDerivedFrom"]["name"] == "44 invented heads"
+    assert document["digitalSourceType"].endswith("trainedAlgorithmicMedia")
+
+
+@pytest.fixture(scope="module")
+def crate_context() -> tuple[str, Any]:
+    """The validator's command and RO-Crate's context, which the crate names by its address; tests reach no network."""
+    validator = os.environ.get("ROCRATE_VALIDATOR") or shutil.which("rocrate-validator")
+    if not validator:
+        pytest.skip(
+            "RO-Crate's validator is not installed: `uv tool install roc-validator --with rocrate`, in its own place"
+        )
+    find = "import rocrate, pathlib; print(pathlib.Path(rocrate.__file__).parent / 'data/ro-crate.jsonld')"
+    python = Path(validator).resolve().parent / "python"
+    found = subprocess.run([str(python), "-c", find], capture_output=True, text=True, timeout=60)
+    if found.returncode:
+        pytest.skip("rocrate, which has RO-Crate's context, is not beside the validator")
+    return validator, json.loads(Path(found.stdout.strip()).read_text())["@context"]
+
+
+@pytest.mark.parametrize("kind", ["released", "as_bids"])
+def test_everything_that_the_crate_names_is_there(kind: str, request: pytest.FixtureRequest) -> None:
+    """The quick sibling of the validator's test."""
+    folder = request.getfixturevalue(kind)
+    graph = json.loads((folder / "ro-crate-metadata.json").read_text())["@graph"]
+    entities = {entity["@id"]: entity for entity in graph}
+    assert len(entities) == len(graph)
+
+    def named(value: Any) -> list[str]:
+        if isinstance(value, dict):
+            return [value["@id"]] if set(value) == {"@id"} else [i for v in value.values() for i in named(v)]
+        return [i for item in value for i in named(item)] if isinstance(value, list) else []
+
+    known = {"https://w3id.org/ro/crate/1.1", "https://spdx.org/licenses/Apache-2.0"}
+    assert {i for entity in graph for i in named(entity)} - set(entities) <= known
+    parts = named(entities["./"]["hasPart"])
+    assert len(parts) >= 8
+    assert all((folder / part).exists() for part in parts)
+    action = entities["#generation"]
+    assert entities[action["instrument"]["@id"]]["@type"] == "SoftwareApplication"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["released", "as_bids"])
+def test_ro_crate_passes_its_validator(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, crate_context: tuple[str, Any]
+) -> None:
+    validator, context = crate_context
+    crate = tmp_path / "crate"
+    shutil.copytree(request.getfixturevalue(kind), crate)
+
+    def judge(change: Callable[[Any], Any]) -> subprocess.CompletedProcess[str]:
+        broken(crate / "ro-crate-metadata.json", crate, change)
+        command = [validator, "-y", "validate", "--skip-availability-check", "-p", "process-run-crate-0.5", str(crate)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+    done = judge(lambda d: d["@context"].__setitem__(0, context))
+    assert done.returncode == 0, done.stdout
+    assert judge(lambda d: d["@graph"][2].pop("instrument")).returncode == 1
+
+
+@pytest.mark.parametrize(("kind", "allowed"), [("as_bids", []), ("released", ["PARTICIPANT_ID_MISMATCH"])])
+def test_bids_passes_its_validator(kind: str, allowed: list[str], request: pytest.FixtureRequest) -> None:
+    """A Zarr release has no file for BIDS to find by participant; nothing else is wrong with it."""
+    folder = request.getfixturevalue(kind)
+    description = json.loads((folder / "dataset_description.json").read_text())
+    assert description["Name"] == "Invented heads"
+    assert description["GeneratedBy"][0]["Description"].startswith("AI-generated images of no real person")
+    validator = Path(sys.executable).parent / "bids-validator-deno"
+    if not validator.exists():
+        pytest.skip("the BIDS validator is not installed: `pip install bids-validator-deno`")
+    judged = subprocess.run(
+        [str(validator), str(folder), "--format", "json"], capture_output=True, text=True, timeout=300
+    )
+    issues = json.loads(judged.stdout)["issues"]["issues"]
+    assert [issue["code"] for issue in issues if issue["severity"] == "error"] == allowed
+
+
+def damaged(world: World, folder: Path) -> tuple[dict[str, Any], str]:
+    root = folder / "damaged"
+    shutil.copytree(world.dataset, root)
+    file = root / "dataset.zarr/t1w/c/0/0/0/0"
+    data = bytearray(file.read_bytes())
+    data[60] ^= 1
+    file.write_bytes(bytes(data))
+    return {"dataset": str(root)}, "NOT ok"
+
+
+def no_audit(world: World, folder: Path) -> tuple[dict[str, Any], str]:
+    return {"audit": str(folder)}, "holds no audit"
+
+
+def failed_audit(world: World, folder: Path) -> tuple[dict[str, Any], str]:
+    failed = dataclasses.replace(world.audited, verdict="FAIL", reasons=("3 outright copies",))
+    (folder / AUDIT_KEY).write_bytes(seal(failed))
+    return {"audit": str(folder)}, "3 outright copies"
+
+
+def audit_of_another_state(world: World, folder: Path) -> tuple[dict[str, Any], str]:
+    other = dataclasses.replace(world.audited, dataset_shards_digest="0" * 64)
+    (folder / AUDIT_KEY).write_bytes(seal(other))
+    return {"audit": str(folder)}, "another state of it"
+
+
+def another_bundle(world: World, folder: Path) -> tuple[dict[str, Any], str]:
+    spec: BundleSpec = dataclasses.replace(world.bundle, name="other")
+    (folder / BUNDLE_FILE).write_bytes(seal(spec))
+    return {"bundle": str(folder)}, "is not the bundle that made"
+
+
+def no_model(world: World, folder: Path) -> tuple[dict[str, Any], str]:
+    root = folder / "copy"
+    shutil.copytree(world.dataset, root)
+    (root / MODEL_KEY).unlink()
+    return {"dataset": str(root)}, "terms of its model are not known"
+
+
+def not_finished(world: World, folder: Path) -> tuple[dict[str, Any], str]:
+    root = folder / "copy"
+    shutil.copytree(world.dataset, root)
+    (root / "dataset.json").unlink()
+    return {"dataset": str(root)}, "is not finished"
+
+
+def real_scans(world: World, folder: Path) -> tuple[dict[str, Any], str]:
+    return {"dataset": world.reference}, "only generated datasets"
+
+
+def full_output(world: World, folder: Path) -> tuple[dict[str, Any], str]:
+    (folder / "out").mkdir()
+    (folder / "out" / "mine").write_text("")
+    return {}, "is not empty"
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        damaged,
+        no_audit,
+        failed_audit,
+        audit_of_another_state,
+        another_bundle,
+        no_model,
+        not_finished,
+        real_scans,
+        full_output,
+    ],
+    ids=lambda mistake: mistake.__name__,
+)
+def test_what_did_not_pass_is_not_released(
+    mistake: Callable[[World, Path], tuple[dict[str, Any], str]], world: World, tmp_path: Path
+) -> None:
+    changes, told = mistake(world, tmp_path)
+    before = names(tmp_path)
+    with pytest.raises(UserError) as refused:
+        world.release(tmp_path / "out", **changes)
+    assert told in str(refused.value)
+    assert names(tmp_path) | {"config.yaml"} == before | {"config.yaml"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"licence": ""},
+        {"licence": "my own licence"},
+        {"creators": []},
+        {"creators": [{"name": "A", "orcid": "123"}]},
+        {"creators": [{"given_names": "A"}]},
+        {"published": "yesterday"},
+        {"version": "one"},
+        {"url": "heads"},
+        {"doi": "heads"},
+        {"source_terms": " "},
+    ],
+)
+def test_what_only_its_owner_knows_is_asked_for(changes: dict[str, Any], world: World, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=next(iter(changes))):
+        world.release(tmp_path / "out", **changes)
+
+
+def test_what_hubs_do_not_take_is_told_beforehand(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release, "MAX_FOLDER", 2)
+    with pytest.raises(UserError, match="larger samples_per_shard"):
+        world.release(tmp_path / "out")
+    with pytest.raises(UserError, match="release it as zarr"):
+        world.release(tmp_path / "out", data="bids")
+    monkeypatch.setattr(release, "MAX_BYTES", 1000)
+    with pytest.raises(UserError, match="smaller samples_per_shard"):
+        world.release(tmp_path / "out")
+
+
+def test_the_example_of_the_page_is_a_config(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/publication.md").read_text()
+    example = page.split("```yaml\n")[1].split("```")[0]
+    config = as_config(yaml.safe_load(example), ReleaseConfig, tmp_path)
+    assert [creator.full_name for creator in config.creators] == ["Ada Example", "The Example Group"]
+
+
+def test_the_command(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(write_yaml(world.config(tmp_path / "out"), tmp_path))
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["brainsynth", "release", "--config", config, *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return int(left.value.code or 0)
+
+    assert run("--dry-run") == 0
+    assert "12 volumes" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert run("--set", f"audit={tmp_path}") == 2
+    assert "jobs/audit.py" in capsys.readouterr().err
+    assert run() == 0
+    assert (tmp_path / "out" / "release.json").exists()
+    assert run() == 2  # it is there
+
+
+def test_where_links_cannot_be_made_data_is_copied(
+    world: World, released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError("another filesystem")
+
+    monkeypatch.setattr(release.os, "link", refuse)
+    world.release(tmp_path / "out")
+    stored = "data/dataset.zarr/t1w/c/0/0/0/0"
+    assert (tmp_path / "out" / stored).stat().st_nlink == 1 < (released / stored).stat().st_nlink
+    assert (tmp_path / "out" / "SHA256SUMS").read_bytes() == (released / "SHA256SUMS").read_bytes()
