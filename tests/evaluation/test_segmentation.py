@@ -228,14 +228,15 @@ def test_absent_weights_are_the_users_to_mend(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-def test_real_ventricles_agree_with_the_reference(data_root: Path) -> None:
-    """Four scans from the smallest to large ventricles, at 2 mm; nothing is fitted here."""
+@pytest.mark.parametrize("places", [(0.9,), pytest.param((0.0, 0.5, 0.9, 0.985), marks=pytest.mark.slow)])
+def test_real_ventricles_agree_with_the_reference(data_root: Path, places: tuple[float, ...]) -> None:
+    """Scans from the smallest to large ventricles, at 2 mm; nothing is fitted here."""
     weights, folder = data_root / "instruments" / "meshnet18" / "model.safetensors", data_root / "ixi_2mm"
     if not weights.exists() or not (folder / "participants.tsv").exists():
         pytest.skip(f"the pretrained segmenter or the scans are not in {data_root}")
     ruler = SegmentationRuler.load(SegmentationConfig(segmenter=str(weights)), CPU)
     table = pd.read_csv(folder / "participants.tsv", sep="\t").sort_values("vent_ml")
-    chosen = table.iloc[[0, len(table) // 2, int(0.9 * len(table)), len(table) - 2]]
+    chosen = table.iloc[[int(place * len(table)) for place in places]]
     found = []
     for row in chosen.itertuples():
         scan, mask = (nib.load(folder / name) for name in (row.t1w, row.dseg))
@@ -243,11 +244,11 @@ def test_real_ventricles_agree_with_the_reference(data_root: Path) -> None:
         spacing, origin = np.diag(scan.affine)[:3].tolist(), scan.affine[:3, 3].tolist()
         spec = VolumeSpec(shape_xyz=image.shape, spacing_mm=tuple(spacing), origin_mm=tuple(origin))
         found.append(ruler.measure_one(image, spec))
-    error = ruler_error([f.ventricles_ml for f in found], chosen.vent_ml)
-    print(error)
     assert "landmarks missing" in ruler.measure_one(image[:, :, ::-1], spec).flags  # the last head, upside down
-    assert [f.flags for f in found] == [()] * 4
-    assert error.r > 0.98
-    assert 0 < error.bias_ml < 8
+    assert [f.flags for f in found] == [()] * len(places)
+    bias_ml = np.array([f.ventricles_ml for f in found]) - chosen.vent_ml.to_numpy()
+    assert 0 < bias_ml.mean() < 8
+    if len(places) > 2:
+        assert ruler_error([f.ventricles_ml for f in found], chosen.vent_ml).r > 0.98
     ratio = np.array([f.brain_ml for f in found]) / chosen.brain_ml.to_numpy()
     assert ((ratio > 0.78) & (ratio < 0.95)).all()

@@ -61,7 +61,10 @@ def kill_at(job: str, config: Path, folder: Path, step: int) -> int:
     return max(int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*"))
 
 
-@pytest.mark.parametrize("kind", ["unet", "transformer", "gaussian", "decoder"])
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("unet", "transformer")]
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "decoder", *SLOW])
 def test_killed_training_goes_on_with_an_identical_curve(line: Line, tmp_path: Path, kind: str) -> None:
     """All denoisers' and the distilled decoder's; tests/chaos kills the autoencoder's."""
     job, weights_file, cls = "train_diffusion.py", "diffusion.safetensors", DiffusionTrainConfig

@@ -82,7 +82,7 @@ def test_flow_solvers_have_the_expected_order(name: str, expected: int, shift: f
 
 def test_solvers_agree_with_each_other_where_all_have_converged() -> None:
     schedule = NoiseSchedule(PUBLISHED)
-    x = points(256, 0).double()
+    x = points(64, 0).double()
     predict = network(schedule, mixture_x0)
     truth = ddim(predict, x, schedule, timesteps(1000, 1000))
     for solver, tolerance in ((dpmpp_2m, 0.02), (unipc, 0.02)):
