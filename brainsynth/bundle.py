@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from brainsynth.config.architectures import AnyAutoencoderArchitecture, DecoderArchitecture, DenoiserArchitecture
+from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import ScheduleConfig
 from brainsynth.covariates import CovariateSchema
 from brainsynth.distribution import CovariateDistribution
@@ -76,6 +77,56 @@ class DistilledSpec:
 
 
 @record
+class MeasuredInterval:
+    """A measured figure and its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.high:
+            raise ValueError("an interval needs low <= high")
+
+
+@record
+class StepFidelity:
+    """How near latents of held-out rows come to the teacher's reference from the same noises."""
+
+    latent_error: MeasuredInterval
+    """Root mean square difference, relative to the reference's root mean square."""
+    frechet: MeasuredInterval
+    """Fréchet distance to the reference of 16 fixed random features of the latents, in units of their spread there."""
+
+
+@record
+class FewStepsSpec:
+    """A denoiser that was distilled to need few evaluations: from what, for which sampler, and what it loses."""
+
+    distilled_from: str
+    """Digest of the teacher's bundle."""
+    sampler: SamplerConfig
+    """The only one that the denoiser was trained for: one evaluation a step, guidance folded in."""
+    teacher_sampler: SamplerConfig
+    """Of the trajectories that it learnt; its guidance_scale is the one folded in."""
+    reference_sampler: SamplerConfig
+    """Of the teacher's latents that everything below is measured against."""
+    count: int
+    """Held-out rows, the same rows and noises for student and teacher."""
+    student: StepFidelity
+    teacher: StepFidelity
+    """By `teacher_sampler`."""
+    teacher_in_as_few: StepFidelity
+    """By `teacher_sampler` in as few steps as the student: a student that is no nearer was not worth it."""
+
+    def __post_init__(self) -> None:
+        if self.count < 17:
+            raise ValueError("a distilled denoiser must be measured on at least 17 rows")
+        if self.sampler.guidance_scale != 1:
+            raise ValueError("the sampler of a distilled denoiser has guidance folded in: its guidance_scale is 1")
+
+
+@record
 class BundleSpec:
     """A released model: architectures, latent scale, schedule, covariates with units and ranges, geometry, digests."""
 
@@ -96,6 +147,8 @@ class BundleSpec:
     """File name → sha256."""
     distilled: Annotated[DistilledSpec | None, left_out_at(None)] = None
     """Of the distilled decoder, where there is one."""
+    few_steps: Annotated[FewStepsSpec | None, left_out_at(None)] = None
+    """Of a denoiser that was distilled for few evaluations; None for one that was trained on latents."""
     licence: str
     training_data: str
     provenance: dict[str, str | int | float]
@@ -113,6 +166,10 @@ class BundleSpec:
         if (self.distilled is not None) != (DECODER_FILE in self.weights):
             raise ValueError(
                 f"{DECODER_FILE} among the weights needs its record under distilled, and the other way round"
+            )
+        if (self.few_steps is not None) != ("steps_distilled_from" in self.provenance):
+            raise ValueError(
+                "a denoiser distilled for few evaluations needs its record under few_steps, and the other way round"
             )
         if self.distilled is not None:
             self.distilled.architecture.last_factor(self.autoencoder.factor)

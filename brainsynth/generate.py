@@ -28,7 +28,7 @@ from brainsynth.models.device import (
     is_out_of_memory,
     set_threads,
 )
-from brainsynth.models.sampling import check_sampler, sample_rows
+from brainsynth.models.sampling import check_bundle_sampler, sample_rows
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import check_bundle_files, check_decoder, load_models, read_bundle
 from brainsynth.plan import Plan, ShardSpec, attempt_seed, generation_plan, generation_samples
@@ -56,7 +56,7 @@ def plan_generation(config: GenerateConfig) -> Work:
     bundle = read_bundle(folder)
     check_bundle_files(folder, bundle)
     check_decoder(folder, bundle, config.decoder)
-    check_sampler(bundle.schedule, config.sampler, guidable=bundle.covariates.missing != "refuse")
+    check_bundle_sampler(bundle, config.sampler)
     rows = covariate_rows(config.covariates, bundle)
     volume = VolumeSpec(
         shape_xyz=bundle.volume.shape_xyz,

@@ -129,6 +129,24 @@ class Line:
             "runtime": {"workers": 0, "trackers": []},
         }
 
+    def step_distillation(self, output: str = "few-steps", **optimisation: Any) -> dict[str, Any]:
+        options = {"steps": 6, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 2, "log_every": 1}
+        options |= {"validate_every": 3, "checkpoint_every": 2} | optimisation
+        return {
+            "bundle": str(self.root / "bundle"),
+            "output": str(self.root / output),
+            "bundle_output": str(self.root / f"{output}-bundle"),
+            "evaluations": 2,
+            "trajectories": {
+                "sampler": {"method": "ab2", "steps": 4, "guidance_scale": 1.5},
+                "count": 12,
+                "validation_count": 18,
+                "reference_steps": 12,
+            },
+            "optimisation": options,
+            "runtime": {"workers": 0, "threads_per_worker": 1, "trackers": []},
+        }
+
     def generate(self, output: Path | str, **changes: Any) -> dict[str, Any]:
         config: dict[str, Any] = {
             "bundle": str(self.root / "bundle"),

@@ -1,4 +1,4 @@
-"""Knobs of the distilled decoder's training; the same rules as in schema.py."""
+"""Knobs of the distilled decoder's training and of few-step distillation; the same rules as in schema.py."""
 
 from __future__ import annotations
 
@@ -68,3 +68,44 @@ class DistillConfig:
     def __post_init__(self) -> None:
         if self.latents is None and self.generated.share != 1:
             raise ValueError("generated.share must be 1 without latents: there is nothing else to train on")
+
+
+@record
+class TrajectoriesConfig:
+    """Trajectories of the bundle's own denoiser from noise to latents, which a few-step student learns."""
+
+    sampler: SamplerConfig
+    """The denoiser's best, with the guidance that is to be folded in; deterministic, and at least twice the student's steps
+    (a multiple of them for flow and `ddim`)."""
+    count: int
+    """Sampled once, before the training starts."""
+    validation_count: int = 64
+    """Others, on which the loss of quality is measured."""
+    reference_steps: int = 100
+    """Of `sampler`, for the latents that the others are measured against."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.validation_count < 17:
+            raise ValueError("need count of at least 1 and validation_count of at least 17")
+        if self.reference_steps < 2 * self.sampler.steps:
+            raise ValueError(
+                "reference_steps must be at least twice sampler.steps, or there is nothing to measure against"
+            )
+
+
+@record
+class StepDistillConfig:
+    """Bundle → bundle whose denoiser needs `evaluations` evaluations a volume (`jobs/distill_steps.py`)."""
+
+    bundle: str
+    output: str
+    """Folder of the training."""
+    bundle_output: str
+    """The new bundle: the old one's autoencoder (and gate, and distilled decoder), and the distilled denoiser."""
+    evaluations: Literal[1, 2, 4]
+    trajectories: TrajectoriesConfig
+    optimisation: OptimisationConfig
+    latents: str | None = None
+    """Latents of scans (`jobs/encode_latents.py`), whose covariates the trajectories are sampled for: for a bundle without a
+    covariate distribution. Without them rows are drawn from the bundle's distribution."""
+    runtime: TrainRuntimeConfig = TrainRuntimeConfig()

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from brainsynth.config.cli import configure_logging
-from brainsynth.config.distillation import DistillConfig
+from brainsynth.config.distillation import DistillConfig, StepDistillConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.errors import UserError
 from brainsynth.executors.preflight import check_cluster, check_this_machine
@@ -28,16 +28,17 @@ from brainsynth.executors.session import ray_session
 from brainsynth.executors.watch import TERMINATED, leave
 from brainsynth.records import digest, from_dict, to_dict
 from brainsynth.storage.filesystem import local_folder, resolve_uri
-from brainsynth.training import autoencoder, diffusion, distillation
+from brainsynth.training import autoencoder, diffusion, distillation, step_distillation
 from brainsynth.training.preemption import Left, Request
 
 log = logging.getLogger(__name__)
 _LOOK_S = 0.5
-TrainConfig = AutoencoderTrainConfig | DiffusionTrainConfig | DistillConfig
+TrainConfig = AutoencoderTrainConfig | DiffusionTrainConfig | DistillConfig | StepDistillConfig
 _TRAININGS: dict[str, tuple[type[Any], Callable[..., object], Callable[..., None]]] = {
     "autoencoder": (AutoencoderTrainConfig, autoencoder.check, autoencoder.fit),
     "diffusion": (DiffusionTrainConfig, diffusion.check, diffusion.fit),
     "decoder": (DistillConfig, distillation.check, distillation.fit),
+    "steps": (StepDistillConfig, step_distillation.check, step_distillation.fit),
 }
 """Config, what can be refused before a worker starts, and the training, by kind."""
 
@@ -120,7 +121,7 @@ def _with_absolute_places(config: TrainConfig) -> TrainConfig:
         config,
         **{name: resolve_uri(getattr(config, name), name) for name in places},  # type: ignore[arg-type]
     )
-    if isinstance(absolute, DiffusionTrainConfig) or absolute.losses.perceptual_weights is None:
+    if isinstance(absolute, DiffusionTrainConfig | StepDistillConfig) or absolute.losses.perceptual_weights is None:
         return absolute
     weights = resolve_uri(absolute.losses.perceptual_weights, "losses.perceptual_weights")
     losses: Any = dataclasses.replace(absolute.losses, perceptual_weights=weights)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from brainsynth.bundle import StepFidelity
 from brainsynth.cohort.phantom import phantom_grid
 from brainsynth.cohort.phantom_cohort import write_phantom_cohort
 from brainsynth.cohort.prepare import plan_cohort
-from brainsynth.config.distillation import DistillConfig
+from brainsynth.config.distillation import DistillConfig, StepDistillConfig
 from brainsynth.config.schema import (
     EncodeConfig,
     ExportConfig,
@@ -19,13 +20,15 @@ from brainsynth.config.schema import (
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.evaluation.dataset_report import check_ruler, report_dataset
 from brainsynth.evaluation.gate_fit import reference_rows, write_gate
+from brainsynth.evaluation.step_fidelity import measure_steps
 from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.executors.ray_train import train
 from brainsynth.generate import estimate_s, plan_generation, write_model_record
 from brainsynth.storage.filesystem import local_folder
-from brainsynth.training import autoencoder, diffusion, distillation
-from brainsynth.training.export import export_bundle, export_distilled, plan_bundle
+from brainsynth.training import autoencoder, diffusion, distillation, step_distillation
+from brainsynth.training.export import export_bundle, export_distilled, export_steps, plan_bundle
 from brainsynth.training.latents import measure_latents, plan_latents
+from brainsynth.training.runs import MEASURED
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +118,41 @@ def describe_distillation(config: DistillConfig) -> str:
     return f"{distillation.describe_cost(config, bundle)}\n{_describe_training(config)} → {config.bundle_output}"
 
 
-def _describe_training(config: AutoencoderTrainConfig | DiffusionTrainConfig | DistillConfig) -> str:
+def distill_steps(config: StepDistillConfig) -> None:
+    """Bundle → bundle whose denoiser needs few evaluations."""
+    train("steps", config)
+    spec = export_steps(config, measure_steps)
+    assert spec.few_steps is not None
+    student, hurried = spec.few_steps.student, spec.few_steps.teacher_in_as_few
+    for name in MEASURED:
+        found: StepFidelity = getattr(spec.few_steps, name)
+        error, distance = found.latent_error, found.frechet
+        log.info(
+            "%s, %d rows against the reference: latent error %.4f (%.4f to %.4f), Fréchet distance %.4f (%.4f to %.4f)",
+            *(name.replace("_", " "), spec.few_steps.count, error.value, error.low, error.high),
+            *(distance.value, distance.low, distance.high),
+        )
+    if student.latent_error.value >= hurried.latent_error.value or student.frechet.value >= hurried.frechet.value:
+        log.warning(
+            "the student is not nearer in both than its teacher in as few steps: train longer, or on more trajectories"
+        )
+    log.info(
+        "bundle with a denoiser of %d evaluations: %s (digest %s)",
+        config.evaluations,
+        config.bundle_output,
+        spec.digest[:12],
+    )
+
+
+def describe_step_distillation(config: StepDistillConfig) -> str:
+    """What distill_steps would do."""
+    step_distillation.check(config)
+    return f"{step_distillation.describe_cost(config)}\n{_describe_training(config)} → {config.bundle_output}"
+
+
+def _describe_training(
+    config: AutoencoderTrainConfig | DiffusionTrainConfig | DistillConfig | StepDistillConfig,
+) -> str:
     options, runtime = config.optimisation, config.runtime
     return (
         f"{options.steps} steps of batch {options.batch_size} in {options.precision} on {runtime.workers} workers"

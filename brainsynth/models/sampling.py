@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from brainsynth.bundle import BundleSpec
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import ScheduleConfig
 from brainsynth.errors import UserError
 from brainsynth.models.schedule import NoiseSchedule, flow_times, log_snr_timesteps, timesteps
 from brainsynth.models.solvers import Predict, StepNoise, ddim, dpmpp_2m, flow, heun
+from brainsynth.records import to_dict
 
 FLOW_METHODS = ("euler", "heun", "ab2")
 LAST_LOG_SNR = {"dpmpp_2m": 2.0, "unipc": 2.5}
@@ -114,6 +116,18 @@ def check_sampler(schedule: ScheduleConfig, sampler: SamplerConfig, guidable: bo
         )
     if sampler.guidance_scale != 1 and not guidable:
         raise UserError("sampler.guidance_scale must be 1: this model was trained without conditioning dropout")
+
+
+def check_bundle_sampler(bundle: BundleSpec, sampler: SamplerConfig) -> None:
+    """`check_sampler` for a bundle's denoiser; one that was distilled runs with the sampler that it was distilled for."""
+    if bundle.few_steps is not None and sampler != bundle.few_steps.sampler:
+        wanted, folded = bundle.few_steps.sampler, bundle.few_steps.teacher_sampler.guidance_scale
+        asked = ", ".join(f"{key}: {value}" for key, value in to_dict(wanted).items() if key != "guidance_scale")
+        raise UserError(
+            f"sampler: the denoiser of the bundle {bundle.name} was distilled for {wanted.steps} evaluations, with guidance "
+            f"{folded:g} folded in; give {{{asked}}} and nothing else"
+        )
+    check_sampler(bundle.schedule, sampler, guidable=bundle.covariates.missing != "refuse")
 
 
 def guided(

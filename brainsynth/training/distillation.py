@@ -21,7 +21,7 @@ from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import able, autocast, layout
 from brainsynth.models.distilled_decoder import DistilledDecoder, decode_flops
-from brainsynth.models.sampling import check_sampler
+from brainsynth.models.sampling import check_bundle_sampler
 from brainsynth.models.weights import check_bundle_files, load_models, read_bundle
 from brainsynth.records import digest, to_dict
 from brainsynth.report.montage import grid
@@ -59,7 +59,9 @@ class DistillTask:
         self.precision = able(worker.device, options.precision)
         source = local_folder(config.bundle, "bundle")
         self.teacher, denoiser = load_models(source, bundle, worker.device, rewrites=True)
-        self.generated, held_out = generated_latents(config, worker, bundle, denoiser, folder, preempted)
+        self.generated, held_out = generated_latents(
+            config, worker, bundle, denoiser, self.precision, folder, preempted
+        )
         self.held_out = {"generated": held_out}
         self.encoded: LatentTable | None = None
         if config.latents is not None:
@@ -182,7 +184,7 @@ def check(config: DistillConfig) -> BundleSpec:
     folder = local_folder(config.bundle, "bundle")
     bundle = read_bundle(folder)
     check_bundle_files(folder, bundle)
-    check_sampler(bundle.schedule, config.generated.sampler, guidable=bundle.covariates.missing != "refuse")
+    check_bundle_sampler(bundle, config.generated.sampler)
     try:
         own, distilled = flops(config, bundle)
     except ValueError as error:

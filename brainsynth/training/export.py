@@ -11,16 +11,26 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save
+from torch import Tensor
 
-from brainsynth.bundle import BUNDLE_FILE, DECODER_FILE, GATE_FILE, BundleSpec
-from brainsynth.config.distillation import DistillConfig
+from brainsynth.bundle import (
+    BUNDLE_FILE,
+    DECODER_FILE,
+    DIFFUSION_FILE,
+    GATE_FILE,
+    BundleSpec,
+    FewStepsSpec,
+    StepFidelity,
+)
+from brainsynth.config.distillation import DistillConfig, StepDistillConfig
 from brainsynth.config.gate import GateFitConfig
 from brainsynth.config.schema import ExportConfig
 from brainsynth.errors import UserError
+from brainsynth.models.few_steps import reference_sampler, student_sampler, student_schedule
 from brainsynth.models.weights import check_bundle_files, file_sha256, read_bundle
 from brainsynth.records import seal
 from brainsynth.storage.filesystem import local_folder
-from brainsynth.training.runs import DiffusionRun, DistillRun, read_run
+from brainsynth.training.runs import HELD_OUT_FILE, MEASURED, DiffusionRun, DistillRun, StepDistillRun, read_run
 
 
 def plan_bundle(config: ExportConfig) -> tuple[Path, Path, BundleSpec]:
@@ -130,16 +140,42 @@ def without_decoder(spec: BundleSpec) -> BundleSpec:
 _DISTILLED = ("distilled_from", "distilled_config")
 
 
-def check_bundle_output(config: DistillConfig, spec: BundleSpec) -> Path:
-    """Where the new bundle goes. Raises UserError when something else than it is there already."""
+def check_bundle_output(config: DistillConfig | StepDistillConfig, spec: BundleSpec) -> Path:
+    """Where the new bundle goes. Raises UserError when something else than it is there already.
+
+    Args:
+        config: what is distilled.
+        spec: the bundle whose decoder or denoiser it is.
+    """
     folder = local_folder(config.bundle_output, "bundle_output")
     if folder in (local_folder(config.bundle, "bundle"), local_folder(config.output, "output")):
         raise UserError(f"bundle_output: {folder} is also bundle or output; give another folder")
     if not (folder / BUNDLE_FILE).exists():
         check_empty(folder)
-    elif without_decoder(read_bundle(folder)) != without_decoder(spec):
+        return folder
+    found = read_bundle(folder)
+    if isinstance(config, DistillConfig):
+        same = without_decoder(found) == without_decoder(spec)
+    else:
+        same = found.few_steps is not None and found.few_steps.distilled_from == spec.digest
+    if not same:
         raise UserError(f"bundle_output: {folder} holds another bundle; give another folder")
     return folder
+
+
+def _write_distilled(folder: Path, spec: BundleSpec, source: Path, trained: Path, name: str) -> BundleSpec:
+    """The new bundle: the file `name` from the training, the others from the bundle `source`; its record last."""
+    if (folder / BUNDLE_FILE).exists():
+        if read_bundle(folder).digest != spec.digest:
+            what = "decoder" if name == DECODER_FILE else "denoiser"
+            raise UserError(f"bundle_output: {folder} holds another distilled {what}; give another folder")
+        check_bundle_files(folder, spec)
+        return spec
+    with new_bundle(folder) as temporary:
+        for file in spec.weights:
+            shutil.copyfile((trained if file == name else source) / file, temporary / file)
+        (temporary / BUNDLE_FILE).write_bytes(seal(spec))
+    return spec
 
 
 def export_distilled(config: DistillConfig) -> BundleSpec:
@@ -153,14 +189,36 @@ def export_distilled(config: DistillConfig) -> BundleSpec:
         weights={**plain.weights, **run.weights},
         provenance={**plain.provenance, "distilled_from": run.bundle_digest, "distilled_config": run.config_digest},
     )
-    folder = check_bundle_output(config, old)
-    if (folder / BUNDLE_FILE).exists():
-        if read_bundle(folder).digest != spec.digest:
-            raise UserError(f"bundle_output: {folder} holds another distilled decoder; give another folder")
-        check_bundle_files(folder, spec)
-        return spec
-    with new_bundle(folder) as temporary:
-        for name in spec.weights:
-            shutil.copyfile((trained if name == DECODER_FILE else source) / name, temporary / name)
-        (temporary / BUNDLE_FILE).write_bytes(seal(spec))
-    return spec
+    return _write_distilled(check_bundle_output(config, old), spec, source, trained, DECODER_FILE)
+
+
+def export_steps(config: StepDistillConfig, measure: Callable[[Tensor, Tensor], StepFidelity]) -> BundleSpec:
+    """The bundle with the finished training's denoiser in place of its own, its record last; harmless to repeat.
+
+    Args:
+        config: what was distilled.
+        measure: how near latents come to the reference's.
+    """
+    source, trained = local_folder(config.bundle, "bundle"), local_folder(config.output, "output")
+    old, run = read_bundle(source), read_run(trained, StepDistillRun, "jobs/distill_steps.py")
+    wanted, held_out = config.trajectories, load_file(trained / HELD_OUT_FILE)
+    few_steps = FewStepsSpec(
+        distilled_from=run.bundle_digest,
+        sampler=student_sampler(wanted.sampler, config.evaluations),
+        teacher_sampler=wanted.sampler,
+        reference_sampler=reference_sampler(wanted.sampler, wanted.reference_steps),
+        count=len(held_out["reference"]),
+        **{name: measure(held_out[name], held_out["reference"]) for name in MEASURED},
+    )
+    spec = dataclasses.replace(
+        old,
+        schedule=student_schedule(old.schedule),
+        few_steps=few_steps,
+        weights={**old.weights, DIFFUSION_FILE: run.weights[DIFFUSION_FILE]},
+        provenance={
+            **old.provenance,
+            "steps_distilled_from": run.bundle_digest,
+            "steps_distilled_config": run.config_digest,
+        },
+    )
+    return _write_distilled(check_bundle_output(config, old), spec, source, trained, DIFFUSION_FILE)

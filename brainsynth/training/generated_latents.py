@@ -1,8 +1,9 @@
-"""Latents that a bundle's own denoiser samples: what a distilled decoder trains on where there are no scans."""
+"""What a bundle's own denoiser samples before a distillation starts: latents, or whole trajectories, kept in files."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from brainsynth.bundle import BundleSpec
 from brainsynth.config.distillation import DistillConfig
-from brainsynth.models.device import able, autocast
+from brainsynth.config.training import Precision
+from brainsynth.models.device import autocast
 from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.sampling import sample_rows
 from brainsynth.models.schedule import NoiseSchedule
@@ -24,64 +26,90 @@ from brainsynth.training.loop import Worker
 from brainsynth.training.preemption import Left, Listener, Preempted, Request
 
 log = logging.getLogger(__name__)
-_TOGETHER = 8
-"""Latents in a file, which go through the denoiser together: a kill loses no more than these."""
+TOGETHER = 8
+"""Rows in a file, which go through the denoiser together: a kill loses no more than these."""
+Sample = Callable[[str, range], dict[str, Tensor]]
+"""Split and rows → what is sampled for them, rows along the first axis."""
 
 
-def generated_latents(
-    config: DistillConfig, worker: Worker, bundle: BundleSpec, denoiser: Denoiser, folder: Path, preempted: Preempted
-) -> tuple[Tensor, Tensor]:
-    """Latents (N, C, X, Y, Z) to train on and others to measure on; sampled once by all workers, kept in files.
-
-    Rows are drawn from the bundle's covariate distribution, and every latent has a noise of its own.
+def kept_in_files(
+    place: Path, splits: dict[str, int], sample: Sample, worker: Worker, preempted: Preempted
+) -> dict[str, dict[str, Tensor]]:
+    """What `sample` makes of each split's rows; made once by all workers, in files below `place`.
 
     Raises:
         Left: `preempted` asked for it; the files that are written stay.
     """
-    wanted = config.generated
-    options = config.optimisation
-    identity = {"bundle": bundle.digest, "generated": to_dict(wanted), "precision": options.precision}
-    place = folder / f"latents-{digest({**identity, 'seed': options.seed})[:12]}"
     place.mkdir(parents=True, exist_ok=True)
-    splits = {"train": wanted.count, "validation": wanted.validation_count}
-    parts = [(split, start) for split, count in splits.items() for start in range(0, count, _TOGETHER)]
+    parts = [(split, start) for split, count in splits.items() for start in range(0, count, TOGETHER)]
     listener = Listener(preempted, worker, 0)
     for turn in range(-(-len(parts) // worker.world_size)):
         if listener.request(turn) is Request.LEAVE:
             raise Left(0)
         for split, start in parts[turn * worker.world_size :][worker.rank : worker.rank + 1]:
             path = place / f"{split}-{start:06d}.safetensors"
-            if _read(path) is None:
-                part = range(start, min(start + _TOGETHER, splits[split]))
+            if not _whole(path):
+                made = sample(split, range(start, min(start + TOGETHER, splits[split])))
                 with replaced(path) as temporary:
-                    save_file({"latents": _sample(config, worker, bundle, denoiser, split, part)}, temporary)
+                    save_file({name: tensor.contiguous() for name, tensor in made.items()}, temporary)
                 log.info("generated latents: %s of %s", path.name, splits)
     if worker.world_size > 1:
         dist.barrier()
-    files = {name: [f"{name}-{start:06d}.safetensors" for split, start in parts if split == name] for name in splits}
-    train, validation = (torch.cat([load_file(place / file)["latents"] for file in files[name]]) for name in splits)
-    return train, validation
+    found = {}
+    for split in splits:
+        files = [load_file(place / f"{name}-{start:06d}.safetensors") for name, start in parts if name == split]
+        found[split] = {name: torch.cat([file[name] for file in files]) for name in files[0]}
+    return found
 
 
-def _read(path: Path) -> Tensor | None:
-    """A file's latents; None when it is missing or damaged."""
+def _whole(path: Path) -> bool:
     try:
-        return load_file(path).get("latents")
+        return bool(load_file(path))
     except (FileNotFoundError, SafetensorError):
-        return None
+        return False
 
 
-@torch.no_grad()
-def _sample(
-    config: DistillConfig, worker: Worker, bundle: BundleSpec, denoiser: Denoiser, split: str, part: range
-) -> Tensor:
-    seed, counts = config.optimisation.seed, {"train": config.generated.count}
-    assert bundle.distribution is not None
-    # Another draw for those to measure on, as another noise: nothing that is measured was trained on.
-    rows = bundle.distribution.draw(counts.get(split, config.generated.validation_count), seed_for(seed, split) % 2**32)
-    context = torch.from_numpy(bundle.covariates.encode(rows.iloc[part.start : part.stop])).to(worker.device)
-    seeds = [seed_for(seed, f"{split}-{row}") for row in part]
+def generated_latents(
+    config: DistillConfig,
+    worker: Worker,
+    bundle: BundleSpec,
+    denoiser: Denoiser,
+    precision: Precision,
+    folder: Path,
+    preempted: Preempted,
+) -> tuple[Tensor, Tensor]:
+    """Latents (N, C, X, Y, Z) to train on and others to measure on.
+
+    Rows are drawn from the bundle's covariate distribution, and every latent has a noise of its own.
+
+    Raises:
+        Left: as `kept_in_files`.
+    """
+    wanted, options = config.generated, config.optimisation
+    identity = {"bundle": bundle.digest, "generated": to_dict(wanted), "precision": options.precision}
+    place = folder / f"latents-{digest({**identity, 'seed': options.seed})[:12]}"
+    splits = {"train": wanted.count, "validation": wanted.validation_count}
+    contexts = {split: drawn_context(bundle, split, count, options.seed) for split, count in splits.items()}
     schedule, shape = NoiseSchedule(bundle.schedule), bundle.latents.shape_cxyz
-    with autocast(worker.device, able(worker.device, config.optimisation.precision)):
-        z = sample_rows(denoiser, context, seeds, shape, schedule, config.generated.sampler)
-    return z.float().cpu().contiguous()
+
+    @torch.no_grad()
+    def sample(split: str, part: range) -> dict[str, Tensor]:
+        context = contexts[split][part.start : part.stop].to(worker.device)
+        with autocast(worker.device, precision):
+            z = sample_rows(denoiser, context, row_seeds(split, part, options.seed), shape, schedule, wanted.sampler)
+        return {"latents": z.float().cpu()}
+
+    found = kept_in_files(place, splits, sample, worker, preempted)
+    return found["train"]["latents"], found["validation"]["latents"]
+
+
+def drawn_context(bundle: BundleSpec, split: str, count: int, seed: int) -> Tensor:
+    """(N, K) contexts of rows from the bundle's covariate distribution; each split has another draw."""
+    assert bundle.distribution is not None
+    rows = bundle.distribution.draw(count, seed_for(seed, split) % 2**32)
+    return torch.from_numpy(bundle.covariates.encode(rows))
+
+
+def row_seeds(split: str, part: range, seed: int) -> list[int]:
+    """Noise seeds of a split's rows: nothing that is measured was trained on."""
+    return [seed_for(seed, f"{split}-{row}") for row in part]

@@ -77,7 +77,25 @@ class DistillRun:
         return {DECODER_FILE: self.weights_sha256}
 
 
-Run = AutoencoderRun | DiffusionRun | DistillRun
+HELD_OUT_FILE = "held-out.safetensors"
+MEASURED = ("student", "teacher", "teacher_in_as_few")
+"""What is measured on the latents in that file against its `reference`, as `FewStepsSpec` names it."""
+
+
+@record
+class StepDistillRun:
+    """A denoiser distilled for few evaluations."""
+
+    config_digest: str
+    bundle_digest: str
+    """Of the bundle whose denoiser it was distilled from."""
+    weights: dict[str, str]
+    """sha256 by file name: of the denoiser, and of the held-out rows' latents."""
+    metrics: dict[str, float]
+    elapsed_s: float
+
+
+Run = AutoencoderRun | DiffusionRun | DistillRun | StepDistillRun
 
 
 def training_digest(config: Any, data_fingerprint: str) -> str:

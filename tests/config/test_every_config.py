@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from brainsynth.config.audit import AuditConfig
-from brainsynth.config.distillation import DistillConfig
+from brainsynth.config.distillation import DistillConfig, StepDistillConfig
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PhantomConfig, PrepareConfig
@@ -28,6 +28,7 @@ CLASSES: dict[str, type[Any]] = {
     "evaluate": EvaluateConfig,
     "audit": AuditConfig,
     "distill-decoder": DistillConfig,
+    "distill-steps": StepDistillConfig,
 }
 
 
