@@ -55,7 +55,7 @@ def test_its_card_is_of_these_weights() -> None:
 
 def test_the_package_takes_it_along() -> None:
     package = Path(brainsynth.__file__).parent
-    taken = {path for path in package.glob("bundles/*/*")}  # the pattern of pyproject.toml
+    taken = set(package.glob("bundles/*/*"))  # the pattern of pyproject.toml
     assert taken == {path for path in (package / "bundles").rglob("*") if path.is_file()}
 
 
