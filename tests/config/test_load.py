@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from brainsynth.config.audit import AuditConfig
-from brainsynth.config.distillation import DistillConfig
+from brainsynth.config.distillation import DistillConfig, StepDistillConfig
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PhantomConfig, PrepareConfig
@@ -29,6 +29,7 @@ CLASSES = {
     "evaluate": EvaluateConfig,
     "audit": AuditConfig,
     "distill-decoder": DistillConfig,
+    "distill-steps": StepDistillConfig,
 }
 GOOD = """\
 bundle: runs/bundle
@@ -182,7 +183,7 @@ def test_rules_between_keys_are_told_too(tmp_path: Path) -> None:
 
 
 def test_overrides(tmp_path: Path) -> None:
-    path = REPO / "configs" / "demo" / "2-cohort.yaml"
+    path = REPO / "configs" / "demo-train" / "2-cohort.yaml"
     overrides = [
         "validation_fraction=1e-1",
         "runtime.workers=0",
@@ -258,4 +259,4 @@ def test_a_sampler_that_cannot_be_is_refused(tmp_path: Path, changes: list[str],
 def test_epsilon_has_no_zero_terminal_snr(tmp_path: Path) -> None:
     changes = ["schedule.prediction=epsilon", "schedule.zero_terminal_snr=true"]
     with pytest.raises(UserError, match="zero_terminal_snr needs prediction: v"):
-        load_config(REPO / "configs" / "demo" / "5-diffusion.yaml", DiffusionTrainConfig, changes)
+        load_config(REPO / "configs" / "demo-train" / "5-diffusion.yaml", DiffusionTrainConfig, changes)
