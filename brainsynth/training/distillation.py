@@ -26,7 +26,7 @@ from brainsynth.models.weights import check_bundle_files, load_models, read_bund
 from brainsynth.records import digest, to_dict
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
-from brainsynth.storage.filesystem import local_folder, open_store
+from brainsynth.storage.filesystem import bundle_folder, local_folder, open_store
 from brainsynth.storage.reader import open_dataset
 from brainsynth.training.data import batch_indices
 from brainsynth.training.diffusion import LatentTable
@@ -57,7 +57,7 @@ class DistillTask:
         self.config, self.worker = config, worker
         options = config.optimisation
         self.precision = able(worker.device, options.precision)
-        source = local_folder(config.bundle, "bundle")
+        source = bundle_folder(config.bundle)
         self.teacher, denoiser = load_models(source, bundle, worker.device, rewrites=True)
         self.generated, held_out = generated_latents(
             config, worker, bundle, denoiser, self.precision, folder, preempted
@@ -181,7 +181,7 @@ def describe_cost(config: DistillConfig, bundle: BundleSpec) -> str:
 def check(config: DistillConfig) -> BundleSpec:
     """Everything that can be refused before a worker starts. Raises UserError."""
     check_trackers(config.runtime.trackers)
-    folder = local_folder(config.bundle, "bundle")
+    folder = bundle_folder(config.bundle)
     bundle = read_bundle(folder)
     check_bundle_files(folder, bundle)
     check_bundle_sampler(bundle, config.generated.sampler)

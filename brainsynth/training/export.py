@@ -29,7 +29,7 @@ from brainsynth.errors import UserError
 from brainsynth.models.few_steps import reference_sampler, student_sampler, student_schedule
 from brainsynth.models.weights import check_bundle_files, file_sha256, read_bundle
 from brainsynth.records import seal
-from brainsynth.storage.filesystem import local_folder
+from brainsynth.storage.filesystem import bundle_folder, local_folder
 from brainsynth.training.runs import HELD_OUT_FILE, MEASURED, DiffusionRun, DistillRun, StepDistillRun, read_run
 
 
@@ -148,7 +148,7 @@ def check_bundle_output(config: DistillConfig | StepDistillConfig, spec: BundleS
         spec: the bundle whose decoder or denoiser it is.
     """
     folder = local_folder(config.bundle_output, "bundle_output")
-    if folder in (local_folder(config.bundle, "bundle"), local_folder(config.output, "output")):
+    if folder in (bundle_folder(config.bundle), local_folder(config.output, "output")):
         raise UserError(f"bundle_output: {folder} is also bundle or output; give another folder")
     if not (folder / BUNDLE_FILE).exists():
         check_empty(folder)
@@ -180,7 +180,7 @@ def _write_distilled(folder: Path, spec: BundleSpec, source: Path, trained: Path
 
 def export_distilled(config: DistillConfig) -> BundleSpec:
     """The bundle with the finished training's decoder in it, its record last; harmless to repeat."""
-    source, trained = local_folder(config.bundle, "bundle"), local_folder(config.output, "output")
+    source, trained = bundle_folder(config.bundle), local_folder(config.output, "output")
     old, run = read_bundle(source), read_run(trained, DistillRun, "jobs/distill_decoder.py")
     plain = without_decoder(old)
     spec = dataclasses.replace(
@@ -199,7 +199,7 @@ def export_steps(config: StepDistillConfig, measure: Callable[[Tensor, Tensor], 
         config: what was distilled.
         measure: how near latents come to the reference's.
     """
-    source, trained = local_folder(config.bundle, "bundle"), local_folder(config.output, "output")
+    source, trained = bundle_folder(config.bundle), local_folder(config.output, "output")
     old, run = read_bundle(source), read_run(trained, StepDistillRun, "jobs/distill_steps.py")
     wanted, held_out = config.trajectories, load_file(trained / HELD_OUT_FILE)
     few_steps = FewStepsSpec(

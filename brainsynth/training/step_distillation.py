@@ -38,7 +38,7 @@ from brainsynth.models.weights import check_bundle_files, file_sha256, load_mode
 from brainsynth.records import digest, to_dict
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
-from brainsynth.storage.filesystem import local_folder, open_store
+from brainsynth.storage.filesystem import bundle_folder, local_folder, open_store
 from brainsynth.storage.reader import open_dataset
 from brainsynth.training.data import batch_indices
 from brainsynth.training.disk import full_disk_told, replaced
@@ -68,7 +68,7 @@ class StepDistillTask:
         self, config: StepDistillConfig, worker: Worker, bundle: BundleSpec, folder: Path, preempted: Preempted
     ) -> None:
         self.config, self.worker, self.bundle = config, worker, bundle
-        options, source = config.optimisation, local_folder(config.bundle, "bundle")
+        options, source = config.optimisation, bundle_folder(config.bundle)
         self.precision = able(worker.device, options.precision)
         self.sampler = student_sampler(config.trajectories.sampler, config.evaluations)
         self.schedule = NoiseSchedule(student_schedule(bundle.schedule))
@@ -192,7 +192,7 @@ def describe_cost(config: StepDistillConfig) -> str:
 def check(config: StepDistillConfig) -> BundleSpec:
     """Everything that can be refused before a worker starts. Raises UserError."""
     check_trackers(config.runtime.trackers)
-    folder, wanted = local_folder(config.bundle, "bundle"), config.trajectories
+    folder, wanted = bundle_folder(config.bundle), config.trajectories
     bundle = read_bundle(folder)
     check_bundle_files(folder, bundle)
     if bundle.few_steps is not None:
