@@ -26,9 +26,10 @@ from brainsynth.models.sampling import (
     check_sampler,
     draw_noise,
     guided,
+    log_snr_grid,
     sample_latents,
 )
-from brainsynth.models.schedule import NoiseSchedule, flow_times, log_snr_timesteps, timesteps
+from brainsynth.models.schedule import NoiseSchedule, flow_times, timesteps
 from brainsynth.models.solvers import Predict, dpmpp_2m
 
 
@@ -118,8 +119,7 @@ def _solve(
 
 def _grid(schedule: NoiseSchedule, sampler: SamplerConfig, visited: list[float]) -> list[int]:
     """The sampler's own timesteps, of which the nearest make way for those in `visited`."""
-    last = LAST_LOG_SNR[sampler.method] if sampler.last_log_snr is None else sampler.last_log_snr
-    grid = np.array(log_snr_timesteps(schedule, sampler.steps, last))
+    grid = np.array(log_snr_grid(schedule, sampler))
     for t in visited:
         grid[np.abs(grid - t).argmin()] = round(t)
     if (np.diff(grid) >= 0).any() or not set(visited) <= set(grid.tolist()):

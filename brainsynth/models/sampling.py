@@ -79,9 +79,13 @@ def sample_latents(
         if eta > 0 and step_noise is None:
             raise ValueError(f"{method} with eta {eta:g} needs step_noise")
         return ddim(predict, noise, schedule, timesteps(len(schedule.a), steps), eta, step_noise)
-    last = LAST_LOG_SNR[method] if sampler.last_log_snr is None else sampler.last_log_snr
-    grid = log_snr_timesteps(schedule, steps, last)
-    return dpmpp_2m(predict, noise, schedule, grid, corrected=method == "unipc")
+    return dpmpp_2m(predict, noise, schedule, log_snr_grid(schedule, sampler), corrected=method == "unipc")
+
+
+def log_snr_grid(schedule: NoiseSchedule, sampler: SamplerConfig) -> list[int]:
+    """The timesteps of `dpmpp_2m` and `unipc`, from noise downwards."""
+    last = LAST_LOG_SNR[sampler.method] if sampler.last_log_snr is None else sampler.last_log_snr
+    return log_snr_timesteps(schedule, sampler.steps, last)
 
 
 def sample_rows(

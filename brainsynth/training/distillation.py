@@ -202,8 +202,8 @@ def check(config: DistillConfig) -> BundleSpec:
     if config.latents is not None:
         store = open_store(config.latents)
         made_by = read_plan(store).identity.get("autoencoder")
-        own = (bundle.weights[AUTOENCODER_FILE], bundle.provenance.get("trained_autoencoder_sha256"))
-        if made_by not in own or read_latent_spec(store) != bundle.latents:
+        as_exported_or_trained = (bundle.weights[AUTOENCODER_FILE], bundle.provenance.get("trained_autoencoder_sha256"))
+        if made_by not in as_exported_or_trained or read_latent_spec(store) != bundle.latents:
             raise UserError(
                 f"latents {config.latents} were not made by the autoencoder of the bundle {config.bundle}; "
                 "give its own, or leave latents out and set generated.share to 1"
