@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import yaml
@@ -125,11 +124,6 @@ def citation_file(facts: Facts) -> str:
         **({"doi": config.doi} if config.doi else {}),
     }
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
-
-
-def json_page(document: Any) -> str:
-    """Indented, in the order given."""
-    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
 def _columns(facts: Facts, split: bool = True) -> str:

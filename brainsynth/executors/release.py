@@ -37,7 +37,7 @@ from brainsynth.storage.export.formats import whole
 from brainsynth.storage.export.plan import EXPORT_KEY, plan_export, read_model
 from brainsynth.storage.export.tables import tables
 from brainsynth.storage.filesystem import LocalStore, Store, bundle_folder, local_folder, open_store, resolve_uri
-from brainsynth.storage.finalise import DATASET_KEY, SHARDS_KEY, SUBJECTS_KEY
+from brainsynth.storage.finalise import DATASET_KEY, SHARDS_KEY, SUBJECTS_KEY, pretty_json
 from brainsynth.storage.verify import VerifyReport, verify_dataset
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def make_release(config: ReleaseConfig) -> ReleaseRecord:
         # Authors, licence and DOI stand in CITATION.cff; BIDS wants them in one place.
         described = {k: v for k, v in described.items() if k != "License"} | {"Name": config.title}
         described["Acknowledgements"] = config.source_terms
-        _put(folder, "dataset_description.json", pages.json_page(described))
+        _put(folder, "dataset_description.json", pretty_json(described).decode())
         _put(folder, ".bidsignore", _BIDS_IGNORE)
         facts = _facts(config, store, (plan, manifest, model, bundle), _summary(config, audit), report, _files(folder))
         _documents(folder, facts)
@@ -152,8 +152,8 @@ def _documents(folder: Path, facts: Facts) -> None:
     _put(folder, "MODEL_CARD.md", pages.model_card(facts))
     _put(folder, "LICENSE", pages.licence_page(facts))
     _put(folder, "CITATION.cff", pages.citation_file(facts))
-    _put(folder, "croissant.json", pages.json_page(croissant(facts)))
-    _put(folder, "ro-crate-metadata.json", pages.json_page(ro_crate(facts)))
+    _put(folder, "croissant.json", pretty_json(croissant(facts)).decode())
+    _put(folder, "ro-crate-metadata.json", pretty_json(ro_crate(facts)).decode())
 
 
 def _zarr(store: Store, uri: str, folder: Path, plan: Plan, manifest: DatasetManifest) -> dict[str, Any]:
