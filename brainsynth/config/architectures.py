@@ -152,9 +152,13 @@ class GaussianArchitecture:
     embedding: int = 128
     """Numbers that time and covariates become."""
     norm_groups: int = 8
+    finest_blocks: Annotated[int, left_out_at(1)] = 1
+    """Residual blocks at the first level, on the way down and again on the way up; every other level has one each way."""
 
     def __post_init__(self) -> None:
         _check_size(self.channels)
+        if not 1 <= self.finest_blocks <= 16:
+            raise ValueError("finest_blocks must be 1 to 16")
         if not 1 <= self.rank <= 512 or not 1 <= self.rank_channels <= 64 or not 1 <= self.embedding <= 4096:
             raise ValueError("rank must be 1 to 512, rank_channels 1 to 64, and embedding 1 to 4096")
         if self.norm_groups < 1 or any(c % self.norm_groups for c in self.channels):

@@ -136,6 +136,10 @@ class DiffusionTrainConfig:
     """Share of samples that train without covariates, so that guidance works."""
     figure_steps: int = 20
     """Network evaluations per sample of the sample figures."""
+    start_from: Annotated[str | None, left_out_at(None)] = None
+    """Weights file (`diffusion.safetensors` of a training or a bundle) of a denoiser to go on from, in place of random
+    weights. It may have fewer `finest_blocks`: the others begin as the identity. Covariates and grid must be the same in
+    number and size; a Gaussian model is fitted to these latents anyway."""
     runtime: TrainRuntimeConfig = TrainRuntimeConfig()
 
     def __post_init__(self) -> None:

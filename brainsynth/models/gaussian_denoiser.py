@@ -22,6 +22,8 @@ from torch.nn.functional import silu
 from brainsynth.config.architectures import GaussianArchitecture
 
 TIMESTEPS = 1000
+FINEST = "gaussian.network.finest_"
+"""Names of the blocks that a denoiser of more `finest_blocks` has beyond another's, in a `Denoiser`: the identity at first."""
 _WAVES = 16
 _CLEAREST = 1e-3
 """Share of signal below which x_t counts as pure noise: log odds of the time stay finite."""
@@ -104,7 +106,7 @@ def _time(t_B: Tensor) -> Tensor:  # noqa: N803
 
 
 class _ResidualUNet(nn.Module):
-    """A residual block a level and way, two at the bottom; time and covariates scale and shift inside each block."""
+    """A residual block a level and way (at the first level `finest_blocks`), two at the bottom; time and covariates scale and shift inside each block."""
 
     def __init__(
         self,
@@ -124,6 +126,9 @@ class _ResidualUNet(nn.Module):
         self.up = nn.ModuleList(nn.ConvTranspose3d(b, a, 2, stride=2) for a, b in itertools.pairwise(widths))
         self.descending = nn.ModuleList(_Block(width, embedding, groups) for width in widths)
         self.ascending = nn.ModuleList(_Block(width, embedding, groups) for width in widths)
+        more = architecture.finest_blocks - 1
+        self.finest_down = nn.ModuleList(_Block(widths[0], embedding, groups) for _ in range(more))
+        self.finest_up = nn.ModuleList(_Block(widths[0], embedding, groups) for _ in range(more))
         # Registered brains show the same anatomy at the same cell: every level below the first learns where it is.
         self.places = nn.ParameterList(
             torch.zeros(1, width, *(size >> level for size in grid_xyz))
@@ -139,13 +144,18 @@ class _ResidualUNet(nn.Module):
         waves = odds * torch.exp(torch.linspace(math.log(0.2), math.log(4.0), _WAVES, device=x.device))
         condition = self.embed(torch.cat([waves.sin(), waves.cos(), context_BK], dim=1))
         h = self.descending[0](self.first(x), condition)
+        for block in self.finest_down:
+            h = block(h, condition)
         kept = []
         for down, block, place in zip(self.down, self.descending[1:], self.places, strict=True):
             kept.append(h)
             h = block(down(h) + place, condition)
         for index in range(len(self.up) - 1, -1, -1):
             h = kept[index] + self.up[index](self.ascending[index + 1](h, condition))
-        return self.last(silu(self.norm(self.ascending[0](h, condition))))  # type: ignore[no-any-return]
+        h = self.ascending[0](h, condition)
+        for block in self.finest_up:
+            h = block(h, condition)
+        return self.last(silu(self.norm(h)))  # type: ignore[no-any-return]
 
 
 class _Block(nn.Module):

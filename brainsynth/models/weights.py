@@ -34,15 +34,20 @@ def save_weights(module: nn.Module, path: Path) -> str:
     return file_sha256(path)
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a safetensors file into a module. Raises UserError when keys or shapes do not match exactly."""
+def load_weights(module: nn.Module, path: Path, may_lack: str | None = None) -> None:
+    """Load a safetensors file into a module. Raises UserError when keys or shapes do not match exactly.
+
+    Parameters whose names begin with `may_lack` stay as they are where the file has none.
+    """
     try:
         state = load_file(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except SafetensorError as error:
         raise UserError(f"{path} is damaged: {error}") from None
-    wanted = module.state_dict()
+    current = module.state_dict()
+    lacking = {k for k in current if k not in state and may_lack is not None and k.startswith(may_lack)}
+    wanted = {k: v for k, v in current.items() if k not in lacking}
     wrong = [f"{k}: missing" for k in wanted if k not in state] + [f"{k}: unknown" for k in state if k not in wanted]
     wrong += [
         f"{k}: shape {tuple(state[k].shape)}, want {tuple(wanted[k].shape)}"
@@ -51,7 +56,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
     ]
     if wrong:
         raise UserError(f"{path} does not fit the architecture: {'; '.join(wrong[:5])}")
-    module.load_state_dict(state)
+    module.load_state_dict({**{k: current[k] for k in lacking}, **state})
 
 
 def read_bundle(folder: Path) -> BundleSpec:

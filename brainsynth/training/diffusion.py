@@ -22,10 +22,11 @@ from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import able, autocast
 from brainsynth.models.diffusion import Denoiser, drop_context
+from brainsynth.models.gaussian_denoiser import FINEST
 from brainsynth.models.sampling import draw_noise, guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule
-from brainsynth.models.weights import load_weights
-from brainsynth.records import to_dict
+from brainsynth.models.weights import file_sha256, load_weights
+from brainsynth.records import digest, to_dict
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import local_folder, open_store
@@ -99,6 +100,8 @@ class DiffusionTask:
         self.validation = LatentTable(config.latents, "validation", schema, latents)
         channels, x, y, z = latents.shape_cxyz
         self.denoiser = Denoiser(config.architecture, channels, schema.context_size, (x, y, z))
+        if config.start_from is not None:
+            load_weights(self.denoiser, Path(config.start_from), may_lack=FINEST)
         if self.denoiser.gaussian is not None:
             model = self.denoiser.gaussian.latents
             fit_gaussian(model, self.train.mean, self.train.context, self.train.subjects)
@@ -212,12 +215,22 @@ def check(config: DiffusionTrainConfig) -> tuple[CovariateSchema, AutoencoderRun
             f"latents {config.latents} were made by another autoencoder than {config.autoencoder}; encode again"
         )
     check_latent_grid(run_record.volume, run_record.architecture, config.architecture)
+    if config.start_from is not None and not Path(config.start_from).is_file():
+        raise UserError(f"start_from: {config.start_from} is no file; give diffusion.safetensors of a training or a bundle")
     if config.conditioning_dropout > 0 and plan.covariates.missing == "refuse":
         raise UserError(
             "conditioning_dropout must be 0 with covariates.missing = refuse: there the all-zero context is a real subject "
             "(every covariate at its lowest), not an unknown one"
         )
     return plan.covariates, run_record
+
+
+def _data(config: DiffusionTrainConfig) -> str:
+    """What the training begins with: latents, and the weights that it goes on from."""
+    fingerprint = read_plan(open_store(config.latents)).fingerprint
+    if config.start_from is None:
+        return fingerprint
+    return digest({"latents": fingerprint, "start_from": file_sha256(Path(config.start_from))})
 
 
 def fit(config: DiffusionTrainConfig, report: Report = lambda metrics: None, preempted: Preempted = never) -> None:
@@ -242,7 +255,7 @@ def _fit(
     preempted: Preempted,
 ) -> None:
     latents = read_latent_spec(open_store(config.latents))
-    config_digest = training_digest(config, read_plan(open_store(config.latents)).fingerprint)
+    config_digest = training_digest(config, _data(config))
     if finished(folder, DiffusionRun, config_digest):
         log.info("already trained: %s", folder)
         return

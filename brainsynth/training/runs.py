@@ -101,7 +101,7 @@ Run = AutoencoderRun | DiffusionRun | DistillRun | StepDistillRun
 def training_digest(config: Any, data_fingerprint: str) -> str:
     """Identity of a training: its config without circumstance and places, and its data."""
     plain = to_dict(dataclasses.replace(config, runtime=TrainRuntimeConfig(), output=""))
-    for place in ("cohort", "latents", "autoencoder", "bundle", "bundle_output"):
+    for place in ("cohort", "latents", "autoencoder", "bundle", "bundle_output", "start_from"):
         plain.pop(place, None)
     return digest({"config": plain, "data": data_fingerprint})
 

@@ -173,6 +173,26 @@ def test_the_line_for_small_cohorts_trains_and_generates(line: Line, tmp_path: P
     assert near > 0.9, "the Gaussian model alone knows the mean brain"
 
 
+def test_a_denoiser_goes_on_from_another_ones_weights(line: Line, tmp_path: Path) -> None:
+    first = line.diffusion(str(tmp_path / "first"), kind="gaussian")
+    stages.train_diffusion(as_config(first, DiffusionTrainConfig, tmp_path))
+    weights = tmp_path / "first" / "diffusion.safetensors"
+    second = line.diffusion(str(tmp_path / "second"), kind="gaussian", steps=1, warmup_steps=0, learning_rate=1e-9)
+    second |= {"start_from": str(weights), "architecture": second["architecture"] | {"finest_blocks": 2}}
+    stages.train_diffusion(as_config(second, DiffusionTrainConfig, tmp_path))
+    before, after = (load_file(tmp_path / name / "diffusion.safetensors") for name in ("first", "second"))
+    assert set(before) < set(after)
+    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
+    stages.train_diffusion(as_config(second, DiffusionTrainConfig, tmp_path))  # finished: nothing to do
+    weights.write_bytes((tmp_path / "second" / "diffusion.safetensors").read_bytes())
+    with pytest.raises(UserError, match="another config"):
+        stages.train_diffusion(as_config(second, DiffusionTrainConfig, tmp_path))
+    lost = second | {"start_from": str(tmp_path / "nowhere"), "output": str(tmp_path / "third")}
+    with pytest.raises(UserError, match="start_from"):
+        stages.train_diffusion(as_config(lost, DiffusionTrainConfig, tmp_path))
+    assert not (tmp_path / "third").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

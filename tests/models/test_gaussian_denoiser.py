@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +13,12 @@ from torch import Tensor
 from brainsynth.config.architectures import GaussianArchitecture
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import ScheduleConfig
+from brainsynth.errors import UserError
 from brainsynth.models.diffusion import Denoiser
-from brainsynth.models.gaussian_denoiser import GaussianLatents
+from brainsynth.models.gaussian_denoiser import FINEST, GaussianLatents
 from brainsynth.models.sampling import guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule
+from brainsynth.models.weights import load_weights, save_weights
 from brainsynth.training.gaussian_fit import fit_gaussian
 
 SHAPE, CONTEXT = (2, 4, 2, 2), 2
@@ -131,3 +135,23 @@ def test_components_of_mere_noise_are_not_believed() -> None:
 def test_another_grid_than_its_own_is_refused() -> None:
     with pytest.raises(ValueError, match="grid_xyz"):
         Denoiser(ARCHITECTURE, SHAPE[0], CONTEXT)
+
+
+def test_a_deeper_denoiser_begins_as_the_one_it_starts_from(tmp_path: Path) -> None:
+    shallow = model()
+    for parameter in shallow.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    save_weights(shallow, tmp_path / "diffusion.safetensors")
+    deeper = Denoiser(dataclasses.replace(ARCHITECTURE, finest_blocks=3), SHAPE[0], CONTEXT, SHAPE[1:])
+    with pytest.raises(UserError, match="missing"):
+        load_weights(deeper, tmp_path / "diffusion.safetensors")
+    load_weights(deeper, tmp_path / "diffusion.safetensors", may_lack=FINEST)
+    x, t, context = torch.randn(2, *SHAPE), torch.tensor([100.0, 800.0]), torch.rand(2, CONTEXT)
+    assert torch.equal(deeper(x, t, context), shallow(x, t, context))
+    deeper(x, t, context).square().sum().backward()
+    gradients = {n: p.grad for n, p in deeper.named_parameters() if n.startswith(FINEST) and n.endswith("conv2.weight")}
+    assert len(gradients) == 4
+    assert all(bool(g is not None and g.any()) for g in gradients.values()), "the new blocks learn"
+    with pytest.raises(UserError, match="unknown"):
+        save_weights(deeper, tmp_path / "deeper.safetensors")
+        load_weights(shallow, tmp_path / "deeper.safetensors", may_lack=FINEST)
