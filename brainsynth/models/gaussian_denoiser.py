@@ -23,7 +23,7 @@ from brainsynth.config.architectures import GaussianArchitecture
 
 TIMESTEPS = 1000
 FINEST = "gaussian.network.finest_"
-"""Names of the blocks that a denoiser of more `finest_blocks` has beyond another's, in a `Denoiser`: the identity at first."""
+"""Names, in a `Denoiser`, of the blocks that more `finest_blocks` add; the identity at first."""
 _WAVES = 16
 _CLEAREST = 1e-3
 """Share of signal below which x_t counts as pure noise: log odds of the time stay finite."""
@@ -106,7 +106,10 @@ def _time(t_B: Tensor) -> Tensor:  # noqa: N803
 
 
 class _ResidualUNet(nn.Module):
-    """A residual block a level and way (at the first level `finest_blocks`), two at the bottom; time and covariates scale and shift inside each block."""
+    """A residual block a level and way (at the first level `finest_blocks`), two at the bottom.
+
+    Time and covariates scale and shift inside each block.
+    """
 
     def __init__(
         self,

@@ -216,7 +216,9 @@ def check(config: DiffusionTrainConfig) -> tuple[CovariateSchema, AutoencoderRun
         )
     check_latent_grid(run_record.volume, run_record.architecture, config.architecture)
     if config.start_from is not None and not Path(config.start_from).is_file():
-        raise UserError(f"start_from: {config.start_from} is no file; give diffusion.safetensors of a training or a bundle")
+        raise UserError(
+            f"start_from: {config.start_from} is no file; give diffusion.safetensors of a training or a bundle"
+        )
     if config.conditioning_dropout > 0 and plan.covariates.missing == "refuse":
         raise UserError(
             "conditioning_dropout must be 0 with covariates.missing = refuse: there the all-zero context is a real subject "
