@@ -8,6 +8,7 @@ which may be flipped against RAS+.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from brainsynth.bundle import LatentSpec
 from brainsynth.config.architectures import AnyAutoencoderArchitecture, PatchAutoencoderArchitecture
+from brainsynth.models.device import in_float32
 from brainsynth.models.distilled_decoder import DistilledDecoder
 from brainsynth.models.patch_autoencoder import PatchAutoencoder
 
@@ -53,15 +55,25 @@ class Autoencoder(nn.Module):
         self.register_buffer("shift", torch.tensor(latents.shift).view(1, -1, 1, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(latents.scale).view(1, -1, 1, 1, 1), persistent=False)
 
+    @property
+    def rounds(self) -> bool:
+        """Whether the network's own decoder computes in bfloat16 where that is asked for."""
+        return not isinstance(self.network, PatchAutoencoder)
+
     def encode(self, x_B1XYZ: Tensor) -> Tensor:  # noqa: N803
         """Mean latents z_BCXYZ of images in [0, 1]."""
         mu, _ = self.network.encode(x_B1XYZ.flip(self.flipped))
         return (mu - self.shift) * self.scale
 
     def decode(self, z_BCXYZ: Tensor) -> Tensor:  # noqa: N803
-        """Images x_B1XYZ, float32, clipped to [0, 1]. NaN stays NaN, so that it is noticed downstream."""
+        """Images x_B1XYZ, float32, clipped to [0, 1]. NaN stays NaN, so that it is noticed downstream.
+
+        An autoencoder of patches decodes in float32 always: black background is a sum of terms that cancel, and in
+        bfloat16 what is left of it shows.
+        """
         if self.distilled is not None:
             decoded = self.distilled(z_BCXYZ)
         else:
-            decoded = self.network.decode(z_BCXYZ / self.scale + self.shift)
+            with contextlib.nullcontext() if self.rounds else in_float32(z_BCXYZ.device):
+                decoded = self.network.decode(z_BCXYZ / self.scale + self.shift)
         return decoded.float().clamp(0.0, 1.0).flip(self.flipped)

@@ -45,6 +45,11 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def in_float32(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """No autocast inside: for what bfloat16 would spoil. On the meta device, which has none, nothing."""
+    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16 that torch uses; without them convolutions run 300 times slower."""
     if device.type == "cuda":

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from brainsynth.config.architectures import GaussianArchitecture
+from brainsynth.models.device import in_float32
 
 TIMESTEPS = 1000
 FINEST = "gaussian.network.finest_"
 """Names, in a `Denoiser`, of the blocks that more `finest_blocks` add; the identity at first."""
 _WAVES = 16
+_KEPT_BYTES = 64 << 20
 _CLEAREST = 1e-3
 """Share of signal below which x_t counts as pure noise: log odds of the time stay finite."""
 
@@ -45,6 +47,7 @@ class GaussianLatents(nn.Module):
         self.register_buffer("mean_map", torch.zeros(context_size + 1, *shape_cxyz))
         self.register_buffer("factors", torch.zeros(rank_channels * cells, rank))
         self.register_buffer("variance", torch.ones(shape_cxyz))
+        self._kept: dict[tuple[float, torch.device, int, int], Tensor] = {}
 
     def posterior(self, x_BCXYZ: Tensor, time_B: Tensor, context_BK: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
         """Mean of z given x_t = (1 - t) z + t e, and the standard deviation that the diagonal part leaves open.
@@ -58,18 +61,28 @@ class GaussianLatents(nn.Module):
         noisy_variance = a**2 * self.variance + t**2
         y = (x_BCXYZ - a * prior) / noisy_variance
         covered = self.factors.shape[0] // math.prod(self.variance.shape[1:])
-        low = (1 / noisy_variance[:, :covered]).flatten(1)  # (B, L)
-        gain = a.view(-1, 1)
-        within = torch.einsum("bl,lr,ls->brs", low, self.factors, self.factors).double() * gain[:, :, None] ** 2
-        along = (y[:, :covered].flatten(1) @ self.factors * gain).double()
-        eye = torch.eye(within.shape[-1], dtype=torch.float64, device=within.device)
-        weights = torch.linalg.solve(within + eye, along).float()  # also what z has of each factor
+        along = (y[:, :covered].flatten(1) @ self.factors).double() * a.view(-1, 1)
+        times = [0.5] * len(time_B) if time_B.is_meta else time_B.tolist()
+        shrinkage = torch.stack([self._shrinkage(time) for time in times])
+        weights = (along[:, None] @ shrinkage)[:, 0].float()  # also what z has of each factor
         of_factors = (weights @ self.factors.T).view_as(y[:, :covered])
         correction = a * of_factors / noisy_variance[:, :covered]
         y = torch.cat([y[:, :covered] - correction, y[:, covered:]], dim=1)
         estimate = prior + a * self.variance * y
         estimate = torch.cat([estimate[:, :covered] + of_factors, estimate[:, covered:]], dim=1)
         return estimate, (self.variance * t**2 / noisy_variance).sqrt()
+
+    def _shrinkage(self, time: float) -> Tensor:
+        """(R, R) float64 (1 + Bᵀ A⁻¹ B)⁻¹, kept by time: sampling asks for the same few, training for a thousand at most."""
+        key = (time, self.factors.device, self.factors._version, self.variance._version)
+        if key not in self._kept:
+            if (len(self._kept) + 1) * self.factors.shape[1] ** 2 * 8 > _KEPT_BYTES:
+                self._kept.clear()
+            length, rank = self.factors.shape
+            precision = 1 / ((1 - time) ** 2 * self.variance + time**2).flatten()[:length]
+            within = ((self.factors.T * precision) @ self.factors).double() * (1 - time) ** 2
+            self._kept[key] = torch.linalg.inv(within + torch.eye(rank, dtype=torch.float64, device=within.device))
+        return self._kept[key]
 
 
 class GaussianDenoiser(nn.Module):
@@ -86,7 +99,7 @@ class GaussianDenoiser(nn.Module):
     def forward(self, z_BCXYZ: Tensor, t_B: Tensor, context_BK: Tensor) -> Tensor:  # noqa: N803
         """As the class says; t runs from 0 to 999 and stands for the time (t + 1) / 1000."""
         time = _time(t_B)
-        with torch.autocast(z_BCXYZ.device.type, enabled=False), torch.no_grad():
+        with in_float32(z_BCXYZ.device), torch.no_grad():
             z = z_BCXYZ.float()
             estimate, spread = self.latents.posterior(z, time, context_BK.float())
             t = time.view(-1, 1, 1, 1, 1)

@@ -131,8 +131,9 @@ def load_models(
         module.requires_grad_(False).eval().to(device)
     _arrange(autoencoder, denoiser, rewrites)
     if precision == "bfloat16":
-        round_weights(autoencoder)
-        round_weights(denoiser)
+        for module in (denoiser, autoencoder.distilled, autoencoder.network if autoencoder.rounds else None):
+            if module is not None:
+                round_weights(module)
     return autoencoder, denoiser
 
 

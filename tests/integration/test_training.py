@@ -164,7 +164,13 @@ def test_the_line_for_small_cohorts_trains_and_generates(line: Line, tmp_path: P
     for name in ("bundle", "half"):
         config = line.generate(tmp_path / f"from-{name}", bundle=str(tmp_path / name))
         stages.generate(as_config(config, GenerateConfig, tmp_path))
+    config = line.generate(tmp_path / "in-bfloat16", bundle=str(tmp_path / "bundle"), precision="bfloat16")
+    stages.generate(as_config(config, GenerateConfig, tmp_path))
     images, rounded = (open_dataset(tmp_path / f"from-{name}").volumes() for name in ("bundle", "half"))
+    short = open_dataset(tmp_path / "in-bfloat16").volumes()
+    assert 0 < np.abs(images - short).max() < 0.1
+    background = images == 0
+    assert np.abs(short[background]).mean() < 1e-3, "what the decoder leaves in the background is not rounded"
     assert 0 < np.abs(images - rounded).max() < 0.02
     sizes = [(tmp_path / name / "diffusion.safetensors").stat().st_size for name in ("bundle", "half")]
     assert sizes[1] < 0.6 * sizes[0]

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from brainsynth.bundle import LatentSpec
 from brainsynth.config.architectures import PatchAutoencoderArchitecture
+from brainsynth.models.autoencoder import Autoencoder
+from brainsynth.models.device import autocast
 from brainsynth.models.patch_autoencoder import (
     PatchAutoencoder,
     depth_to_space,
@@ -89,3 +92,14 @@ def test_what_cannot_be_built_is_refused(changes: dict[str, int], message: str) 
     sizes = {"patch": 4, "latent_channels": 6, "width": 8, "blocks": 1, "norm_groups": 4}
     with pytest.raises(ValueError, match=message):
         PatchAutoencoderArchitecture(kind="patch", **sizes | changes)
+
+
+def test_bfloat16_does_not_reach_its_decoder() -> None:
+    network = PatchAutoencoder(ARCHITECTURE)
+    network.start_from(principal_components(list(images()[:, None]), 4, 6))
+    autoencoder = Autoencoder(network, LatentSpec(shape_cxyz=(6, 6, 8, 4), shift=(0.5,) * 6, scale=(2.0,) * 6))
+    z = autoencoder.encode(images())
+    with autocast(z.device, "bfloat16"):
+        assert network.decode(z).dtype == torch.bfloat16
+        decoded = autoencoder.decode(z)
+    torch.testing.assert_close(decoded, autoencoder.decode(z), rtol=0, atol=0)
