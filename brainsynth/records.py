@@ -16,6 +16,8 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, Validat
 from brainsynth.errors import UserError, problems_error
 
 T = TypeVar("T")
+SCHEMA_VERSION = 1
+"""Of every sealed record. A field that joins with a default (`left_out_at`) does not raise it; any other change does."""
 MAX_RECORD_BYTES, MAX_RECORD_VALUES = 32 << 20, 200_000
 """A commit record of a thousand samples is under 1 MB. Parsed JSON takes up to thirty times its text."""
 
@@ -114,7 +116,8 @@ def validate_strict(cls: type[T], value: Any) -> T:
 def seal(obj: Any) -> bytes:
     """A record as pretty JSON together with its own digest, so that a flipped bit is noticed when it is read."""
     body = to_dict(obj)
-    sealed = {"sha256": digest(body), "record": body}
+    content = {"record": body, "schema": _schema(type(obj))}
+    sealed = {"sha256": digest(content), **content}
     data = _pretty(sealed)
     if _too_large(data):
         raise UserError(f"a {type(obj).__name__} of {len(data)} bytes is too large for a record; make smaller shards")
@@ -129,18 +132,31 @@ def _too_large(data: bytes) -> bool:
     return len(data) > MAX_RECORD_BYTES or sum(data.count(mark) for mark in (b",", b"[", b"{")) > MAX_RECORD_VALUES
 
 
+def _schema(cls: Any) -> str:
+    return f"{cls.__name__}/{SCHEMA_VERSION}"
+
+
 def unseal(cls: type[T], data: bytes, where: str) -> T:
-    """Read what `seal` wrote. Raises UserError when it is damaged, of another type or of another version."""
+    """Read what `seal` wrote. Raises UserError when it is damaged, of another type or of another version.
+
+    A record without a schema is of version 1: the first ones were sealed before it was written.
+    """
     if _too_large(data):
         raise UserError(f"{where} is damaged: it is too large for a record ({len(data)} bytes)")
     try:
         sealed = json.loads(data)
         body, expected = sealed["record"], sealed["sha256"]
-        strays = set(sealed) - {"record", "sha256"}
-        found = digest(body)
+        schema = sealed.get("schema", f"{cls.__name__}/1")
+        strays = set(sealed) - {"record", "schema", "sha256"}
+        found = digest({"record": body, "schema": schema} if "schema" in sealed else body)
         exact = _pretty(sealed) == data  # not even white space may change
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{where} is damaged: it is not a sealed JSON record ({type(error).__name__})") from None
     if strays or found != expected or not exact:
         raise UserError(f"{where} is damaged: its content does not match its own sha256")
+    if schema != _schema(cls):
+        raise UserError(
+            f"{where} is a record {schema!r}, this brainsynth reads {_schema(cls)!r}: use the version that wrote it, or a "
+            "newer one"
+        )
     return from_dict(cls, body, where)

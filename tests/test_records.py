@@ -43,6 +43,18 @@ def test_every_flipped_bit_is_noticed_or_harmless() -> None:
     assert noticed > 20 * harmless
 
 
+def test_the_schema_is_written_and_another_version_is_told() -> None:
+    sealed = json.loads(seal(RECORD))
+    assert sealed["schema"] == "ShardManifest/1"
+    content = {"record": sealed["record"], "schema": "ShardManifest/2"}
+    later = content | {"sha256": digest(content)}
+    with pytest.raises(UserError, match="'ShardManifest/2', this brainsynth reads 'ShardManifest/1'"):
+        unseal(ShardManifest, (json.dumps(later, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode(), "here")
+    first = {"record": sealed["record"], "sha256": digest(sealed["record"])}
+    data = (json.dumps(first, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    assert unseal(ShardManifest, data, "here") == RECORD, "the first records had none"
+
+
 @pytest.mark.parametrize("left", [0, 1, 0.5, -3])
 def test_a_truncated_record_is_noticed(left: float) -> None:
     data = seal(RECORD)

@@ -80,7 +80,8 @@ def _read_manifest(uri: str) -> dict[str, Any]:
         sealed = plain_json(data, "dataset.json")
         record: dict[str, Any] = sealed["record"]
         # As records.digest does, which needs pydantic.
-        body = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+        content = {"record": record, "schema": sealed["schema"]} if "schema" in sealed else record
+        body = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
         if hashlib.sha256(body).hexdigest() != sealed["sha256"]:
             raise ValueError("digest")
         if not isinstance(record, dict) or _FIELDS - set(record):

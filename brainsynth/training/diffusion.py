@@ -229,10 +229,8 @@ def check(config: DiffusionTrainConfig) -> tuple[CovariateSchema, AutoencoderRun
 
 def _data(config: DiffusionTrainConfig) -> str:
     """What the training begins with: latents, and the weights that it goes on from."""
-    fingerprint = read_plan(open_store(config.latents)).fingerprint
-    if config.start_from is None:
-        return fingerprint
-    return digest({"latents": fingerprint, "start_from": file_sha256(Path(config.start_from))})
+    latents, start = read_plan(open_store(config.latents)).fingerprint, config.start_from
+    return latents if start is None else digest({"latents": latents, "start_from": file_sha256(Path(start))})
 
 
 def fit(config: DiffusionTrainConfig, report: Report = lambda metrics: None, preempted: Preempted = never) -> None:

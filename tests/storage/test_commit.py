@@ -426,6 +426,6 @@ def test_records_are_plain_json(store: Store) -> None:
     write_plan(store, plan, samples)
     commit(store, plan, samples, 0)
     document = json.loads(store.read(commit_key(0)))
-    assert set(document) == {"record", "sha256"}
+    assert set(document) == {"record", "schema", "sha256"}
     assert document["record"]["plan_fingerprint"] == plan.fingerprint
     assert [s["sample_id"] for s in document["record"]["samples"]] == ["syn000000", "syn000001", "syn000002"]
