@@ -9,6 +9,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,14 @@ _FLAGS = (
     "--no-first-run",
     "--hide-scrollbars",
 )
+_START = """
+import fcntl, os, sys
+reads, writes = (fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3])
+os.dup2(reads, 3)
+os.dup2(writes, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""The browser reads from descriptor 3 and writes to 4."""
 PATIENCE_S = 120
 
 
@@ -37,8 +46,7 @@ class Chromium:
         assert BROWSER is not None
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
-        # The browser reads from descriptor 3 and writes to 4.
-        command = ["sh", "-c", f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}', BROWSER, *_FLAGS]
+        command = [sys.executable, "-c", _START, str(to_browser), str(from_browser), BROWSER, *_FLAGS]
         command += [f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank"]
         self._process = subprocess.Popen(
             command, pass_fds=(to_browser, from_browser), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

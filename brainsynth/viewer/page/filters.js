@@ -87,9 +87,10 @@ export class Filters {
     low.put(Math.max(chosen.low, least));
     high.put(Math.min(chosen.high, most));
     const changed = () => {
-      const wanted = { low: low.value(), high: high.value() };
+      // An end that was not moved is open: rows that join later are not shut out by it.
+      const wanted = { low: low.value() > least ? low.value() : -Infinity, high: high.value() < most ? high.value() : Infinity };
       histogram.mark(wanted);
-      this.set(field, wanted.low <= least && wanted.high >= most ? null : wanted);
+      this.set(field, wanted.low === -Infinity && wanted.high === Infinity ? null : wanted);
     };
     low.onChange = high.onChange = changed;
     histogram.mark(chosen);
