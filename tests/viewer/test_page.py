@@ -129,6 +129,9 @@ def test_asked_and_measured_stand_side_by_side(page: Chromium) -> None:
     assert page.run(cells.format("ventricular_volume")) == ["47", "51.7", "+4.7"]
     assert "years" in page.run("document.querySelector('tr[data-covariate=age] th').textContent")
     assert "by an evaluation" in page.run("document.getElementById('panel').textContent")
+    for part in ("#details", "#stage", "#filters", "body"):  # nothing sticks out of its place
+        box = f"document.querySelector('{part}')"
+        assert page.run(f"{box}.scrollWidth <= {box}.clientWidth"), part
     choose(page, SERIES[5])
     assert "extrapolated" in page.run("document.getElementById('panel').textContent")
 
@@ -242,11 +245,14 @@ def contrast(a: str, b: str) -> float:
 
 
 def test_a_running_dataset_fills_up_by_itself(browser: Chromium, tmp_path: Path) -> None:
-    plan, samples = write(str(tmp_path / "running"), finished=False, shards=1)
+    plan, samples = write(str(tmp_path / "running"), finished=False, shards=0)
     store = open_store(str(tmp_path / "running"))
     browser.complaints.clear()
     with served(tmp_path / "running") as server:
         browser.open(server.address, READY)
+        assert "still being made: 0 of 20 rows" in browser.run("document.getElementById('counts').textContent")
+        commit(store, plan, samples, 0)
+        browser.wait(f"{SHOWN} === 'syn000000'")
         assert "still being made: 5 of 20 rows" in browser.run("document.getElementById('counts').textContent")
         put(browser, '[name="age.low"]', 28, "change")
         assert browser.run(COUNT) == 3

@@ -5,8 +5,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+import signal
 import socket
+import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +199,19 @@ def test_a_bucket_is_read_like_a_folder(s3_root: str, finished: Path) -> None:
         here, there = (ask(s, "dataset.json").json for s in (local, server))
         assert ask(server, "volumes/2.nii").body == ask(local, "volumes/2.nii").body
     assert there["rows"] == here["rows"]
+
+
+def test_the_command_prints_its_address_and_ends_when_asked(finished: Path) -> None:
+    command = [sys.executable, "-m", "brainsynth.cli", "view", str(finished), "--no-browser"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.fullmatch(r"20 rows: (http://127\.0\.0\.1:\d+/[\w-]+/)\n", line)
+        assert found, line
+        with urllib.request.urlopen(found[1], timeout=60) as answer:  # noqa: S310
+            assert b"<!doctype html>" in answer.read()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
 
 
 def test_what_is_no_dataset_of_volumes_is_refused(

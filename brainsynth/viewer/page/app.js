@@ -59,7 +59,7 @@ class App {
   // While the dataset is still being made: look for what was committed since.
   async poll() {
     try {
-      if ((await this.load()) && this.rows.size) await this.select(this.selected < 0 ? this.passing[0] : this.selected, true);
+      if (await this.load()) await this.select(this.selected < 0 ? this.passing[0] : this.selected, this.selected >= 0);
       if (this.rows.facts.finished) return;
     } catch (error) {
       say(`${error.message}`);

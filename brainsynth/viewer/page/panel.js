@@ -53,12 +53,9 @@ function quality(rows, i) {
   const known = { gate_score: "gate score", gate_attempts: "attempts", mean: "mean", std: "SD" };
   const lines = Object.entries(known).filter(([key]) => Number.isFinite(rows.quality[key]?.[i]));
   if (!lines.length) return null;
-  const items = lines.flatMap(([key, title]) => [
-    element("dt", { textContent: title }), element("dd", { textContent: number(rows.quality[key][i]) }),
-  ]);
+  const pair = (title, text) => element("div", {}, element("dt", { textContent: title }), element("dd", { textContent: text }));
+  const items = lines.map(([key, title]) => pair(title, number(rows.quality[key][i])));
   const code = rows.gateCheck?.codes[i] ?? -1;
-  if (code >= 0 && rows.gateCheck.values[code]) {
-    items.push(element("dt", { textContent: "nearest to refusal" }), element("dd", { textContent: rows.gateCheck.values[code] }));
-  }
+  if (code >= 0 && rows.gateCheck.values[code]) items.push(pair("nearest to refusal", rows.gateCheck.values[code]));
   return element("dl", { className: "quality" }, ...items);
 }
