@@ -36,7 +36,7 @@ os.dup2(writes, 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
 """The browser reads from descriptor 3 and writes to 4."""
-PATIENCE_S = 120
+PATIENCE_S = 300
 
 
 class Chromium:
