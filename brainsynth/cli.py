@@ -17,6 +17,7 @@ from brainsynth.storage.splits import SPLITS
 from brainsynth.storage.verify import verify_dataset
 from brainsynth.verbs.cases import add_case_verbs
 from brainsynth.verbs.release import add_release_verb
+from brainsynth.verbs.view import add_view_verb
 
 log = logging.getLogger(__name__)
 DAMAGED = 1
@@ -83,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
 
     add_case_verbs(verbs)
     add_release_verb(verbs)
-    for verb in (verify, gc, again, report, export):
+    view = add_view_verb(verbs)
+    for verb in (verify, gc, again, report, export, view):
         verb.add_argument("uri", help="the dataset's folder: a path or an object-store URI")
     return parser
 

@@ -31,15 +31,21 @@ GZIP_LEVEL = 1
 _OME_CHUNK = 64
 
 
-def write_nifti(path: Path, image: F32, volume: VolumeSpec, synthetic: bool) -> None:
-    """(X, Y, Z) float32 → .nii.gz: sform and qform are the affine (code 2, aligned), units mm."""
+def nifti_bytes(image: F32, volume: VolumeSpec, synthetic: bool) -> bytes:
+    """(X, Y, Z) float32 → an uncompressed .nii: sform and qform are the affine (code 2, aligned), units mm."""
     nifti = nibabel.Nifti1Image(image, volume.affine)
     nifti.set_sform(volume.affine, code=2)
     nifti.set_qform(volume.affine, code=2)
     nifti.header.set_xyzt_units("mm")
     nifti.header["descrip"] = b"AI-generated, of no real person; brainsynth" if synthetic else b"brainsynth"
     nifti.header["cal_max"] = 1.0
-    data = gzip.compress(nifti.to_bytes(), GZIP_LEVEL, mtime=0)
+    data: bytes = nifti.to_bytes()
+    return data
+
+
+def write_nifti(path: Path, image: F32, volume: VolumeSpec, synthetic: bool) -> None:
+    """(X, Y, Z) float32 → .nii.gz, as `nifti_bytes` has it."""
+    data = gzip.compress(nifti_bytes(image, volume, synthetic), GZIP_LEVEL, mtime=0)
     with whole(path) as temporary:
         temporary.write_bytes(data)
         sync(temporary)

@@ -1,0 +1,64 @@
+"""A dataset as the server hands it out: the document of its rows, and one volume at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+
+from brainsynth.errors import UserError
+from brainsynth.storage.export.formats import nifti_bytes
+from brainsynth.storage.export.plan import read_model
+from brainsynth.storage.stored_array import StoredArray
+from brainsynth.viewer.document import document
+from brainsynth.viewer.rows import Rows
+
+
+class View:
+    """Made to be asked by several threads at once; writes nothing."""
+
+    def __init__(self, uri: str, measured: str | bool = True) -> None:
+        """Raises UserError as `Rows` does."""
+        self._rows = Rows(uri, measured)
+        self._model = read_model(self._rows.store, self._rows.plan)
+        self._title = "/".join(uri.rstrip("/").split("/")[-2:])  # many a dataset's folder is called `generated`
+        try:
+            self._array = StoredArray(uri, self._rows.plan.arrays[0].name)
+        except FileNotFoundError as error:
+            raise UserError(f"{uri}: the array of the volumes is not there ({error}); run its job again") from None
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        self._lock = threading.Lock()
+        self._document, self._version, self._whole = b"", "", frozenset[int]()
+        self._remember()
+
+    def __len__(self) -> int:
+        """Rows whose fate is known."""
+        return len(self._rows.table)
+
+    def document(self) -> tuple[bytes, str]:
+        """The document, and a text that differs from version to version. Raises UserError for a damaged record."""
+        with self._lock:
+            if self._rows.refresh():
+                self._remember()
+            return self._document, self._version
+
+    def volume(self, row: int) -> bytes:
+        """The volume of a row as an uncompressed float32 NIfTI, equal to what `brainsynth export` writes.
+
+        Raises:
+            KeyError: the row has no volume that is committed.
+            ValueError: the stored data is lost or damaged; a UserError where the object store does not answer.
+        """
+        if row not in self._whole:
+            raise KeyError(row)
+        plan = self._rows.plan
+        image = plan.volume.dequantise(self._array.read(row, self._array.box()))
+        return nifti_bytes(image, plan.volume, plan.kind == "generated")
+
+    def _remember(self) -> None:
+        table = self._rows.table
+        self._document = document(self._rows, self._title, self._model)
+        self._version = hashlib.sha256(self._document).hexdigest()[:16]
+        self._whole = frozenset(table["row"][table["status"] == "ok"].tolist())
