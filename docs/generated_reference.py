@@ -1,4 +1,4 @@
-"""Two Sphinx directives that write reference pages from the code itself: keys of the configs, and `--help` of the commands."""
+"""Two Sphinx directives that write reference pages from the code: keys of the configs, and `--help` of the commands."""
 
 from __future__ import annotations
 
