@@ -67,7 +67,7 @@ def section(cls: type[Any]) -> str:
     hints = get_type_hints(cls, include_extras=True)
     rows = [
         f"| `{key.name}` | {cell(kind(hints[key.name]))} | {cell(default(key))} | "
-        f"{cell(' '.join(documented.get((cls.__name__, key.name), [])))} |"
+        f"{cell(' '.join(documented.get((cls.__name__, key.name), [])) or first_sentence(hints[key.name]))} |"
         for key in dataclasses.fields(cls)
     ]
     head = ["| key | kind | default | meaning |", "| --- | --- | --- | --- |"]
@@ -98,6 +98,11 @@ def kind(hint: Any) -> str:
     if dataclasses.is_dataclass(hint):
         return f"[{hint.__name__}](#{anchor(typing.cast(type[Any], hint))})"
     return WORDS[hint]
+
+
+def first_sentence(hint: Any) -> str:
+    """Of the record that a key holds, where the key itself is not explained."""
+    return (hint.__doc__ or "").partition(". ")[0].partition("\n")[0] if dataclasses.is_dataclass(hint) else ""
 
 
 def default(key: dataclasses.Field[Any]) -> str:

@@ -25,13 +25,14 @@ from brainsynth import cli
 from tests.docs.pages import REPO, Command
 from tests.line import COVARIATES, DENOISERS, GRID, LOCAL, Line
 
-TRAINING = {"workers": 0, "trackers": []}
+TRAINING = {"workers": 0, "threads_per_worker": 1, "trackers": []}
+ONE = LOCAL | {"threads_per_worker": 1}
 VOLUME = {
     "shape_xyz": list(GRID.shape_xyz),
     "spacing_mm": list(GRID.spacing_mm),
     "origin_mm": list(GRID.origin_mm),
 }
-PEOPLE, ROWS = 64, 24
+PEOPLE, ROWS = 48, 24
 SMALLER = {"covariates.draw=1000": "covariates.draw=2", "--rows 200": "--rows 2"}
 """What pages ask for in numbers, and what is made here."""
 
@@ -132,12 +133,12 @@ def shrunk(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     elif kind == "cohort":
         demo = path.parent.name == "demo-train"
         small = line.prepare() | {"source": config["source"] if demo else {"path": "phantoms"}}
-        small = {k: v for k, v in small.items() if k not in ("output",)} | {"validation_fraction": 0.3}
+        small = {k: v for k, v in small.items() if k != "output"} | {"validation_fraction": 0.3}
         small |= {"covariates": COVARIATES, "volume": VOLUME}
     elif kind == "autoencoder":
         small = line.autoencoder() | {"runtime": TRAINING}
     elif kind == "latents":
-        small = {"runtime": LOCAL}
+        small = {"runtime": ONE}
     elif kind.startswith("diffusion"):
         network = config["architecture"].get("kind", "unet")
         small = line.diffusion() | {
@@ -147,13 +148,13 @@ def shrunk(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         }
     elif kind == "generate":
         shipped = "bundle" not in config
-        small = {"covariates": {"draw": 2 if shipped else ROWS}, "samples_per_shard": 6, "runtime": LOCAL, "gate": None}
+        small = {"covariates": {"draw": 2 if shipped else ROWS}, "samples_per_shard": 6, "runtime": ONE, "gate": None}
         small["sampler"] = config["sampler"] | {"steps": 2}
         if "ruler" in config:
             prior = "demo-train-output/phantoms" if path.parent.name == "demo-train" else "phantoms"
             small["ruler"] = config["ruler"] | {"prior": f"{prior}/ventricle_prior.nii.gz"}
     elif kind == "evaluate":
-        small = {"pairs": 10, "features": {"steps": 5}, "publish": True, "runtime": {"workers": 0}}
+        small = {"pairs": 10, "features": None, "publish": True, "runtime": ONE}
         config = {
             k: v for k, v in config.items() if k not in ("segmentation", "structures", "usefulness", "trajectories")
         }
