@@ -14,6 +14,7 @@ from tests.docs.pages import DIRECTIVE, PAGES, PYTHON, REPO, SHELL, SHOWN, YAML,
 from tests.docs.sandbox import Sandbox
 
 EXCEPTIONS = {
+    r"^make demo(-train)?$": "minutes; the long suite runs them on smaller configs, below",
     r"^make (test|test-all|lint|chaos|bench|bench-long)$": "the suites and benchmarks themselves",
     r"^python (benchmarks/|-m benchmarks\.)": "minutes to hours, mostly on real scans; its JSON is what came of it",
     r"^(python )?-m pytest|^ROCRATE_VALIDATOR=": "a test, with a tool that the lock does not hold",
@@ -22,7 +23,7 @@ EXCEPTIONS = {
     r"^ray (start|job)": "needs a cluster; tests/integration/test_submit.py submits jobs to one",
     r"^(docker|kubectl) ": "needs a registry or Kubernetes; tests/cluster reads the same files",
     r"^export RAY_AUTH_": "for a cluster's clients",
-    r"^brainsynth import-bundle --": "needs the zoo's 2.2 GB; tests/integration/test_published.py imports such files",
+    r"^brainsynth import-bundle\s+--": "needs the zoo's 2.2 GB; tests/integration/test_published.py imports such files",
     r"--set functions=": "needs a module of the reader's own; tests/integration/test_evaluate_rulers.py has one",
     r"^export BRAINSYNTH_FUNCTIONS=": "the same",
     r"^brainsynth verify URI --repair --failed$|^brainsynth verify FOLDER": "tests/storage/test_repair.py damages one first",
@@ -137,7 +138,7 @@ def laptop(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     release = next(block.text for block in blocks("docs/publication.md") if block.language == YAML)
     (sandbox.root / "release.yaml").write_text(release.replace("/data/", f"{data}/"))
     sandbox.places |= {"URI": "demo-train-output/generated", "BUNDLE": "demo-train-output/bundle", "ID": "syn000003"}
-    sandbox.places |= {"--set output=/data/generated": f"--set output={data}/of-published"}
+    sandbox.places = {"output=/data/generated": f"output={data}/of-published"} | sandbox.places
     return sandbox
 
 
