@@ -23,6 +23,12 @@ from sphinx.util.docutils import SphinxDirective
 REPO = Path(__file__).parents[1]
 WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "anything"}
 HELP_COLUMNS = "100"
+HOW_TO_READ = """\
+## How to read the tables
+
+A key that is **required** has no default. Where a key holds a record, its kind is a link to that record's table, and
+`its own defaults` means that the key may be left out whole. `null` is YAML's word for nothing.
+"""
 
 
 class ConfigKeys(SphinxDirective):
@@ -34,7 +40,8 @@ class ConfigKeys(SphinxDirective):
         """One section a record."""
         wanted = [line.split() for line in self.content if line.strip()]
         text = "\n\n".join(section(cls) for module, *names in wanted for cls in records_of(module, names))
-        return self.parse_text_to_nodes(text, allow_section_headings=True)
+        # The first thing of a directive is a heading: MyST loses an anchor that stands before its first section.
+        return self.parse_text_to_nodes(f"{HOW_TO_READ}\n\n{text}", allow_section_headings=True)
 
 
 class CommandHelp(SphinxDirective):
@@ -113,7 +120,7 @@ def default(key: dataclasses.Field[Any]) -> str:
     if value is dataclasses.MISSING:
         return "**required**"
     if dataclasses.is_dataclass(value):
-        return "its own defaults"
+        return "`its own defaults`"
     if value is None or isinstance(value, bool):
         return f"`{str(value).lower() if value is not None else 'null'}`"
     if isinstance(value, tuple | dict):
