@@ -33,7 +33,11 @@ VOLUME = {
     "origin_mm": list(GRID.origin_mm),
 }
 PEOPLE, ROWS = 48, 24
-SMALLER = {"covariates.draw=1000": "covariates.draw=2", "--rows 200": "--rows 2"}
+SMALLER = {
+    "covariates.draw=1000": "covariates.draw=2",
+    "--rows 200": "--rows 2",
+    "features.steps=40": "features.steps=2",
+}
 """What pages ask for in numbers, and what is made here."""
 
 
@@ -155,7 +159,12 @@ def shrunk(path: Path, config: dict[str, Any]) -> dict[str, Any]:
             prior = "demo-train-output/phantoms" if path.parent.name == "demo-train" else "phantoms"
             small["ruler"] = config["ruler"] | {"prior": f"{prior}/ventricle_prior.nii.gz"}
     elif kind == "evaluate":
-        small = {"pairs": 10, "features": None, "publish": True, "runtime": ONE}
+        small = {
+            "pairs": 10,
+            "features": None if path.parent.name == "demo-train" else {"steps": 2},
+            "publish": True,
+            "runtime": ONE,
+        }
         config = {
             k: v for k, v in config.items() if k not in ("segmentation", "structures", "usefulness", "trajectories")
         }
@@ -167,5 +176,7 @@ def shrunk(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         small = line.distillation()
     elif kind == "distill-steps":
         small = line.step_distillation() | {"evaluations": config["evaluations"]}
+        small["trajectories"]["sampler"]["steps"] = 2 * config["evaluations"]
+        small["trajectories"]["reference_steps"] = 6 * config["evaluations"]
     paths = {key: value for key, value in config.items() if isinstance(value, str)}
     return config | small | paths
