@@ -32,7 +32,7 @@ VOLUME = {
     "spacing_mm": list(GRID.spacing_mm),
     "origin_mm": list(GRID.origin_mm),
 }
-PEOPLE, ROWS = 48, 24
+PEOPLE, ROWS = 40, 24
 SMALLER = {
     "covariates.draw=1000": "covariates.draw=2",
     "--rows 200": "--rows 2",
@@ -140,7 +140,7 @@ def shrunk(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         small = {k: v for k, v in small.items() if k != "output"} | {"validation_fraction": 0.3}
         small |= {"covariates": COVARIATES, "volume": VOLUME}
     elif kind == "autoencoder":
-        small = line.autoencoder() | {"runtime": TRAINING}
+        small = line.autoencoder(steps=2, validate_every=2) | {"runtime": TRAINING}
     elif kind == "latents":
         small = {"runtime": ONE}
     elif kind.startswith("diffusion"):

@@ -43,6 +43,9 @@ QUICK = [
 ]  # fmt: skip
 """In this order, on what the first of them makes."""
 
+SLOW = "docs/cases.md"
+"""Of these; tests/integration/test_cases.py always runs its commands as far as --dry-run."""
+
 LONG = [
     "docs/first-real-run.md", "docs/audit.md", "docs/evaluation.md", "docs/distilled-decoder.md",
     "docs/distilled-steps.md", "brainsynth/bundles/t1w-2mm/README.md",
@@ -142,7 +145,7 @@ def laptop(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     return sandbox
 
 
-@pytest.mark.parametrize("page", QUICK)
+@pytest.mark.parametrize("page", [pytest.param(p, marks=pytest.mark.slow) if p == SLOW else p for p in QUICK])
 def test_the_commands_of_a_page_run(page: str, laptop: Sandbox) -> None:
     if page != FIRST:  # it ran first: see `laptop`
         run_page(laptop, page)
