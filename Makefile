@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo demo-train test test-all chaos lint bench bench-long lock clean
+.PHONY: help demo demo-train test test-all chaos lint docs bench bench-long lock clean
 help:            ## what there is
 	@grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -37,6 +37,9 @@ lint: $(VENV)/.ready   ## ruff, mypy, import contracts, known vulnerabilities of
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.security.audit
 
+docs: $(VENV)/.ready   ## the site, into docs/_build/html; a broken link or an undocumented name is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -c docs . docs/_build/html
+
 bench: $(VENV)/.ready   ## speed on this machine, about 15 minutes on two quiet cores; writes into docs/
 	$(BIN)/python benchmarks/ladder.py --rounds 3 --figure docs/images/ladder.png
 	$(BIN)/python benchmarks/training_speed.py
@@ -51,4 +54,4 @@ lock: pyproject.toml   ## requirements.lock from pyproject.toml
 	uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate --no-emit-index-url --quiet pyproject.toml -o requirements.lock
 
 clean:           ## what the demo and the tests left
-	rm -rf demo-output demo-train-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf demo-output demo-train-output docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -27,7 +27,9 @@ class RuntimeConfig:
     workers: int = 2
     """Actors that work side by side; 0 works in this process without Ray."""
     cpus_per_worker: float = 0.5
+    """CPUs that Ray reserves for each worker; 0 or a fraction lets several share a core."""
     gpus_per_worker: float = 0.0
+    """GPUs of each worker; a fraction lets several share one."""
     micro_batch: int = 4
     """Volumes that go through a network together."""
     threads_per_worker: int = 0
@@ -36,6 +38,7 @@ class RuntimeConfig:
     """Generation runs the networks in a form that is algebraically the same and takes fewer operations; only rounding
     differs, as it does between micro-batches. Recorded with each shard, so that `regenerate` repeats it."""
     progress_every_s: float = 5.0
+    """Seconds between two lines that say how far the run is."""
     max_attempts: int = 3
     """A row that fails, or kills its worker, this often is set aside with its reason; the run goes on."""
     stall_timeout_s: float = 7200.0
@@ -58,10 +61,15 @@ class PhantomConfig:
     """A procedural cohort whose true volumes are known (`jobs/make_phantoms.py`)."""
 
     output: str
+    """The BIDS folder to make."""
     num_subjects: int
+    """How many brains, one scan each."""
     seed: int
+    """Another number is another cohort."""
     spacing_mm: float
+    """Edge of a voxel."""
     shape_xyz: tuple[int, int, int]
+    """Voxels along X, Y and Z."""
     workers: int = 2
     """Processes that build phantoms side by side; circumstance only, the cohort is the same from any number."""
 
@@ -81,6 +89,7 @@ class SourceConfig:
     mask_column: str | None = None
     """Table only: label map on the image's grid; voxels where it is 0 become background."""
     subject_column: str = "participant_id"
+    """Column that names the person: scans of one person are never on both sides of the split."""
     columns: dict[str, str] = field(default_factory=dict)
     """Covariate name → column name, where they differ."""
     exclude: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -93,8 +102,11 @@ class PrepareConfig:
 
     source: SourceConfig
     output: str
+    """Folder of the prepared cohort."""
     covariates: CovariateSchema
+    """Which columns the model learns, with their units and ranges."""
     volume: VolumeSpec
+    """The grid that every scan is resampled to."""
     intensity_percentiles: tuple[float, float] = (0.0, 99.8)
     """[0, 1] is spanned by these percentiles of the foreground (voxels above 1 % of the maximum after the low cut)."""
     missing_covariates: Literal["reject", "keep"] = "reject"
@@ -102,7 +114,9 @@ class PrepareConfig:
     validation_fraction: float = 0.2
     """Share of subjects (not scans) held out from every training."""
     split_seed: int = 0
+    """Another number is another split."""
     samples_per_shard: int = 16
+    """Scans in one stored object."""
     center: Literal["world", "foreground"] = "world"
     """`world`: the grid lies where volume.origin_mm says (scans in a common space); `foreground`: each scan is shifted so
     that the centroid of its head, or stripped brain, is the grid's centre (scans in scanner space)."""
@@ -125,15 +139,18 @@ class EncodeConfig:
     """Cohort → latents, once (`jobs/encode_latents.py`)."""
 
     cohort: str
+    """The prepared cohort."""
     autoencoder: str
     """Output folder of the autoencoder's training."""
     output: str
+    """Folder of the latents."""
     whitening: Annotated[float, left_out_at(1.0)] = 1.0
     """1: every latent channel gets unit variance; 0: channels keep their proportions; between: their standard deviations
     become s^(1 - whitening). Their mean square is 1 in any case. Below 1, noise hides fine channels before coarse ones."""
     mirror: Annotated[bool, left_out_at(False)] = False
     """Augmentation: every training scan is encoded a second time, mirrored about the plane x = 0 mm."""
     samples_per_shard: int = 64
+    """Scans in one stored object."""
     runtime: RuntimeConfig = RuntimeConfig()
 
     def __post_init__(self) -> None:
@@ -150,7 +167,9 @@ class ExportConfig:
     diffusion: str
     """Output folder of the diffusion training."""
     output: str
+    """Folder of the bundle, new."""
     name: str
+    """What the model is called, in cards and reports."""
     licence: str
     """SPDX name or text: the terms under which weights and samples may be used; depends on the training data."""
     training_data: str
@@ -216,6 +235,7 @@ class CovariateSource:
     draw: int | None = None
     """How many rows to draw instead."""
     draw_seed: int = 0
+    """Another number draws other people."""
     constraints: tuple[Constraint, ...] = ()
     """Only rows that satisfy all of them are drawn."""
     allow_extrapolation: bool = False
@@ -237,6 +257,7 @@ class RulerConfig:
     prior: str
     """NIfTI map (0-1) of where ventricles are."""
     covariate: str = "ventricular_volume"
+    """The covariate that says how many ml were asked."""
 
 
 @record
@@ -246,12 +267,17 @@ class GenerateConfig:
     bundle: str = SHIPPED_BUNDLE
     """Folder of a bundle, or `t1w-2mm`: the one that travels with brainsynth."""
     output: str
+    """Folder or URI of the dataset."""
     covariates: CovariateSource
     sampler: SamplerConfig
     base_seed: int = 0
+    """With each row's id it makes the row's seed: another number is other brains."""
     precision: Precision = "float32"
+    """Of the networks; part of a dataset's identity."""
     samples_per_shard: int = 16
+    """Volumes in one stored object, which is the unit of work and of resuming."""
     stored_dtype: Literal["float16", "float32", "uint16", "uint8"] = "float16"
+    """Of the voxels: `float16` on steps of 2^-11; unsigned integers span [0, 1]."""
     decoder: DecoderChoice = "own"
     """The bundle's own decoder, or the distilled one where the bundle has it: cheaper and not quite the same images."""
     ruler: RulerConfig | None = None

@@ -44,18 +44,29 @@ class OptimisationConfig:
     """One training run."""
 
     steps: int
+    """Updates of the weights."""
     batch_size: int
     """Global: shared by all workers."""
     learning_rate: float
+    """Reached after the warm-up; a cosine brings it down to a tenth."""
     warmup_steps: int = 50
+    """Steps over which the learning rate rises from 0."""
     gradient_clip: float = 1.0
+    """Largest norm of a gradient; a larger one is scaled down."""
     ema_decay: float = 0.999
+    """Of the averaged weights, which are what is used afterwards."""
     precision: Precision = "float32"
+    """Of forward and backward passes; weights stay float32."""
     seed: int = 0
+    """Of weights, order and noise."""
     log_every: int = 10
+    """Steps between two lines of the log."""
     validate_every: int = 100
+    """Steps between two validations, with pictures."""
     checkpoint_every: int = 100
+    """Steps between two checkpoints."""
     keep_checkpoints: int = 3
+    """How many of the newest are kept."""
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.log_every, self.validate_every, self.checkpoint_every) < 1:
@@ -71,12 +82,17 @@ class TrainRuntimeConfig:
     workers: int = 1
     """Data-parallel workers (Ray Train); 0 trains in this process without Ray."""
     cpus_per_worker: float = 1.0
+    """CPUs that Ray reserves for each worker."""
     use_gpu: bool = False
+    """One GPU for each worker."""
     threads_per_worker: int = 0
+    """CPU threads of each worker; 0 shares the machine's cores evenly."""
     max_failures: int = 3
+    """Workers may die this often before the run gives up."""
     wait_for_nodes: bool = False
     """On a cluster that grows: start although not all workers fit yet. Else such a layout is refused."""
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
+    """Where curves go."""
 
     def __post_init__(self) -> None:
         if self.workers < 0 or self.threads_per_worker < 0:
@@ -92,15 +108,21 @@ class AutoencoderLossConfig:
     square_weight: Annotated[float, left_out_at(0.0)] = 0.0
     """Weight of the mean squared error, beside the L1 whose weight is 1."""
     adversarial_weight: float = 0.005
+    """Of the adversarial loss."""
     adversarial_start: int = 1000
     """Step at which the adversarial loss joins (warm-up)."""
     discriminator_channels: int = 32
+    """Of its first layer."""
     discriminator_layers: int = 3
+    """Each halves the grid."""
     discriminator_learning_rate: float = 1e-4
+    """Its own."""
     perceptual_weight: float = 0.002
+    """Of the perceptual loss."""
     perceptual_weights: str | None = None
     """Local file with the weights of a 3D ResNet (MedicalNet layout); without it the perceptual loss is off."""
     perceptual_depth: Literal[10, 18, 50] = 10
+    """Layers of that ResNet."""
 
 
 @record
@@ -108,7 +130,9 @@ class AutoencoderTrainConfig:
     """`jobs/train_autoencoder.py`."""
 
     cohort: str
+    """The prepared cohort."""
     output: str
+    """Folder of weights, checkpoints, curves and pictures."""
     architecture: AnyAutoencoderArchitecture
     losses: AutoencoderLossConfig
     optimisation: OptimisationConfig
@@ -126,9 +150,11 @@ class DiffusionTrainConfig:
     """`jobs/train_diffusion.py`."""
 
     latents: str
+    """Output folder of `jobs/encode_latents.py`."""
     autoencoder: str
     """Output folder of the autoencoder's training: decodes the sample figures, and travels into the bundle."""
     output: str
+    """Folder of weights, checkpoints, curves and pictures."""
     architecture: DenoiserArchitecture
     schedule: ScheduleConfig
     optimisation: OptimisationConfig

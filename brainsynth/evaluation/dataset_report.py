@@ -194,8 +194,11 @@ def _ventricles(page: Page, config: RulerConfig, plan: Plan, dataset: SyntheticD
         [fitted.measure(dataset.volumes(part.tolist())) for part in np.array_split(rows, -(-len(rows) // 64))]
     )
     asked = asked_all[rows]
-    found = agreement(asked, measured)
     page.heading("Do the images follow the covariates?")
+    if len(asked) < 4 or np.ptp(asked) == 0 or np.ptp(measured) == 0:
+        # A case in which another covariate moves, say: nothing to correlate, and no mistake of the user's either.
+        return _few_ventricles(page, asked, measured) | {"ruler": to_dict(own)}
+    found = agreement(asked, measured)
     page.table(
         ["", "n", "r", "95 % CI", "MAE [ml]", "slope", "bias [ml]"],
         [
@@ -243,3 +246,12 @@ def _rejects(page: Page, subjects: pd.DataFrame) -> None:
         page.text("None.")
         return
     page.table(["sample", "status", "reason"], bad[["sample_id", "status", "reason"]].head(200).to_numpy().tolist())
+
+
+def _few_ventricles(page: Page, asked: npt.NDArray[Any], measured: npt.NDArray[Any]) -> dict[str, Any]:
+    """Too few volumes, or volumes too alike, for an agreement: only the means are told."""
+    page.text(
+        f"Ventricular volume of {len(asked)} volumes: {asked.mean():.1f} ml asked and {measured.mean():.1f} ml measured, on "
+        "average. An agreement needs 4 volumes or more that differ in it."
+    )
+    return {"n": len(asked), "asked_mean_ml": float(asked.mean()), "measured_mean_ml": float(measured.mean())}

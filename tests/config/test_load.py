@@ -12,6 +12,7 @@ from brainsynth.config.audit import AuditConfig
 from brainsynth.config.distillation import DistillConfig, StepDistillConfig
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.config.load import load_config
+from brainsynth.config.release import ReleaseConfig
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PhantomConfig, PrepareConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.errors import UserError
@@ -30,6 +31,7 @@ CLASSES = {
     "audit": AuditConfig,
     "distill-decoder": DistillConfig,
     "distill-steps": StepDistillConfig,
+    "release": ReleaseConfig,
 }
 GOOD = """\
 bundle: runs/bundle
