@@ -20,6 +20,7 @@ EXCEPTIONS = {
     r"^(python )?-m pytest|^ROCRATE_VALIDATOR=": "a test, with a tool that the lock does not hold",
     r"^uv tool install ": "installs a tool that the lock does not hold",
     r"^source .venv/bin/activate$": "the tests run in such an environment",
+    r"^brainsynth view ": "serves until it is stopped; tests/viewer starts it",
     r"^ray (start|job)": "needs a cluster; tests/integration/test_submit.py submits jobs to one",
     r"^(docker|kubectl) ": "needs a registry or Kubernetes; tests/cluster reads the same files",
     r"^export RAY_AUTH_": "for a cluster's clients",
@@ -39,7 +40,7 @@ FIRST = "docs/tutorials/own-cohort.md"
 QUICK = [
     FIRST, "docs/tutorials/publish.md", "docs/tutorials/monai.md", "docs/covariates.md", "docs/cases.md", "README.md",
     "docs/quick-start.md", "docs/published-weights.md", "docs/publication.md", "docs/reliability.md",
-    "docs/troubleshooting.md",
+    "docs/troubleshooting.md", "docs/viewer.md",
 ]  # fmt: skip
 """In this order, on what the first of them makes."""
 
