@@ -1,4 +1,4 @@
-"""What KubeRay 1.7 lets a RayJob and a RayCluster say, as a JSON schema, and the pod templates in them as Kubernetes has them.
+"""What KubeRay 1.7 lets a RayJob and a RayCluster say, as a JSON schema, and Kubernetes' own for the pod templates in them.
 
 Written by hand after the operator's API (`ray.io/v1`: rayjob_types.go and raycluster_types.go); no package carries its
 resource definitions. It holds the fields that these files use or are likely to use, and refuses every other, so a new field
