@@ -32,7 +32,7 @@ def validate(document: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def run_instances() -> Callable[[dict[str, Any]], None]:
-    """Checks what is asked of EC2 against AWS's own model of its API, where boto3 is: `ray up` needs it, the tests do not."""
+    """Checks what is asked of EC2 against AWS's own model of its API, where boto3 is installed."""
     pytest.importorskip("botocore", reason="boto3 is not locked: it wants an older python-dateutil")
     import botocore.session
     from botocore.validate import validate_parameters
