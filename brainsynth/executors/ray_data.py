@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from brainsynth.config.schema import RuntimeConfig
 from brainsynth.errors import WorkerBroken
+from brainsynth.executors.metrics import ShardMetrics, VolumesLeft, labels_of
 from brainsynth.executors.preflight import check_cluster, check_this_machine
 from brainsynth.executors.session import ray_session
 from brainsynth.executors.watch import StackAlarm, Watch
@@ -27,10 +28,15 @@ class _Actor:
     """What each pool actor holds."""
 
     def __init__(
-        self, root: str, build_maker: Callable[..., ShardMaker], arguments: dict[str, Any], runtime: RuntimeConfig
+        self,
+        root: str,
+        build_maker: Callable[..., ShardMaker],
+        arguments: dict[str, Any],
+        runtime: RuntimeConfig,
+        labels: dict[str, str],
     ) -> None:
         self.alarm = StackAlarm(0.9 * runtime.stall_timeout_s)
-        self.runner = ShardRunner(root, build_maker, arguments, runtime.max_attempts)
+        self.runner = ShardRunner(root, build_maker, arguments, runtime.max_attempts, ShardMetrics(labels))
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
         shards = [
@@ -72,6 +78,7 @@ def run(work: Work, shards: list[ShardSpec], runtime: RuntimeConfig, watch: Watc
                 "build_maker": work.build_maker,
                 "arguments": work.arguments,
                 "runtime": runtime,
+                "labels": labels_of(work),
             },
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(
@@ -80,7 +87,10 @@ def run(work: Work, shards: list[ShardSpec], runtime: RuntimeConfig, watch: Watc
             num_cpus=runtime.cpus_per_worker,
             num_gpus=runtime.gpus_per_worker or None,
         )
-        for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
-            columns = {key: np.asarray(column).tolist() for key, column in batch.items()}
-            for row in zip(*columns.values(), strict=True):
-                yield ShardResult(**dict(zip(columns, row, strict=True)))
+        with VolumesLeft(labels_of(work), sum(shard.stop - shard.start for shard in shards)).told() as left:
+            for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+                columns = {key: np.asarray(column).tolist() for key, column in batch.items()}
+                for row in zip(*columns.values(), strict=True):
+                    result = ShardResult(**dict(zip(columns, row, strict=True)))
+                    left.rows -= result.ok + result.rejected + result.failed
+                    yield result

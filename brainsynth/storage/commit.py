@@ -12,6 +12,7 @@ import hashlib
 import io
 import logging
 import re
+import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -144,16 +145,17 @@ def commit_shard(
         arrays: one (n, *sample_shape) array per array of the plan, in stored dtype; rows of samples that are not ok are
             replaced by the fill value.
         samples: the n records, in row order.
-        runtime: circumstance, kept in the record.
+        runtime: circumstance, kept in the record, with the seconds that encoding and writing the objects took.
     """
     bad_rows = np.array([sample.status != "ok" for sample in samples])
     objects, adopted = [], False
+    seconds = {"encode_s": 0.0, "write_s": 0.0}
     for spec, values in zip(plan.arrays, arrays, strict=True):
         if values.shape != check_array(plan, spec, shard) or len(samples) != len(values):
             raise ValueError(f"shard {shard.index}: got {values.shape} for {spec.name} and {len(samples)} records")
         kept = values.copy()
         kept[bad_rows] = np.nan if kept.dtype.kind == "f" else 0
-        put = _put_object(store, plan, spec, shard, kept)
+        put = _put_object(store, plan, spec, shard, kept, seconds)
         if put is None:
             return read_commit(store, plan, shard.index)
         data, other = put
@@ -172,7 +174,7 @@ def commit_shard(
         shard=shard.index,
         objects=tuple(objects),
         samples=tuple(records),
-        runtime=runtime,
+        runtime={**runtime, **{stage: round(spent, 4) for stage, spent in seconds.items()}},
         write_id=uuid.uuid4().hex,
     )
     if not store.write_new(commit_key(shard.index), seal(manifest)):
@@ -181,7 +183,12 @@ def commit_shard(
 
 
 def _put_object(
-    store: Store, plan: Plan, spec: ArraySpec, shard: ShardSpec, values: npt.NDArray[Any]
+    store: Store,
+    plan: Plan,
+    spec: ArraySpec,
+    shard: ShardSpec,
+    values: npt.NDArray[Any],
+    seconds: dict[str, float],
 ) -> tuple[bytes, bool] | None:
     """Put a shard's object; returns the bytes that are stored now, and whether they are those of another attempt.
 
@@ -190,8 +197,13 @@ def _put_object(
     is stored. Only an object that cannot be an attempt at this shard (unreadable, or other volumes) is replaced, and only
     while no record speaks for it: where one does, the shard is committed and None is returned.
     """
+    began = time.monotonic()
     data, key = encode_shard(plan, spec, values), shard_key(spec, shard.index)
-    if store.write_new(key, data):
+    encoded = time.monotonic()
+    new = store.write_new(key, data)
+    seconds["encode_s"] += encoded - began
+    seconds["write_s"] += time.monotonic() - encoded
+    if new:
         return data, False
     for _ in range(3):
         stored = store.read(key)

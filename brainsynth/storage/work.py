@@ -115,19 +115,29 @@ class ShardRunner:
     """Makes shards one at a time and commits them; another thread may make the next while one is being written."""
 
     def __init__(
-        self, root: str, build_maker: Callable[..., ShardMaker], arguments: dict[str, Any], max_attempts: int = 3
+        self,
+        root: str,
+        build_maker: Callable[..., ShardMaker],
+        arguments: dict[str, Any],
+        max_attempts: int = 3,
+        note: Callable[[ShardManifest, bool], None] = lambda committed, made_now: None,
     ) -> None:
+        """`note` is told of each commit record, and whether this call made the shard; it must not raise."""
         self.store = open_store(root)
         self.maker = build_maker(**arguments)
-        self.max_attempts = max_attempts
+        self.max_attempts, self.note = max_attempts, note
         self._making = threading.Lock()
 
     def __call__(self, shard: ShardSpec) -> ShardResult:
         """Make and commit one shard; one that is committed already (its worker died before it could say so) is not made."""
         try:
-            return _result(read_commit(self.store, self.maker.plan, shard.index), 0.0, 0.0)
+            committed = read_commit(self.store, self.maker.plan, shard.index)
         except FileNotFoundError:
-            attempts = Attempts(self.store, shard.index)
+            pass
+        else:
+            self.note(committed, False)
+            return _result(committed, 0.0, 0.0)
+        attempts = Attempts(self.store, shard.index)
         try:
             with self._making:
                 began_at, began = time.time(), time.monotonic()
@@ -146,6 +156,7 @@ class ShardRunner:
             raise
         close_ticket(self.store, self.maker.plan, shard.index)
         attempts.clear()
+        self.note(committed, True)
         return _result(committed, make_s, time.monotonic() - began)
 
     def _make(self, shard: ShardSpec, attempts: Attempts) -> Made:

@@ -97,13 +97,21 @@ def main() -> int:
     parser.add_argument("--per-shard", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=0.05)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--cpus-per-worker", type=float, default=0.5)
     parser.add_argument("--stall", type=float, default=600.0)
     parser.add_argument("--deadlock", type=int, default=-1)
     parser.add_argument("--lose-node-after", type=int, default=0, help="run on a cluster of two nodes and lose one")
+    parser.add_argument("--wait-for-nodes", action="store_true")
     options = parser.parse_args()
     configure_logging()
     task = noise_work(options.root, options.rows, options.per_shard, options.seconds, options.diary, options.deadlock)
-    runtime = RuntimeConfig(workers=options.workers, stall_timeout_s=options.stall, progress_every_s=1.0)
+    runtime = RuntimeConfig(
+        workers=options.workers,
+        cpus_per_worker=options.cpus_per_worker,
+        stall_timeout_s=options.stall,
+        progress_every_s=1.0,
+        wait_for_nodes=options.wait_for_nodes,
+    )
     if options.lose_node_after:
         from tests.chaos.two_nodes import losing_a_node
 

@@ -20,7 +20,7 @@ JOBS: dict[str, type[Any]] = {
     "jobs/train_diffusion.py": DiffusionTrainConfig,
     "jobs/generate.py": GenerateConfig,
 }
-FILES = sorted((CLUSTER / "kuberay").glob("*.yaml"))
+FILES = sorted((CLUSTER / "kuberay").glob("rayjob-*.yaml"))
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
@@ -51,6 +51,16 @@ def test_both_jobs_are_there_and_every_yaml_parses() -> None:
     assert {path.name for path in FILES} == {"rayjob-train.yaml", "rayjob-generate.yaml"}
     for path in CLUSTER.rglob("*.y*ml"):
         assert yaml.safe_load(path.read_text()), path
+
+
+def test_the_cluster_for_interactive_use_is_that_of_the_jobs() -> None:
+    cluster = yaml.safe_load((CLUSTER / "kuberay" / "raycluster.yaml").read_text())["spec"]
+    for path in FILES:
+        of_job = yaml.safe_load(path.read_text())["spec"]["rayClusterSpec"]
+        for name in ("rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions"):
+            assert cluster[name] == of_job[name], (path, name)
+    (group,) = cluster["workerGroupSpecs"]
+    assert group["replicas"] == 0  # costs nothing while nobody asks
 
 
 def test_job_has_what_kuberay_asks_for(job: dict[str, Any]) -> None:

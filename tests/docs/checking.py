@@ -57,7 +57,7 @@ def check(command: Command) -> None:
         words = words[1:]  # variables for this command alone
     checks: dict[str, Callable[[list[str]], None]] = {
         "python": _python, "brainsynth": _brainsynth, "make": _make, "ray": _ray, "kubectl": _kubectl, "docker": _docker,
-        "uv": _nothing, "export": _nothing, "cd": _nothing, "source": _nothing, "sha256sum": _nothing,
+        "sbatch": _sbatch, "uv": _nothing, "export": _nothing, "cd": _nothing, "source": _nothing, "sha256sum": _nothing,
     }  # fmt: skip
     if words[0] not in checks:
         raise NotStartable(f"{command}: nobody has said how to check {words[0]!r}")
@@ -134,15 +134,23 @@ def _make(words: list[str]) -> None:
 
 
 def _ray(words: list[str]) -> None:
-    assert words[1] in ("start", "job"), words[1]
+    assert words[1] in ("start", "job", "up", "down", "dashboard", "get-auth-token"), words[1]
     if words[1] == "job":
         assert words[2] in ("submit", "stop", "logs"), words[2]
+    if words[1] in ("up", "down", "dashboard"):
+        assert (REPO / words[2]).is_file(), words[2]
     if "--" in words:
         _python(words[words.index("--") + 1 :])
 
 
+def _sbatch(words: list[str]) -> None:
+    script = next(place for place, word in enumerate(words[1:], start=1) if not word.startswith("--"))
+    assert (REPO / words[script]).is_file(), words[script]
+    _python(["python", *words[script + 1 :]])
+
+
 def _kubectl(words: list[str]) -> None:
-    assert words[1] in ("apply", "logs"), words[1]
+    assert words[1] in ("apply", "logs", "port-forward"), words[1]
     if words[1] == "apply":
         assert (REPO / options(words, "-f")[0]).is_file()
 

@@ -22,6 +22,8 @@ EXCEPTIONS = {
     r"^source .venv/bin/activate$": "the tests run in such an environment",
     r"^brainsynth view ": "serves until it is stopped; tests/viewer starts it",
     r"^ray (start|job)": "needs a cluster; tests/integration/test_submit.py submits jobs to one",
+    r"^ray (up|down|dashboard|get-auth-token)": "needs an account at AWS; tests/cluster judges the file as Ray would",
+    r"^sbatch ": "needs Slurm; tests/cluster/test_slurm.py runs the script without it",
     r"^(docker|kubectl) ": "needs a registry or Kubernetes; tests/cluster reads the same files",
     r"^export RAY_AUTH_": "for a cluster's clients",
     r"^brainsynth import-bundle\s+--": "needs the zoo's 2.2 GB; tests/integration/test_published.py imports such files",
