@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,10 @@ class GaussianLatents(nn.Module):
         self.register_buffer("factors", torch.zeros(rank_channels * cells, rank))
         self.register_buffer("variance", torch.ones(shape_cxyz))
         self._kept: dict[tuple[float, torch.device, int, int], Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy keeps nothing: its buffers count their changes anew, so what is kept of these could pass for its own."""
+        return self.__dict__ | {"_kept": {}}
 
     def posterior(self, x_BCXYZ: Tensor, time_B: Tensor, context_BK: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
         """Mean of z given x_t = (1 - t) z + t e, and the standard deviation that the diagonal part leaves open.

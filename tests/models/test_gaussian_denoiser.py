@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -155,3 +156,20 @@ def test_a_deeper_denoiser_begins_as_the_one_it_starts_from(tmp_path: Path) -> N
     save_weights(deeper, tmp_path / "deeper.safetensors")
     with pytest.raises(UserError, match="unknown"):
         load_weights(shallow, tmp_path / "deeper.safetensors", may_lack=FINEST)
+
+
+@pytest.mark.parametrize("changes", range(4))
+def test_a_copy_does_not_answer_with_what_was_kept_of_the_original(changes: int) -> None:
+    """Kept by how often a buffer changed, which a copy counts anew: after some number of changes they meet."""
+    original, other = model(), model()
+    assert original.gaussian is not None
+    assert other.gaussian is not None
+    for _ in range(changes):
+        for buffer in (original.gaussian.latents.factors, original.gaussian.latents.variance):
+            buffer.mul_(1.0)
+    other.gaussian.latents.factors.mul_(3.0)
+    x, t, context = torch.randn(1, *SHAPE), torch.tensor([500.0]), torch.rand(1, CONTEXT)
+    original(x, t, context)
+    copied = copy.deepcopy(original)
+    copied.load_state_dict(other.state_dict())
+    assert torch.equal(copied(x, t, context), other(x, t, context))
