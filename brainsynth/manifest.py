@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from brainsynth.volume import voxel_sha256
 
 MODEL_KEY = "model.json"
 SampleStatus = Literal["ok", "rejected", "failed"]
+STATUSES: tuple[SampleStatus, ...] = get_args(SampleStatus)
 
 
 @record

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from brainsynth.manifest import ShardManifest
+from brainsynth.manifest import STATUSES, ShardManifest
 from brainsynth.storage.work import Work
 
 log = logging.getLogger(__name__)
@@ -62,8 +62,8 @@ class ShardMetrics:
     def __call__(self, committed: ShardManifest, made_now: bool) -> None:
         """A shard has its commit record. One that a worker made, who died before it could say so, has no seconds."""
         try:
-            for outcome in ("ok", "rejected", "failed"):
-                if number := committed.count(outcome):  # type: ignore[arg-type]
+            for outcome in STATUSES:
+                if number := committed.count(outcome):
                     self._volumes.inc(number, {"outcome": outcome})
             self._bytes.inc(sum(stored.size_bytes for stored in committed.objects))
             if made_now:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from brainsynth.storage.dataset_files import read_file
 from brainsynth.storage.untrusted import plain_json
 
 _FIELDS = {"schema_version", "arrays", "affine", "covariates", "kinds", "units", "files"}
-_READ_AHEAD = 16
 
 
 def finished(uri: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
@@ -34,15 +32,13 @@ def committed(uri: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
 
     Raises UserError where there is no dataset, or a record is damaged.
     """
-    from brainsynth.storage.commit import committed_shards, read_commit, read_plan, read_samples
+    from brainsynth.storage.commit import committed_of, read_commits, read_plan, read_samples
     from brainsynth.storage.filesystem import open_store
 
     store = open_store(uri)
     plan = read_plan(store)
     samples = read_samples(store, plan)
-    shards = sorted(shard for shard in committed_shards(store) if shard < plan.num_shards)
-    with ThreadPoolExecutor(_READ_AHEAD) as pool:
-        commits = list(pool.map(lambda shard: read_commit(store, plan, shard), shards))
+    commits = read_commits(store, plan, sorted(committed_of(store, plan)))
     status = {sample.row: sample.status for commit in commits for sample in commit.samples}
     columns = ["sample_id", *(["split"] if "split" in samples else []), *plan.covariates.names]
     lines = []

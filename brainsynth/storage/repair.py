@@ -20,7 +20,7 @@ from brainsynth.plan import Plan, ShardSpec
 from brainsynth.records import record, seal, unseal
 from brainsynth.storage import attempts
 from brainsynth.storage.arrays import GROUP, decode_rows, decode_shard, empty_arrays, encode_shard, metadata_keys
-from brainsynth.storage.commit import commit_key, committed_shards, read_commit, read_plan
+from brainsynth.storage.commit import commit_key, committed_of, committed_shards, read_commit, read_plan
 from brainsynth.storage.filesystem import TEMPORARY_PREFIX, Store
 from brainsynth.storage.finalise import DATASET_KEY
 from brainsynth.storage.quality import is_measured
@@ -183,7 +183,7 @@ def garbage(store: Store) -> list[str]:
     nothing is ever garbage.
     """
     plan = read_plan(store)
-    done = {shard for shard in committed_shards(store) if shard < plan.num_shards}
+    done = committed_of(store, plan)
     wanted = {key for shard in done for key in (commit_key(shard), *_object_keys(store, plan, shard))}
     wanted |= set(metadata_keys(plan))
     return [key for key, _ in store.list() if key not in wanted and _is_garbage(key, done, plan.num_shards)]

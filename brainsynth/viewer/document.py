@@ -13,10 +13,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainsynth.covariates import Covariate, label
-from brainsynth.manifest import ModelRecord
+from brainsynth.manifest import STATUSES, ModelRecord
 from brainsynth.viewer.rows import Rows
 
-_STATUS = ("ok", "rejected", "failed")
 _QUALITY = ("gate_score", "gate_attempts", "mean", "std")
 _DIGITS = 6
 
@@ -43,7 +42,7 @@ def document(rows: Rows, title: str, model: ModelRecord | None) -> bytes:
         "rows": {
             "row": table["row"].tolist(),
             "sample_id": table["sample_id"].tolist(),
-            "status": _texts(table["status"], _STATUS),
+            "status": _texts(table["status"], STATUSES),
             "reason": _texts(table["reason"].replace("", None)),
             "extrapolated": _flags(table, "extrapolated"),
             "series": _series(table),

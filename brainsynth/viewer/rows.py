@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pandas as pd
@@ -14,14 +13,13 @@ from brainsynth.errors import UserError
 from brainsynth.manifest import DatasetManifest, SampleRecord
 from brainsynth.plan import Plan
 from brainsynth.records import unseal
-from brainsynth.storage.commit import committed_shards, read_commit, read_plan, read_samples
+from brainsynth.storage.commit import committed_of, read_commits, read_plan, read_samples
 from brainsynth.storage.filesystem import Store, open_store
 from brainsynth.storage.finalise import DATASET_KEY, SUBJECTS_KEY
 from brainsynth.storage.quality import FOLDER, is_measured
 from brainsynth.storage.reader import open_dataset
 from brainsynth.storage.untrusted import check_parquet
 
-_READ_AHEAD = 16
 _KEPT = ("status", "reason", "mean", "std")
 
 
@@ -76,17 +74,14 @@ class Rows:
     def _refresh_running(self) -> bool:
         if isinstance(self.measured, str):
             raise UserError(f"{self.store.uri} is not finished: nothing was measured on it yet")
-        there = {shard for shard in committed_shards(self.store) if shard < self.plan.num_shards}
+        there = committed_of(self.store, self.plan)
         if not self.finished and there == self._seen:
             return False
         if self._samples is None:
             self._samples = read_samples(self.store, self.plan)
         self._facts = {shard: facts for shard, facts in self._facts.items() if shard in there}
-        with ThreadPoolExecutor(_READ_AHEAD) as pool:
-            commits = pool.map(
-                lambda shard: read_commit(self.store, self.plan, shard), sorted(there - set(self._facts))
-            )
-            self._facts |= {commit.shard: [_facts(sample) for sample in commit.samples] for commit in commits}
+        commits = read_commits(self.store, self.plan, sorted(there - set(self._facts)))
+        self._facts |= {commit.shard: [_facts(sample) for sample in commit.samples] for commit in commits}
         found = pd.DataFrame([facts for shard in sorted(self._facts) for facts in self._facts[shard]])
         if found.empty:
             found = pd.DataFrame(columns=["row", *_KEPT]).astype({"row": "int64"})

@@ -99,9 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(name)
         except ConnectionError:
             raise
-        except UserError as error:
-            self._failed(str(error))
-        except ValueError as error:
+        except ValueError as error:  # a UserError is one
             self._failed(str(error))
         except Exception:
             log.exception("%s", self.path)
@@ -141,22 +139,17 @@ class _Handler(BaseHTTPRequestHandler):
         encoding = {"Content-Encoding": "gzip"} if packed else {}
         tagged = {"ETag": tag} if version else {}
         caching = {"Cache-Control": "no-cache" if version else "no-store"}
-        self._begin(
-            HTTPStatus.OK, **{"Content-Type": kind, "Content-Length": str(len(body))}, **encoding, **tagged, **caching
-        )
-        self.wfile.write(body)
+        self._whole(HTTPStatus.OK, body, kind, **encoding, **tagged, **caching)
 
     def _failed(self, message: str) -> None:
-        body = json.dumps({"error": message}).encode()
-        about = {"Content-Type": "application/json", "Content-Length": str(len(body))}
-        self._begin(HTTPStatus.INTERNAL_SERVER_ERROR, **about)
-        self.wfile.write(body)
+        self._whole(HTTPStatus.INTERNAL_SERVER_ERROR, json.dumps({"error": message}).encode(), "application/json")
 
     def _plain(self, status: HTTPStatus, text: str, **headers: str) -> None:
         """A refusal; the connection is closed, since what else came with the request is not read."""
-        body = f"{text}\n".encode()
-        about = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body)), "Connection": "close"}
-        self._begin(status, **about, **headers)
+        self._whole(status, f"{text}\n".encode(), "text/plain; charset=utf-8", Connection="close", **headers)
+
+    def _whole(self, status: HTTPStatus, body: bytes, kind: str, **headers: str) -> None:
+        self._begin(status, **{"Content-Type": kind, "Content-Length": str(len(body))}, **headers)
         if self.command != "HEAD":
             self.wfile.write(body)
 

@@ -121,7 +121,11 @@ class Job:
                 found += [int(path.parent.name)] if mark in path.read_bytes() else []
         return found
 
-    def clean_up(self) -> None:
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Whatever happened, nothing is left."""
         for process in self._processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
@@ -131,22 +135,16 @@ class Job:
 @pytest.mark.slow
 def test_it_leaves_in_order_when_the_time_is_up_and_the_same_command_goes_on(tmp_path: Path) -> None:
     number = random.randrange(10_000)
-    first = Job(tmp_path, number)
-    try:
+    with Job(tmp_path, number) as first:
         first.wait_until(lambda: len(first.committed()) >= 4)
         os.kill(first.process.pid, signal.SIGUSR1)
         assert first.end() == 143, first.log.read_text()[-4000:]
-    finally:
-        first.clean_up()
     assert first.requeued.read_text().split() == ["requeue", str(number)]
     done = first.committed()
     assert 4 <= len(done) < SHARDS
 
-    second = Job(tmp_path, number)
-    try:
+    with Job(tmp_path, number) as second:
         assert second.end() == 0, second.log.read_text()[-4000:]
-    finally:
-        second.clean_up()
     assert second.committed() == set(range(SHARDS))
     assert second.requeued.read_text().count("requeue") == 1  # what has succeeded is not run again
     begun = [shard for _, _, what, shard in diary(tmp_path / "diary") if what == "begin"]
@@ -157,11 +155,8 @@ def test_it_leaves_in_order_when_the_time_is_up_and_the_same_command_goes_on(tmp
 
 @pytest.mark.slow
 def test_cancelled_it_is_not_queued_again(tmp_path: Path) -> None:
-    job = Job(tmp_path, random.randrange(10_000))
-    try:
+    with Job(tmp_path, random.randrange(10_000)) as job:
         job.wait_until(lambda: len(job.committed()) >= 1)
         os.kill(job.process.pid, signal.SIGTERM)
         assert job.end() == 143, job.log.read_text()[-4000:]
-    finally:
-        job.clean_up()
     assert not job.requeued.exists()

@@ -6,7 +6,6 @@ import io
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from brainsynth import cli, open_dataset
+from brainsynth import open_dataset
 from brainsynth.cases.cohort import draw_cohort, own_quantiles, parse_constraint
 from brainsynth.cases.sweep import held_values, parse_sweep, sweep_rows
 from brainsynth.config.schema import GenerateConfig
@@ -28,23 +27,12 @@ from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.finalise import SUBJECTS_KEY
 from brainsynth.storage.verify import verify_dataset
+from tests.commands import brainsynth, tree
 from tests.conftest import SCHEMA
 from tests.line import Line, as_config, write_yaml
 
 REPO = Path(__file__).parents[2]
 HELD = {"age": 50.0, "sex": "F", "ventricular_volume": 20.0}
-
-
-def brainsynth(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
-    """The command in this process; its exit code."""
-    monkeypatch.setattr(sys, "argv", ["brainsynth", *map(str, arguments)])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    return int(left.value.code or 0)
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture(scope="module")

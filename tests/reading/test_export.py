@@ -25,6 +25,7 @@ from brainsynth.records import seal
 from brainsynth.storage.export.plan import EXPORT_KEY, FORMATS, plan_export
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset
+from tests.commands import tree
 from tests.reading.conftest import OK_ROWS, ids, plan_of, write
 
 F32 = npt.NDArray[np.float32]
@@ -34,11 +35,6 @@ CHOSEN = [row for row in OK_ROWS if 30 + row * 1.5 > 60 and row % 2 == 0]
 
 def export(uri: Path | str, output: Path, to: Any, partial: bool = False, workers: int = 0, **chosen: Any) -> Any:
     return run_export(plan_export(str(uri), str(output), to, partial=partial, **chosen), partial, workers)
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file, by its path."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture

@@ -17,13 +17,14 @@ import nibabel
 import numpy as np
 import pytest
 
-from brainsynth import cli, open_dataset
+from brainsynth import open_dataset
 from brainsynth.errors import UserError
 from brainsynth.storage.export.formats import write_nifti
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.finalise import finalise
 from brainsynth.viewer.server import PAGE
 from brainsynth.viewer.view import View
+from tests.commands import brainsynth, tree
 from tests.viewer.conftest import (
     AGES,
     FAILED,
@@ -43,20 +44,8 @@ from tests.viewer.conftest import (
 ROWS = PEOPLE + len(AGES) * len(VENTRICLES)
 
 
-def tree(folder: Path) -> dict[str, str]:
-    files = (p for p in sorted(folder.rglob("*")) if p.is_file())
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-
-
 def texts(column: dict[str, Any]) -> list[str | None]:
     return [None if code < 0 else column["values"][code] for code in column["codes"]]
-
-
-def brainsynth(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
-    monkeypatch.setattr(sys, "argv", ["brainsynth", *map(str, arguments)])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    return int(left.value.code or 0)
 
 
 def test_every_row_is_told_with_its_fate(finished: Path) -> None:
