@@ -23,7 +23,7 @@ COVARIATES = {
         {"name": "brain_volume", "kind": "continuous", "unit": "ml", "low": 800.0, "high": 1800.0},
     ]
 }
-LOCAL = {"workers": 0, "micro_batch": 4}
+LOCAL = {"workers": 0, "threads_per_worker": 1, "micro_batch": 4}
 DENOISERS: dict[str, dict[str, Any]] = {
     "unet": {
         "channels": [8, 16],
@@ -78,7 +78,7 @@ class Line:
                 "perceptual_weight": 0.0,
             },
             "optimisation": options,
-            "runtime": {"workers": 0, "trackers": ["tensorboard"]},
+            "runtime": {"workers": 0, "threads_per_worker": 1, "trackers": ["tensorboard"]},
         }
 
     def latents(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Line:
             "schedule": {"prediction": prediction},
             "optimisation": options,
             "figure_steps": 2,
-            "runtime": {"workers": 0, "trackers": ["tensorboard"]},
+            "runtime": {"workers": 0, "threads_per_worker": 1, "trackers": ["tensorboard"]},
         }
 
     def bundle(self, diffusion: str = "diffusion", output: str = "bundle") -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Line:
             "architecture": {"channels": [16, 8], "blocks": [1, 0], "norm_groups": 4},
             "generated": {"sampler": {"method": "ab2", "steps": 2}, "count": 12, "validation_count": 4},
             "optimisation": options,
-            "runtime": {"workers": 0, "trackers": []},
+            "runtime": {"workers": 0, "threads_per_worker": 1, "trackers": []},
         }
 
     def step_distillation(self, output: str = "few-steps", **optimisation: Any) -> dict[str, Any]:

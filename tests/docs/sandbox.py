@@ -26,7 +26,6 @@ from tests.docs.pages import REPO, Command
 from tests.line import COVARIATES, DENOISERS, GRID, LOCAL, Line
 
 TRAINING = {"workers": 0, "threads_per_worker": 1, "trackers": []}
-ONE = LOCAL | {"threads_per_worker": 1}
 VOLUME = {
     "shape_xyz": list(GRID.shape_xyz),
     "spacing_mm": list(GRID.spacing_mm),
@@ -116,9 +115,9 @@ class Sandbox:
 
 
 def made_by(target: str) -> list[str]:
-    """The last command of a target of the Makefile, as `python …`."""
+    """The last command of a target of the Makefile, as `python …`; the suite itself may run under make."""
     told = subprocess.run(
-        ["make", "-n", "-o", ".venv/.ready", target], cwd=REPO, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "-n", "-o", ".venv/.ready", target], cwd=REPO, capture_output=True, text=True, check=True
     )
     return shlex.split(re.sub(r"^\S*/bin/python", "python", told.stdout.strip().splitlines()[-1]))
 
@@ -142,7 +141,7 @@ def shrunk(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     elif kind == "autoencoder":
         small = line.autoencoder(steps=2, validate_every=2) | {"runtime": TRAINING}
     elif kind == "latents":
-        small = {"runtime": ONE}
+        small = {"runtime": LOCAL}
     elif kind.startswith("diffusion"):
         network = config["architecture"].get("kind", "unet")
         small = line.diffusion() | {
@@ -152,7 +151,7 @@ def shrunk(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         }
     elif kind == "generate":
         shipped = "bundle" not in config
-        small = {"covariates": {"draw": 2 if shipped else ROWS}, "samples_per_shard": 6, "runtime": ONE, "gate": None}
+        small = {"covariates": {"draw": 2 if shipped else ROWS}, "samples_per_shard": 6, "runtime": LOCAL, "gate": None}
         method = "ab2" if path.parent.name == "paper" else config["sampler"]["method"]  # no published weights: a flow
         small["sampler"] = config["sampler"] | {"method": method, "steps": 2}
         if "ruler" in config:
@@ -163,7 +162,7 @@ def shrunk(path: Path, config: dict[str, Any]) -> dict[str, Any]:
             "pairs": 10,
             "features": None if path.parent.name == "demo-train" else {"steps": 2},
             "publish": True,
-            "runtime": ONE,
+            "runtime": LOCAL,
         }
         config = {
             k: v for k, v in config.items() if k not in ("segmentation", "structures", "usefulness", "trajectories")

@@ -17,6 +17,7 @@ import pytest
 import brainsynth.config
 from brainsynth import cli
 from tests.docs.pages import REPO
+from tests.docs.sandbox import made_by
 
 FETCHING = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "embed": "src",
             "object": "data", "link": "href", "use": "href"}  # fmt: skip
@@ -45,12 +46,9 @@ class Fetched(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `make docs` builds."""
-    told = subprocess.run(
-        ["make", "-n", "-o", ".venv/.ready", "docs"], cwd=REPO, capture_output=True, text=True, check=True
-    )
     folder = tmp_path_factory.mktemp("site")
-    words = told.stdout.split()
-    assert words[1:3] == ["-m", "sphinx"]
+    words = made_by("docs")
+    assert words[:3] == ["python", "-m", "sphinx"]
     assert "-W" in words
     command = [sys.executable, *words[1:-1], str(folder)]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=900)
