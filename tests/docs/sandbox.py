@@ -117,7 +117,11 @@ class Sandbox:
 def made_by(target: str) -> list[str]:
     """The last command of a target of the Makefile, as `python …`; the suite itself may run under make."""
     told = subprocess.run(
-        ["make", "--no-print-directory", "-n", "-o", ".venv/.ready", target], cwd=REPO, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "-n", "-o", ".venv/.ready", target],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return shlex.split(re.sub(r"^\S*/bin/python", "python", told.stdout.strip().splitlines()[-1]))
 
