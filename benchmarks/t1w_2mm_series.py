@@ -64,7 +64,8 @@ def main() -> None:
     for name in ("bundle", "work", "out", "figure"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--guidance", type=float, default=1.5)
+    parser.add_argument("--time-shift", type=float, default=6.0)
+    parser.add_argument("--guidance", type=float, default=1.0)
     arguments = parser.parse_args()
     configure_logging()
     work, folder = Path(arguments.work), bundle_folder(arguments.bundle)
@@ -76,7 +77,12 @@ def main() -> None:
             bundle=arguments.bundle,
             output=str(work / "generated"),
             covariates=CovariateSource(table=str(work / "rows.csv"), allow_extrapolation=True),
-            sampler=SamplerConfig(method="ab2", steps=arguments.steps, guidance_scale=arguments.guidance),
+            sampler=SamplerConfig(
+                method="ab2",
+                steps=arguments.steps,
+                guidance_scale=arguments.guidance,
+                time_shift=arguments.time_shift,
+            ),
             runtime=RuntimeConfig(workers=0, micro_batch=2),
         )
     )

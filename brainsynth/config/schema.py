@@ -200,7 +200,8 @@ class SamplerConfig:
     eta: Annotated[float, left_out_at(0.0)] = 0.0
     """`ddim` only: 0 is deterministic, 1 adds as much noise per step as `ddpm`."""
     time_shift: Annotated[float, left_out_at(1.0)] = 1.0
-    """Flow only: above 1 spends more of the steps near noise, below 1 near the image."""
+    """Flow only: above 1 spends more of the steps near noise, below 1 near the image. Above 1 where few steps leave volumes
+    less various than real ones; docs/samplers.md."""
     last_log_snr: Annotated[float | None, left_out_at(None)] = None
     """`dpmpp_2m` and `unipc` only: log(a/s) of the last evaluation, which yields the image; null: 2 and 2.5."""
 
