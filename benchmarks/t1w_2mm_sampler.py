@@ -18,7 +18,8 @@ from typing import Any
 from brainsynth.config.cli import configure_logging
 from brainsynth.config.evaluation import EvaluateConfig, FeatureConfig
 from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig, SamplerConfig
-from brainsynth.executors.stages import evaluate, generate
+from brainsynth.executors.evaluate import evaluate
+from brainsynth.executors.stages import generate
 from brainsynth.storage.reader import open_dataset
 
 FRECHET = "Fréchet distance to training scans"
