@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from brainsynth.errors import UserError
+from brainsynth.errors import OtherVersion, UserError
 from brainsynth.manifest import MODEL_KEY, DatasetManifest, SampleRecord, ShardManifest, stored_sha256
 from brainsynth.plan import Plan
 from brainsynth.records import record, unseal
@@ -99,6 +99,8 @@ class _Verification:
                     detail = "its shard has no commit record; the next run judges it"
                     self.problems.append(Problem(kind="orphaned", key=orphan, detail=detail, shard=index))
             return
+        except OtherVersion:
+            raise
         except UserError as error:
             self.problems.append(Problem(kind="corrupt", key=key, detail=str(error), shard=index))
             return
@@ -186,7 +188,8 @@ def verify_dataset(store: Store, progress: Callable[[int, int], None] | None = N
     """Re-digest every object, record, table and volume of a dataset.
 
     Raises:
-        UserError: when there is no dataset, or its plan is damaged, so that nothing can be compared.
+        UserError: when there is no dataset, or its plan is damaged, so that nothing can be compared; OtherVersion where
+            another brainsynth wrote a record, which is no damage.
     """
     plan = read_plan(store)
     found = _Verification(store, plan)
@@ -238,6 +241,8 @@ def _verify_manifest(store: Store, plan: Plan, expected: set[str]) -> Iterator[P
     except FileNotFoundError:
         yield Problem(kind="missing", key=DATASET_KEY, detail="the dataset is not finalised; run its job again")
         return
+    except OtherVersion:
+        raise
     except UserError as error:
         yield Problem(kind="corrupt", key=DATASET_KEY, detail=str(error))
         return
