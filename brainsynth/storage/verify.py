@@ -16,7 +16,7 @@ from brainsynth.records import record, unseal
 from brainsynth.storage import attempts, quality
 from brainsynth.storage.arrays import GROUP, decode_rows, metadata_keys, shard_key
 from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, read_commit, read_plan, read_samples
-from brainsynth.storage.filesystem import TEMPORARY_PREFIX, Store
+from brainsynth.storage.filesystem import TEMPORARY_PREFIX, Store, open_store
 from brainsynth.storage.finalise import DATASET_KEY, is_table
 
 _BESIDE = ("latents.json", "report.html", "report.json", "config.json", "bundle.json", MODEL_KEY)
@@ -184,13 +184,18 @@ class _Verification:
                 yield Problem(kind="unexpected", key=key, detail="no record refers to it")
 
 
-def verify_dataset(store: Store, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-    """Re-digest every object, record, table and volume of a dataset.
+def verify_dataset(dataset: Store | str, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+    """Re-digest every object, record, table and volume of a dataset; writes nothing.
+
+    Args:
+        dataset: its root folder, a path or an object-store URI.
+        progress: told after each shard how many are done, and of how many.
 
     Raises:
         UserError: when there is no dataset, or its plan is damaged, so that nothing can be compared; OtherVersion where
             another brainsynth wrote a record, which is no damage.
     """
+    store = open_store(dataset) if isinstance(dataset, str) else dataset
     plan = read_plan(store)
     found = _Verification(store, plan)
     try:
