@@ -17,7 +17,8 @@ from brainsynth.errors import UserError, other_version, problems_error
 
 T = TypeVar("T")
 SCHEMA_VERSION = 1
-"""Of every sealed record. A field that joins with a default (`left_out_at`) does not raise it; any other change does."""
+"""Of every sealed record. A field that joins with a default (`left_out_at`) does not raise it; any other change does,
+and `python -m tests.stored` then keeps what the new version writes."""
 MAX_RECORD_BYTES, MAX_RECORD_VALUES = 32 << 20, 200_000
 """A commit record of a thousand samples is under 1 MB. Parsed JSON takes up to thirty times its text."""
 
