@@ -1,20 +1,72 @@
 """brainsynth: synthetic 3D brain MRI at scale.
 
-`open_dataset` reads what the jobs make and needs only zarr and NumPy. See README.md for the jobs.
+What a program may call stands here, and in docs/reference/python.md with what is promised of it. Each name is imported when
+it is first asked for, so `open_dataset` needs only zarr and NumPy. See README.md for the jobs.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["open_dataset"]
+__all__ = [
+    "BundleSpec",
+    "GenerateConfig",
+    "OtherVersion",
+    "ShardSampler",
+    "SyntheticDataset",
+    "UserError",
+    "VerifyReport",
+    "VolumeReader",
+    "bundle_folder",
+    "generate_dataset",
+    "load_config",
+    "monai_items",
+    "open_dataset",
+    "ray_dataset",
+    "read_bundle",
+    "verify_dataset",
+]
 
 if TYPE_CHECKING:
-    from brainsynth.storage.reader import open_dataset
+    from brainsynth.bundle import BundleSpec
+    from brainsynth.config.load import load_config
+    from brainsynth.config.schema import GenerateConfig
+    from brainsynth.errors import OtherVersion, UserError
+    from brainsynth.executors.read import ray_dataset
+    from brainsynth.executors.stages import generate as generate_dataset
+    from brainsynth.models.weights import read_bundle
+    from brainsynth.storage.filesystem import bundle_folder
+    from brainsynth.storage.monai_reader import VolumeReader, monai_items
+    from brainsynth.storage.reader import SyntheticDataset, open_dataset
+    from brainsynth.storage.torch_dataset import ShardSampler
+    from brainsynth.storage.verify import VerifyReport, verify_dataset
+
+_PLACES = {
+    "BundleSpec": "bundle.BundleSpec",
+    "GenerateConfig": "config.schema.GenerateConfig",
+    "OtherVersion": "errors.OtherVersion",
+    "ShardSampler": "storage.torch_dataset.ShardSampler",
+    "SyntheticDataset": "storage.reader.SyntheticDataset",
+    "UserError": "errors.UserError",
+    "VerifyReport": "storage.verify.VerifyReport",
+    "VolumeReader": "storage.monai_reader.VolumeReader",
+    "bundle_folder": "storage.filesystem.bundle_folder",
+    "generate_dataset": "executors.stages.generate",
+    "load_config": "config.load.load_config",
+    "monai_items": "storage.monai_reader.monai_items",
+    "open_dataset": "storage.reader.open_dataset",
+    "ray_dataset": "executors.read.ray_dataset",
+    "read_bundle": "models.weights.read_bundle",
+    "verify_dataset": "storage.verify.verify_dataset",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "open_dataset":
-        from brainsynth.storage.reader import open_dataset
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _PLACES[name].rpartition(".")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
 
-        return open_dataset
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,8 +9,20 @@ class UserError(ValueError):
     """A mistake in a config, an input or a layout. The message says what, where and how to mend."""
 
 
+class OtherVersion(UserError):
+    """What another version of brainsynth wrote: it is whole, and must be neither mended nor replaced."""
+
+
 class WorkerBroken(RuntimeError):
     """This process can do no more work (its accelerator is gone, for instance): it must end, and a fresh one take over."""
+
+
+def other_version(where: str, found: object, understood: str) -> OtherVersion:
+    """The error about a record of a schema that this brainsynth does not read."""
+    return OtherVersion(
+        f"{where} is a record {ascii(found)[:80]}, this brainsynth reads {understood!r}: use the version that wrote it, "
+        "or a newer one"
+    )
 
 
 def problems_error(headline: str, problems: Sequence[str], limit: int = 20) -> UserError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import field
 from typing import Any, Literal, get_args
 
@@ -12,6 +13,7 @@ from brainsynth.records import record
 from brainsynth.volume import voxel_sha256
 
 MODEL_KEY = "model.json"
+_OF_THE_MACHINE = ("host", "pid")
 SampleStatus = Literal["ok", "rejected", "failed"]
 STATUSES: tuple[SampleStatus, ...] = get_args(SampleStatus)
 
@@ -58,7 +60,7 @@ class ShardManifest:
     objects: tuple[ObjectRecord, ...]
     samples: tuple[SampleRecord, ...]
     runtime: dict[str, str | int | float]
-    """Circumstance: host, device, versions, micro-batch, seconds per stage."""
+    """Circumstance: host, device, versions, micro-batch, seconds per stage. `for_publication` leaves the machine out."""
     write_id: str = ""
     """Of the attempt that wrote this record; no two attempts share one, so a writer knows its own record again."""
 
@@ -106,6 +108,19 @@ class ModelRecord:
     name: str
     licence: str
     training_data: str
+
+
+def for_publication(commit: ShardManifest) -> ShardManifest:
+    """The record without what tells of the machine that made the shard: its name, and an error's text, which may hold paths.
+
+    Of a failed row the kind of the error stays. Digests of objects and samples, and so the dataset's, are the same.
+    """
+    samples = tuple(
+        dataclasses.replace(sample, reason=sample.reason.partition(":")[0]) if sample.status == "failed" else sample
+        for sample in commit.samples
+    )
+    runtime = {key: value for key, value in commit.runtime.items() if key not in _OF_THE_MACHINE}
+    return dataclasses.replace(commit, samples=samples, runtime=runtime)
 
 
 def stored_sha256(stored: list[npt.NDArray[Any]]) -> str:

@@ -13,11 +13,12 @@ from typing import Any, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
-from brainsynth.errors import UserError, problems_error
+from brainsynth.errors import UserError, other_version, problems_error
 
 T = TypeVar("T")
 SCHEMA_VERSION = 1
-"""Of every sealed record. A field that joins with a default (`left_out_at`) does not raise it; any other change does."""
+"""Of every sealed record. A field that joins with a default (`left_out_at`) does not raise it; any other change does,
+and `python -m tests.stored` then keeps what the new version writes."""
 MAX_RECORD_BYTES, MAX_RECORD_VALUES = 32 << 20, 200_000
 """A commit record of a thousand samples is under 1 MB. Parsed JSON takes up to thirty times its text."""
 
@@ -137,7 +138,7 @@ def _schema(cls: Any) -> str:
 
 
 def unseal(cls: type[T], data: bytes, where: str) -> T:
-    """Read what `seal` wrote. Raises UserError when it is damaged, of another type or of another version.
+    """Read what `seal` wrote. Raises UserError when it is damaged, OtherVersion when it is of another type or version.
 
     A record without a schema is of version 1: the first ones were sealed before it was written.
     """
@@ -155,8 +156,5 @@ def unseal(cls: type[T], data: bytes, where: str) -> T:
     if strays or found != expected or not exact:
         raise UserError(f"{where} is damaged: its content does not match its own sha256")
     if schema != _schema(cls):
-        raise UserError(
-            f"{where} is a record {schema!r}, this brainsynth reads {_schema(cls)!r}: use the version that wrote it, or a "
-            "newer one"
-        )
+        raise other_version(where, schema, _schema(cls))
     return from_dict(cls, body, where)

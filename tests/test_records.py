@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from brainsynth.errors import UserError, problems_error
+from brainsynth.errors import OtherVersion, UserError, problems_error
 from brainsynth.manifest import ObjectRecord, SampleRecord, ShardManifest
 from brainsynth.records import canonical_json, digest, from_dict, seal, to_dict, unseal
 
@@ -48,7 +48,7 @@ def test_the_schema_is_written_and_another_version_is_told() -> None:
     assert sealed["schema"] == "ShardManifest/1"
     content = {"record": sealed["record"], "schema": "ShardManifest/2"}
     later = content | {"sha256": digest(content)}
-    with pytest.raises(UserError, match="'ShardManifest/2', this brainsynth reads 'ShardManifest/1'"):
+    with pytest.raises(OtherVersion, match="'ShardManifest/2', this brainsynth reads 'ShardManifest/1'"):
         unseal(ShardManifest, (json.dumps(later, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode(), "here")
     first = {"record": sealed["record"], "sha256": digest(sealed["record"])}
     data = (json.dumps(first, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -63,7 +63,7 @@ class ReleaseConfig:
     """Where the release will be found."""
     version: str = "1.0.0"
     data: Literal["zarr", "bids"] = "zarr"
-    """`zarr`: the dataset as it is, few large files; `bids`: NIfTI in the layout of BIDS, two files a volume or more."""
+    """`zarr`: the dataset, few large files; `bids`: NIfTI in the layout of BIDS, two files a volume or more."""
     doi: str = ""
     keywords: tuple[str, ...] = ()
     intended_use: tuple[str, ...] = field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import io
@@ -26,22 +27,23 @@ from brainsynth.config.release import ReleaseConfig
 from brainsynth.errors import UserError, problems_error
 from brainsynth.evaluation.audit import AUDIT_KEY, AuditRecord, read_audit
 from brainsynth.executors.export import run_export
-from brainsynth.manifest import MODEL_KEY, DatasetManifest, ModelRecord
+from brainsynth.manifest import MODEL_KEY, DatasetManifest, ModelRecord, for_publication
 from brainsynth.models.weights import file_sha256, read_bundle
 from brainsynth.plan import Plan
 from brainsynth.records import record, seal, unseal
 from brainsynth.storage import quality
-from brainsynth.storage.arrays import shard_key
-from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, read_plan
+from brainsynth.storage.arrays import metadata_keys, shard_key
+from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, read_commit, read_plan
 from brainsynth.storage.export.formats import whole
 from brainsynth.storage.export.plan import EXPORT_KEY, plan_export, read_model
 from brainsynth.storage.export.tables import tables
 from brainsynth.storage.filesystem import LocalStore, Store, bundle_folder, local_folder, open_store, resolve_uri
-from brainsynth.storage.finalise import DATASET_KEY, SHARDS_KEY, SUBJECTS_KEY, pretty_json
+from brainsynth.storage.finalise import DATASET_KEY, SHARDS_KEY, SUBJECTS_KEY, finalise, pretty_json
 from brainsynth.storage.verify import VerifyReport, verify_dataset
 
 log = logging.getLogger(__name__)
 SUMS, RELEASE_KEY = "SHA256SUMS", "release.json"
+_PLACES = ("dataset", "bundle", "audit", "output")
 MAX_FILES, MAX_FOLDER, MAX_BYTES = 100_000, 10_000, 20 << 30
 """What Hugging Face asks of a repository; Zenodo and others are narrower, and docs/publication.md says how to fit them."""
 _BIDS_IGNORE = "data\n/data/**\ncroissant.json\nro-crate-metadata.json\nrelease.json\nSHA256SUMS\nMODEL_CARD.md\n"
@@ -52,6 +54,7 @@ class ReleaseRecord:
     """`release.json`: what was released, sealed; written last."""
 
     config: ReleaseConfig
+    """As asked for, but for the paths, which are empty: of what they name, the digests are here."""
     plan_fingerprint: str
     shards_digest: str
     bundle: str
@@ -133,7 +136,7 @@ def make_release(config: ReleaseConfig) -> ReleaseRecord:
         files = _files(folder)
         _put(folder, SUMS, "".join(f"{file.sha256}  {file.path}\n" for file in files))
         done = ReleaseRecord(
-            config=config,
+            config=dataclasses.replace(config, **dict.fromkeys(_PLACES, "")),
             plan_fingerprint=plan.fingerprint,
             shards_digest=manifest.shards_digest,
             bundle=bundle.digest,
@@ -157,9 +160,13 @@ def _documents(folder: Path, facts: Facts) -> None:
 
 
 def _zarr(store: Store, uri: str, folder: Path, plan: Plan, manifest: DatasetManifest) -> dict[str, Any]:
-    """The dataset under data/, and the participants' tables beside it. Reports, which name folders, stay behind."""
-    for key in _keys(store, plan, manifest):
-        target = folder / "data" / key
+    """The dataset under data/, and the participants' tables beside it. What tells of machines and folders stays behind.
+
+    Reports do; of commit records it is left out, and the tables that are compiled from them are compiled anew.
+    """
+    published = LocalStore(folder / "data")
+    for key in _keys(store, plan):
+        target = published.path / key
         target.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(store, LocalStore):
             try:
@@ -168,6 +175,10 @@ def _zarr(store: Store, uri: str, folder: Path, plan: Plan, manifest: DatasetMan
                 shutil.copyfile(store.path / key, target)
         else:
             target.write_bytes(store.read(key))
+    for shard in range(plan.num_shards):
+        published.write(commit_key(shard), seal(for_publication(read_commit(store, plan, shard))))
+    if finalise(published, plan).shards_digest != manifest.shards_digest:
+        raise UserError(f"{uri} was changed while it was being released; run the same command again")
     with tempfile.TemporaryDirectory() as scratch:
         export = plan_export(uri, scratch, "bids")
     beside = tables(export, export.subjects)
@@ -177,10 +188,10 @@ def _zarr(store: Store, uri: str, folder: Path, plan: Plan, manifest: DatasetMan
     return described
 
 
-def _keys(store: Store, plan: Plan, manifest: DatasetManifest) -> Iterator[str]:
-    yield from (PLAN_KEY, SAMPLES_KEY, DATASET_KEY, MODEL_KEY, *manifest.files)
+def _keys(store: Store, plan: Plan) -> Iterator[str]:
+    """What is released as it is."""
+    yield from (PLAN_KEY, SAMPLES_KEY, MODEL_KEY, *metadata_keys(plan))
     for shard in range(plan.num_shards):
-        yield commit_key(shard)
         yield from (shard_key(array, shard) for array in plan.arrays)
     yield from (key for key, _ in store.list(quality.FOLDER) if quality.is_measured(key))
 

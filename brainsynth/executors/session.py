@@ -10,7 +10,9 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +42,10 @@ if _alone:
     del os.environ[_ONE_MACHINE]
 
 LOOPBACK = "127.0.0.1"
+JOIN_S = 30.0
+"""How long a cluster that was asked for may take until it listens: its head may be starting, too."""
+_HERE = (LOOPBACK, "localhost", "::1")
+_CANNOT_JOIN = "cannot join the Ray cluster that RAY_ADDRESS names"
 log = logging.getLogger(__name__)
 logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
 
@@ -49,6 +55,9 @@ def ray_session() -> Iterator[None]:
     """Join the session that is there, the cluster that RAY_ADDRESS names, or start a private local one.
 
     A bare `ray.init()` attaches to whatever Ray runs on the host; this never does.
+
+    Raises:
+        UserError: nobody answers at that address, the cluster refuses, or Ray does not start on this machine.
     """
     if ray.is_initialized():
         yield
@@ -58,17 +67,62 @@ def ray_session() -> Iterator[None]:
     if address == "local":
         _private_token()
         private["dashboard_host"] = LOOPBACK
+    else:
+        _wait_for(address)
     try:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True, **private)
-    except ConnectionError as error:
-        raise UserError(
-            f"cannot join the Ray cluster that RAY_ADDRESS names ({address}): {str(error).splitlines()[0]}; "
-            "a cluster with token authentication needs RAY_AUTH_MODE=token and the token"
-        ) from None
+    except Exception as error:  # Ray raises plain ones, too
+        raise UserError(_why(address, error)) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _why(address: str, error: Exception) -> str:
+    said = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+    if address == "local":
+        return (
+            f"Ray does not start on this machine: {said}; it may be too busy, or short of memory or of room in /tmp: run "
+            "the same command again, or do without Ray (runtime.workers=0); its logs are in /tmp/ray/session_latest/logs"
+        )
+    return (
+        f"{_CANNOT_JOIN} ({address}): {said}; a cluster with token authentication needs RAY_AUTH_MODE=token and the token, "
+        "and a program joins it from one of its own nodes"
+    )
+
+
+def _wait_for(address: str) -> None:
+    """Wait until somebody listens at the address of a cluster: Ray itself tries for many minutes, and hardly says so.
+
+    Raises UserError after JOIN_S seconds.
+    """
+    client = address.startswith("ray://")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdigit():
+        return  # `auto`, or what Ray tells of at once
+    here = host in _HERE and not client
+    place = (ray.util.get_node_ip_address() if here else host, int(port))  # as Ray does
+    deadline = time.monotonic() + JOIN_S
+    while (problem := _refusal(place, max(1.0, deadline - time.monotonic()))) is not None:
+        if time.monotonic() >= deadline:
+            mend = "start it with `ray start --head`, correct RAY_ADDRESS, or leave it out for a private session"
+            if here and _refusal((LOOPBACK, int(port)), 1.0) is None:
+                mend = f"it listens on {LOOPBACK} alone: set {_ONE_MACHINE}=0 to join it from this machine"
+            tried = f"{problem}, tried for {JOIN_S:g} s"
+            raise UserError(f"{_CANNOT_JOIN} ({address}): nobody listens at {place[0]} port {port} ({tried}); {mend}")
+        log.warning("waiting for the Ray cluster at %s: %s", address, problem)
+        time.sleep(min(5.0, JOIN_S / 4))
+
+
+def _refusal(place: tuple[str, int], timeout_s: float) -> str | None:
+    """Why no connection can be made; None where it can."""
+    try:
+        socket.create_connection(place, timeout_s).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        return str(getattr(error, "strerror", None) or error)
+    return None
 
 
 def _private_token() -> None:

@@ -177,7 +177,17 @@ def describe_bundle(config: ExportConfig) -> str:
 
 
 def generate(config: GenerateConfig) -> Path | None:
-    """Bundle + covariates → dataset and its report; returns the report's path (None on an object store)."""
+    """Bundle + covariates → dataset and its report: what `jobs/generate.py` does. The same call again resumes.
+
+    With `runtime.workers: 0` it runs in this process, else on Ray: in the session that is there, on the cluster that
+    RAY_ADDRESS names, or in a private session.
+
+    Returns:
+        The path of report.html (None on an object store); the dataset is at `config.output`.
+
+    Raises:
+        UserError: a mistake in the config or its inputs, another plan at `config.output`, or a layout that cannot run.
+    """
     work = plan_generation(config)
     check_ruler(config.ruler, work.plan)
     make_dataset(work, config.runtime)

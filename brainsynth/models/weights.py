@@ -60,7 +60,10 @@ def load_weights(module: nn.Module, path: Path, may_lack: str | None = None) -> 
 
 
 def read_bundle(folder: Path) -> BundleSpec:
-    """The bundle's record. Raises UserError when it is missing or damaged."""
+    """The bundle's record: architectures, covariates, their distribution, grid, terms; of its weights the digests alone.
+
+    Raises UserError when it is missing or damaged.
+    """
     try:
         return unseal(BundleSpec, _inside(folder, BUNDLE_FILE).read_bytes(), str(folder / BUNDLE_FILE))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):

@@ -7,9 +7,11 @@ import hashlib
 import json
 from typing import Any
 
+from brainsynth.errors import OtherVersion, other_version
 from brainsynth.storage.dataset_files import read_file
 from brainsynth.storage.untrusted import plain_json
 
+_SCHEMA = "DatasetManifest/1"
 _FIELDS = {"schema_version", "arrays", "affine", "covariates", "kinds", "units", "files"}
 
 
@@ -18,7 +20,7 @@ def finished(uri: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
 
     Raises:
         FileNotFoundError: it is not finished.
-        ValueError: either is damaged.
+        ValueError: either is damaged, or of another version (OtherVersion).
     """
     manifest = _read_manifest(uri)
     data = read_file(uri, "participants.tsv")
@@ -80,8 +82,12 @@ def _read_manifest(uri: str) -> dict[str, Any]:
         body = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
         if hashlib.sha256(body).hexdigest() != sealed["sha256"]:
             raise ValueError("digest")
+        if sealed.get("schema", _SCHEMA) != _SCHEMA:
+            raise other_version(f"{uri}/dataset.json", sealed["schema"], _SCHEMA)
         if not isinstance(record, dict) or _FIELDS - set(record):
             raise ValueError("fields")
+    except OtherVersion:
+        raise
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{uri}/dataset.json is damaged; run the job that made it again") from None
     if record.get("schema_version") != 1:

@@ -9,14 +9,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from brainsynth.errors import UserError
+from brainsynth.errors import OtherVersion, UserError
 from brainsynth.manifest import MODEL_KEY, DatasetManifest, SampleRecord, ShardManifest, stored_sha256
 from brainsynth.plan import Plan
 from brainsynth.records import record, unseal
 from brainsynth.storage import attempts, quality
 from brainsynth.storage.arrays import GROUP, decode_rows, metadata_keys, shard_key
 from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, read_commit, read_plan, read_samples
-from brainsynth.storage.filesystem import TEMPORARY_PREFIX, Store
+from brainsynth.storage.filesystem import TEMPORARY_PREFIX, Store, open_store
 from brainsynth.storage.finalise import DATASET_KEY, is_table
 
 _BESIDE = ("latents.json", "report.html", "report.json", "config.json", "bundle.json", MODEL_KEY)
@@ -99,6 +99,8 @@ class _Verification:
                     detail = "its shard has no commit record; the next run judges it"
                     self.problems.append(Problem(kind="orphaned", key=orphan, detail=detail, shard=index))
             return
+        except OtherVersion:
+            raise
         except UserError as error:
             self.problems.append(Problem(kind="corrupt", key=key, detail=str(error), shard=index))
             return
@@ -182,12 +184,18 @@ class _Verification:
                 yield Problem(kind="unexpected", key=key, detail="no record refers to it")
 
 
-def verify_dataset(store: Store, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-    """Re-digest every object, record, table and volume of a dataset.
+def verify_dataset(dataset: Store | str, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+    """Re-digest every object, record, table and volume of a dataset; writes nothing.
+
+    Args:
+        dataset: its root folder, a path or an object-store URI.
+        progress: told after each shard how many are done, and of how many.
 
     Raises:
-        UserError: when there is no dataset, or its plan is damaged, so that nothing can be compared.
+        UserError: when there is no dataset, or its plan is damaged, so that nothing can be compared; OtherVersion where
+            another brainsynth wrote a record, which is no damage.
     """
+    store = open_store(dataset) if isinstance(dataset, str) else dataset
     plan = read_plan(store)
     found = _Verification(store, plan)
     try:
@@ -238,6 +246,8 @@ def _verify_manifest(store: Store, plan: Plan, expected: set[str]) -> Iterator[P
     except FileNotFoundError:
         yield Problem(kind="missing", key=DATASET_KEY, detail="the dataset is not finalised; run its job again")
         return
+    except OtherVersion:
+        raise
     except UserError as error:
         yield Problem(kind="corrupt", key=DATASET_KEY, detail=str(error))
         return

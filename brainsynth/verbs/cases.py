@@ -37,7 +37,9 @@ def add_case_verbs(verbs: Any) -> None:
     cohort = verbs.add_parser("cohort", help="draw a described cohort into a table that generate takes")
     cohort.add_argument("--bundle", default=SHIPPED_BUNDLE, metavar="FOLDER", help="whose distribution is drawn from")
     cohort.add_argument("--rows", required=True, type=int, metavar="N", help="how many")
-    cohort.add_argument("--output", required=True, metavar="TABLE", help="a new .csv, .tsv or .parquet file")
+    cohort.add_argument(
+        "--output", required=True, metavar="TABLE", help="a new .csv, .tsv or .parquet file, or of the same request"
+    )
     cohort.add_argument(
         "--only", action="append", default=[], metavar="NAME=…", help="sex=F, age=70:80 or volume=q0.9:"
     )
@@ -89,25 +91,26 @@ def _cohort(arguments: argparse.Namespace) -> int:
     if not arguments.allow_extrapolation:
         refuse_outside(rows, outside, bundle.covariates.names)
     about |= {"bundle": bundle.digest, "extrapolated": int(outside.sum())}
-    _write(path, rows.assign(extrapolated=outside), about)
+    there = _write(path, rows.assign(extrapolated=outside), about)
     numbers = [c.name for c in bundle.covariates.covariates if c.kind == "continuous"]
     for name in numbers:
         print(f"  {name}: {rows[name].min():.4g} to {rows[name].max():.4g}")
     share = about["share_of_distribution"]
-    print(f"{len(rows)} rows ({share:.2%} of the distribution is so), {outside.sum()} extrapolated: {path}")
+    already = ", as it is there already" if there else ""
+    print(f"{len(rows)} rows ({share:.2%} of the distribution is so), {outside.sum()} extrapolated: {path}{already}")
     return 0
 
 
 def _check_name(path: Path) -> None:
     if path.suffix.lower() not in (".csv", ".tsv", ".parquet"):
         raise UserError(f"--output {path}: give a name that ends in .csv, .tsv or .parquet")
-    there = next((p for p in (path, path.with_suffix(".json")) if p.exists()), None)
-    if there is not None:
-        raise UserError(f"--output: {there} is there already; give a new name")
 
 
-def _write(path: Path, table: pd.DataFrame, about: dict[str, Any]) -> None:
-    """The table, and beside it, as JSON, what was asked for."""
+def _write(path: Path, table: pd.DataFrame, about: dict[str, Any]) -> bool:
+    """The table, and beside it, as JSON, what was asked for. True when the same request had made both before.
+
+    Raises UserError, and changes nothing, where either file holds something else.
+    """
     kind = path.suffix.lower()
     if kind == ".parquet":
         buffer = io.BytesIO()
@@ -117,5 +120,14 @@ def _write(path: Path, table: pd.DataFrame, about: dict[str, Any]) -> None:
         text = table.to_csv(sep="\t" if kind == ".tsv" else ",", index=False, lineterminator="\n")
         data = text.encode()
     folder = LocalStore(path.absolute().parent)
-    folder.write(path.name, data)
-    folder.write(path.with_suffix(".json").name, (json.dumps(about, indent=1) + "\n").encode())
+    files = {path.name: data, path.with_suffix(".json").name: (json.dumps(about, indent=1) + "\n").encode()}
+    new = {name: content for name, content in files.items() if not (folder.path / name).exists()}
+    for name in files:
+        if name not in new and folder.read(name) != files[name]:
+            raise UserError(
+                f"--output: {folder.path / name} is there already and holds something else than this command makes; give "
+                f"a new name, or remove {' and '.join(files)}"
+            )
+    for name, content in new.items():
+        folder.write(name, content)
+    return not new

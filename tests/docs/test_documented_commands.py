@@ -35,7 +35,7 @@ EXCEPTIONS = {
 }
 """Why a command does not run in these tests. That it could start is checked all the same."""
 
-ELSEWHERE = {"docs/reading.md": "tests/reading/test_examples.py"}
+ELSEWHERE = {"docs/reading.md": "tests/reading/test_examples.py", "docs/reference/python.md": "tests/test_public.py"}
 """Pages whose blocks another test runs, verbatim."""
 
 FIRST = "docs/tutorials/own-cohort.md"

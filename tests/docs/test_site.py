@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import brainsynth
 import brainsynth.config
 from brainsynth import cli
 from tests.docs.pages import REPO
@@ -116,12 +117,8 @@ def test_every_command_is_in_the_reference(site: Path) -> None:
 
 def test_what_a_program_may_call_is_in_the_reference(site: Path) -> None:
     text = (site / "docs/reference/python.html").read_text()
-    for name in (
-        "brainsynth.open_dataset",
-        "brainsynth.storage.reader.SyntheticDataset.torch",
-        "brainsynth.errors.UserError",
-    ):
-        assert f'id="{name}"' in text
+    for name in (*brainsynth.__all__, "SyntheticDataset.torch"):
+        assert f'id="brainsynth.{name}"' in text
 
 
 def messages() -> list[str]:

@@ -311,7 +311,7 @@ def test_what_describes_nobody_is_refused(
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
 def test_generate_takes_a_drawn_cohort(
-    suffix: str, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    suffix: str, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = tmp_path / f"men{suffix}"
     bundle = line.root / "bundle"
@@ -321,7 +321,16 @@ def test_generate_takes_a_drawn_cohort(
     assert brainsynth(monkeypatch, *command, "--spread", "age=96:99", "--allow-extrapolation") == 0
     about = json.loads(table.with_suffix(".json").read_text())
     assert (about["rows"], about["extrapolated"], about["spread"]) == (3, 3, {"age": [96.0, 99.0]})
-    assert brainsynth(monkeypatch, *command) == 2  # it is there
+    made = tree(tmp_path)
+    assert brainsynth(monkeypatch, *command) == 2
+    told = capsys.readouterr().err
+    assert f"{table} is there already and holds something else" in told
+    assert f"give a new name, or remove {table.name} and men.json" in told
+    table.with_suffix(".json").unlink()  # as if it had been killed in between
+    for already in ("", ", as it is there already"):
+        assert brainsynth(monkeypatch, *command, "--spread", "age=96:99", "--allow-extrapolation") == 0
+        assert capsys.readouterr().out.strip().endswith(f"extrapolated: {table}{already}")
+        assert tree(tmp_path) == made
     source = {"table": str(table), "allow_extrapolation": True}
     config = line.generate(tmp_path / "made", covariates=source)
     work = plan_generation(as_config(config, GenerateConfig, tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import os
 import shutil
@@ -27,13 +28,13 @@ from brainsynth.errors import UserError
 from brainsynth.evaluation.audit import AUDIT_KEY, read_audit
 from brainsynth.executors import release
 from brainsynth.executors.audit import audit
-from brainsynth.manifest import MODEL_KEY, ModelRecord, describe_sample
+from brainsynth.manifest import MODEL_KEY, ModelRecord, SampleRecord, describe_sample
 from brainsynth.plan import generation_plan, generation_samples
 from brainsynth.published import PAPER
 from brainsynth.records import seal, unseal
 from brainsynth.storage.commit import commit_shard, write_plan
 from brainsynth.storage.filesystem import open_store
-from brainsynth.storage.finalise import finalise
+from brainsynth.storage.finalise import SHARDS_KEY, SUBJECTS_KEY, finalise
 from brainsynth.storage.verify import verify_dataset
 from brainsynth.volume import VolumeSpec
 from tests.evaluation.heads import SHAPE, SPACING, heads
@@ -41,6 +42,7 @@ from tests.integration.test_audit import cohort
 from tests.line import as_config, write_yaml
 
 VOLUMES, PER_SHARD, SECRET = 12, 4, "P17"
+HOST = "a-machine-of-ours"
 SCHEMA = CovariateSchema(
     covariates=(
         Covariate(name="age", kind="continuous", unit="years", low=18.0, high=95.0, description="Age at the scan"),
@@ -81,19 +83,23 @@ class World:
 
     def _generate(self, grid: VolumeSpec) -> None:
         rng = np.random.default_rng(5)
-        rows = pd.DataFrame({"age": rng.uniform(20, 90, VOLUMES), "sex": rng.choice(["F", "M"], VOLUMES)})
-        samples = generation_samples(rows, SCHEMA, 0, np.arange(VOLUMES) < 2)
+        rows = pd.DataFrame({"age": rng.uniform(20, 90, VOLUMES + 1), "sex": rng.choice(["F", "M"], VOLUMES + 1)})
+        samples = generation_samples(rows, SCHEMA, 0, np.arange(VOLUMES + 1) < 2)
         sampler = SamplerConfig(method="ddim", steps=5)
         plan = generation_plan(self.bundle.digest, grid, SCHEMA, samples, sampler, "float32", 0, PER_SHARD)
         store = open_store(str(self.dataset))
         write_plan(store, plan, samples)
-        voxels = np.stack([grid.quantise(head) for head in heads(VOLUMES, 9)])
+        voxels = np.stack([grid.quantise(head) for head in heads(VOLUMES + 1, 9)])
         for index in range(plan.num_shards):
             shard = plan.shard(index)
             part = voxels[shard.start : shard.stop]
             ids = samples["sample_id"][shard.start : shard.stop]
             records = [describe_sample(i, shard.start + n, [part[n]]) for n, i in enumerate(ids)]
-            commit_shard(store, plan, shard, [part], records, {"began_at": 1_790_000_000.0 + index})
+            if shard.stop > VOLUMES:  # the last row failed, with a message that names a place
+                reason = f"FileNotFoundError: {self.root}/bundle"
+                records[-1] = SampleRecord(sample_id=ids.iloc[-1], row=VOLUMES, status="failed", reason=reason)
+            runtime = {"began_at": 1_790_000_000.0 + index, "host": HOST, "pid": 987654321, "device": "cpu x86_64"}
+            commit_shard(store, plan, shard, [part], records, runtime)
         finalise(store, plan)
         model = ModelRecord(
             bundle=self.bundle.digest,
@@ -197,6 +203,30 @@ def test_no_document_names_a_participant_or_a_folder(world: World, released: Pat
         assert [word for word in private if word in text] == [], name
 
 
+def test_nothing_of_a_release_names_a_machine_or_a_place(world: World, released: Path, as_bids: Path) -> None:
+    private = (world.root.as_posix(), HOST, "987654321")
+    assert told(world.dataset, private) >= {f"{world.dataset.as_posix()}/{key}" for key in (SHARDS_KEY, SUBJECTS_KEY)}
+    assert told(released, private) | told(as_bids, private) == set()
+    subjects = pd.read_parquet(released / "data" / SUBJECTS_KEY)
+    assert list(subjects["reason"][subjects["status"] == "failed"]) == ["FileNotFoundError"]
+    kept = {key for text in pd.read_parquet(released / "data" / SHARDS_KEY)["runtime"] for key in json.loads(text)}
+    assert kept == {"began_at", "device", "encode_s", "write_s"}
+
+
+def told(folder: Path, private: tuple[str, ...]) -> set[str]:
+    """Files that hold one of the words, in their bytes or in the cells of their table."""
+    found = set()
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        if path.suffix == ".parquet":
+            data += pd.read_parquet(path).to_csv().encode()
+        if path.name.endswith(".gz"):
+            data += gzip.decompress(data)
+        if any(word.encode() in data for word in private):
+            found.add(path.as_posix())
+    return found
+
+
 def test_every_document_says_that_it_is_ai_generated_and_its_limits(released: Path) -> None:
     marked = DOCUMENTS - {
         ".bidsignore",
@@ -253,7 +283,7 @@ def test_croissant_tells_the_provenance(world: World, released: Path) -> None:
     made = document["prov:wasGeneratedBy"]
     assert made["prov:used"]["@id"] == f"urn:sha256:{world.bundle.digest}"
     assert made["prov:startedAtTime"] == "2026-09-21T14:13:20+00:00"
-    assert made["prov:endedAtTime"] == "2026-09-21T14:13:22+00:00"
+    assert made["prov:endedAtTime"] == "2026-09-21T14:13:23+00:00"
     assert document["prov:wasDerivedFrom"]["prov:wasDerivedFrom"]["name"] == "44 invented heads"
     assert document["digitalSourceType"].endswith("trainedAlgorithmicMedia")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from brainsynth import cli
 from brainsynth.errors import UserError
 from brainsynth.executors.export import run_export
 from brainsynth.manifest import MODEL_KEY, ModelRecord
+from brainsynth.plan import table_digest
 from brainsynth.records import seal
 from brainsynth.storage.export.plan import EXPORT_KEY, FORMATS, plan_export
 from brainsynth.storage.filesystem import open_store
@@ -80,6 +84,22 @@ def test_nifti_is_the_volume_at_its_place(finished: Path, tmp_path: Path, intens
     table = pd.read_csv(tmp_path / "participants.tsv", sep="\t")
     assert list(table["participant_id"]) == [f"sub-{name}" for name in ids(CHOSEN)]
     assert list(table["age"]) == [30 + row * 1.5 for row in CHOSEN]
+
+
+@pytest.mark.parametrize("outside", [[2, 5], []])
+def test_rows_outside_the_training_support_are_marked(outside: list[int], tmp_path: Path) -> None:
+    plan, samples = plan_of(rows=8)
+    samples["extrapolated"] = samples.index.isin(outside)
+    write(str(tmp_path / "made"), dataclasses.replace(plan, samples_digest=table_digest(samples)), samples)
+    export(tmp_path / "made", tmp_path / "out", "webdataset")
+    table = pd.read_csv(tmp_path / "out" / "participants.tsv", sep="\t", dtype=str).set_index("participant_id")
+    assert list(table.index[table["extrapolated"] == "true"]) == [f"sub-{name}" for name in ids(outside)]
+    columns = json.loads((tmp_path / "out" / "participants.json").read_text())
+    assert set(columns["extrapolated"]["Levels"]) == {"true", "false"} >= set(table["extrapolated"])
+    (tar,) = (tmp_path / "out").glob("*.tar")
+    with tarfile.open(tar) as members:
+        facts = [json.load(members.extractfile(name) or io.BytesIO()) for name in members.getnames() if "json" in name]
+    assert [fact["sample_id"] for fact in facts if fact["extrapolated"]] == ids(outside)
 
 
 def test_bids_passes_the_real_validator_and_says_what_it_is(finished: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from brainsynth.errors import UserError, problems_error
 from brainsynth.manifest import MODEL_KEY, ModelRecord, SampleRecord
 from brainsynth.plan import Plan
 from brainsynth.records import record, seal, to_dict, unseal
-from brainsynth.storage.commit import read_commit, read_plan
+from brainsynth.storage.commit import read_commit, read_plan, read_samples
 from brainsynth.storage.filesystem import TEMPORARY_PREFIX, LocalStore, Store, local_folder, open_store, resolve_uri
 from brainsynth.storage.query import missing
 from brainsynth.storage.reader import SyntheticDataset, open_dataset
@@ -37,6 +37,8 @@ class Subject:
     """In physical units; None where missing."""
     voxel_sha256: str
     """Of the stored voxels, from the commit record."""
+    extrapolated: bool | None = None
+    """Of a generated row, whether it lies outside the model's training support."""
 
 
 @record
@@ -157,6 +159,7 @@ def _subjects(store: Store, plan: Plan, dataset: SyntheticDataset) -> list[Subje
             raise UserError(
                 f"{store.uri}: the commit record of shard {shard} is lost; run `brainsynth verify`"
             ) from None
+    planned = read_samples(store, plan)
     subjects = []
     for index, (row, split) in enumerate(zip(dataset.rows.tolist(), dataset.splits, strict=True)):
         facts, sample = dataset.facts(index), stored[row]
@@ -174,6 +177,7 @@ def _subjects(store: Store, plan: Plan, dataset: SyntheticDataset) -> list[Subje
                 split=split,
                 covariates=values,
                 voxel_sha256=sample.voxel_sha256,
+                extrapolated=bool(planned["extrapolated"].iloc[row]) if "extrapolated" in planned else None,
             )
         )
     return subjects

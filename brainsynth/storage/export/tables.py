@@ -40,13 +40,20 @@ def about(export: ExportPlan, subject: Subject) -> dict[str, Any]:
         "synthetic": export.plan.kind == "generated",
         "covariates": subject.covariates,
         "units": units,
+        **({} if subject.extrapolated is None else {"extrapolated": subject.extrapolated}),
     }
 
 
 def _participants(export: ExportPlan, subjects: list[Subject]) -> bytes:
-    names = export.plan.covariates.names
-    lines = [{"participant_id": f"sub-{s.sample_id}", **s.covariates, "split": s.split} for s in subjects]
-    table = pd.DataFrame(lines, columns=["participant_id", *names, "split"])
+    names = [*export.plan.covariates.names, "split"]
+    lines: list[dict[str, Any]] = [
+        {"participant_id": f"sub-{s.sample_id}", **s.covariates, "split": s.split} for s in subjects
+    ]
+    if _marks_extrapolated(export):
+        names.append("extrapolated")
+        for line, subject in zip(lines, subjects, strict=True):
+            line["extrapolated"] = "true" if subject.extrapolated else "false"
+    table = pd.DataFrame(lines, columns=["participant_id", *names])
     return table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n").encode()
 
 
@@ -55,7 +62,16 @@ def _sidecar(export: ExportPlan) -> dict[str, Any]:
     del columns["row"], columns["status"]
     columns["split"] = {"Description": "Fixed part of the dataset, by subject", "Levels": {}}
     columns["split"]["Levels"] = {name: name for name in sorted({subject.split for subject in export.subjects})}
+    if _marks_extrapolated(export):
+        columns["extrapolated"] = {
+            "Description": "Whether the covariates lie outside the support of the model's training cohort",
+            "Levels": {"true": "a value, or a combination of values, that nobody there had", "false": "within it"},
+        }
     return columns
+
+
+def _marks_extrapolated(export: ExportPlan) -> bool:
+    return any(subject.extrapolated is not None for subject in export.subjects)
 
 
 def _description(export: ExportPlan) -> dict[str, Any]:
