@@ -4,8 +4,8 @@
         --out docs/t1w-2mm-reconstruction.json
 
 Per category of the covariate `cohort` and over all: PSNR over the volume and inside the brain (voxels above 0.02), SSIM, and
-the tissue volumes that the tissue ruler's soft shares give on the reconstruction against those on the scan. 95 % BCa
-bootstrap intervals over scans in brackets.
+the tissue volumes that the tissue ruler's soft shares give on the reconstruction against those on the scan, and the same of
+the ventricular volume (a ridge regression on tissue maps of the training scans). 95 % BCa bootstrap intervals over scans.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from brainsynth.evaluation.bootstrap import bootstrap_interval
+from brainsynth.evaluation.covariate_ruler import CovariateRuler
 from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.patch_autoencoder import depth_to_space, space_to_depth
 from brainsynth.models.weights import load_weights
@@ -28,6 +29,7 @@ from brainsynth.storage.reader import SyntheticDataset, open_dataset
 from brainsynth.training.autoencoder import patch_components
 from brainsynth.training.image_quality import closeness
 from brainsynth.training.runs import AutoencoderRun, autoencoder_weights, read_run
+from brainsynth.volume import VolumeSpec
 
 BRAIN = 0.02
 LINEAR_CHANNELS = (4, 8, 12, 16, 20, 24)
@@ -48,6 +50,14 @@ def linear(train: SyntheticDataset, scans: list[torch.Tensor], patch: int) -> di
             kept = torch.einsum("pc,qc,bqxyz->bpxyz", basis[:, :channels], basis[:, :channels], patches)
             values.append(psnr_inside(depth_to_space(kept, patch).clamp(0, 1), scan))
     return {channels: float(np.mean(values)) for channels, values in found.items()}
+
+
+def ventricle_ruler(train: SyntheticDataset, grid: VolumeSpec) -> CovariateRuler:
+    """Reads ml of ventricles off tissue maps."""
+    ml = train.table["ventricular_volume"].to_numpy(float)
+    known = np.flatnonzero(np.isfinite(ml))
+    maps = np.stack([tissue_features(train.volume(int(i)), grid) for i in known])
+    return CovariateRuler.fit(maps, ml[known], groups=known, own_error=False)
 
 
 def summary(rows: list[dict[str, float]]) -> dict[str, Any]:
@@ -71,15 +81,15 @@ def main() -> None:
     network.eval()
     train, validation = (open_dataset(arguments.cohort, split=split) for split in ("train", "validation"))
     scans = [torch.from_numpy(validation.volume(index))[None, None] for index in range(len(validation))]
+    ruler = ventricle_ruler(train, run.volume)
     rows, kinds = [], validation.table["cohort"].tolist()
     for scan in scans:
         decoded = network.decode(network.encode(scan)[0]).clamp(0, 1)
         row = closeness(decoded, scan) | {"psnr_inside_db": psnr_inside(decoded, scan)}
-        volumes = [
-            tissue_volumes(tissue_features(x[0, 0].numpy(), run.volume)[None], run.volume) for x in (decoded, scan)
-        ]
-        for tissue in volumes[0]:
-            row[f"{tissue}_ratio"] = float(volumes[0][tissue][0] / volumes[1][tissue][0])
+        maps = [tissue_features(x[0, 0].numpy(), run.volume)[None] for x in (decoded, scan)]
+        volumes = [tissue_volumes(found, run.volume) | {"ventricles": ruler.predict(found)} for found in maps]
+        for part in volumes[0]:
+            row[f"{part}_ratio"] = float(volumes[0][part][0] / volumes[1][part][0])
         rows.append(row)
     result = {"all": summary(rows)}
     for kind in sorted(set(kinds)):
