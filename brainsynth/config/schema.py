@@ -202,8 +202,6 @@ class SamplerConfig:
     time_shift: Annotated[float, left_out_at(1.0)] = 1.0
     """Flow only: above 1 spends more of the steps near noise, below 1 near the image. Above 1 where few steps leave volumes
     less various than real ones; docs/samplers.md."""
-    lower_order_final: Annotated[bool, left_out_at(False)] = False
-    """`ab2` only: the last step by Euler. It ends in the network's own estimate: less speckle, and a little less detail."""
     last_log_snr: Annotated[float | None, left_out_at(None)] = None
     """`dpmpp_2m` and `unipc` only: log(a/s) of the last evaluation, which yields the image; null: 2 and 2.5."""
 
@@ -216,8 +214,6 @@ class SamplerConfig:
             raise ValueError("time_shift must be between 0.05 and 20")
         if self.time_shift != 1 and self.method not in ("euler", "heun", "ab2"):
             raise ValueError("time_shift is for euler, heun and ab2")
-        if self.lower_order_final and self.method != "ab2":
-            raise ValueError("lower_order_final is for ab2")
         if self.last_log_snr is not None and self.method not in ("dpmpp_2m", "unipc"):
             raise ValueError("last_log_snr is for dpmpp_2m and unipc")
         if self.last_log_snr is not None and not -2 <= self.last_log_snr <= 10:

@@ -73,7 +73,7 @@ def sample_latents(
         times = flow_times(steps, sampler.time_shift)
         if method == "heun":
             return heun(predict, noise, schedule, times)
-        return flow(predict, noise, schedule, times, method == "ab2", sampler.lower_order_final)
+        return flow(predict, noise, schedule, times, second_order=method == "ab2")
     if method in ("ddim", "ddpm"):
         eta = 1.0 if method == "ddpm" else sampler.eta
         if eta > 0 and step_noise is None:

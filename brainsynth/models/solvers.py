@@ -74,24 +74,14 @@ def dpmpp_2m(
     return x
 
 
-def flow(
-    predict: Predict,
-    x: Tensor,
-    schedule: NoiseSchedule,
-    times: Float64s,
-    second_order: bool,
-    lower_order_final: bool = False,
-) -> Tensor:
-    """dx/dt = u by Euler steps, or by Adams-Bashforth of order 2 (uneven steps) at the same cost.
-
-    With `lower_order_final` the last step is Euler's: at t = 0 it ends in the network's own estimate of the image.
-    """
+def flow(predict: Predict, x: Tensor, schedule: NoiseSchedule, times: Float64s, second_order: bool) -> Tensor:
+    """dx/dt = u by Euler steps, or by Adams-Bashforth of order 2 (uneven steps) at the same cost."""
     previous: Tensor | None = None
     for index in range(len(times) - 1):
         u = predict(x, _network_time(schedule, times[index]))
         h = float(times[index] - times[index + 1])
         slope = u
-        if second_order and previous is not None and not (lower_order_final and index + 2 == len(times)):
+        if second_order and previous is not None:
             r = h / float(times[index - 1] - times[index])
             slope = (1 + r / 2) * u - r / 2 * previous
         x = x - h * slope

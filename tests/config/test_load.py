@@ -246,7 +246,6 @@ def test_every_shipped_config_loads(path: Path) -> None:
         (["method=ddpm", "eta=0.5"], "0 for any method but ddim"),
         (["time_shift=0"], "time_shift must be between 0.05 and 20"),
         (["method=unipc", "time_shift=2.0"], "time_shift is for euler, heun and ab2"),
-        (["method=euler", "lower_order_final=true"], "lower_order_final is for ab2"),
         (["last_log_snr=2.5"], "last_log_snr is for dpmpp_2m and unipc"),
         (["method=unipc", "last_log_snr=40.0"], "last_log_snr must be between -2 and 10"),
         (["guidance_scale=1.5", "guidance_interval=[3.0, 0.3]"], "0 <= low < high"),

@@ -80,23 +80,6 @@ def test_flow_solvers_have_the_expected_order(name: str, expected: int, shift: f
     assert order(errors, steps) == pytest.approx(expected, abs=0.25), errors
 
 
-def test_a_final_step_of_lower_order_ends_in_the_estimate_of_the_image() -> None:
-    schedule = NoiseSchedule(ScheduleConfig(prediction="flow"))
-    predict, times, states = network(schedule, of_all_spreads), flow_times(6, 3.0), []
-
-    def watched(x: torch.Tensor, t: float) -> torch.Tensor:
-        states.append(x)
-        return predict(x, t)
-
-    found = flow(watched, starts(), schedule, times, second_order=True, lower_order_final=True)
-    estimate = states[-1] - float(times[-2]) * predict(states[-1], float(times[-2]) * 1000 - 1)
-    assert torch.allclose(found, estimate)
-    extrapolated = flow(predict, starts(), schedule, times, second_order=True)
-    assert not torch.allclose(found, extrapolated, rtol=1e-3)
-    before = flow(predict, starts(), schedule, times[:-1], second_order=True)
-    assert torch.allclose(states[-1], before)
-
-
 def test_solvers_agree_with_each_other_where_all_have_converged() -> None:
     schedule = NoiseSchedule(PUBLISHED)
     x = points(64, 0).double()
