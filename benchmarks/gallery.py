@@ -1,6 +1,9 @@
-"""A picture of a generated dataset: volumes evenly spaced through it, none picked, with their covariates.
+"""Pictures of a generated dataset: volumes evenly spaced through it, none picked; what was asked against what was measured.
 
-python -m benchmarks.gallery --dataset runs/t1w-2mm/generated --count 16 --figure docs/images/t1w-2mm-generated.png
+    python -m benchmarks.gallery --dataset runs/t1w-2mm/generated --count 16 --figure docs/images/t1w-2mm-generated.png \
+        --scatter docs/images/t1w-2mm-adherence.png
+
+The scatter plots need what an evaluation with `publish: true` measured.
 """
 
 from __future__ import annotations
@@ -8,10 +11,24 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from brainsynth.evaluation.dataset_report import caption
 from brainsynth.report import figures
 from brainsynth.storage.reader import open_dataset
+
+
+def scatter(uri: str, figure: str) -> None:
+    """One panel for each covariate that is a number."""
+    dataset = open_dataset(uri, measured=True)
+    table = dataset.table
+    names = [n for n in dataset.covariates if dataset.units[n] and f"measured_{n}" in table]
+    picture = Figure(figsize=(4.2 * len(names), 4.0), layout="constrained")
+    for name, axis in zip(names, np.atleast_1d(picture.subplots(1, len(names))), strict=True):
+        asked, measured = table[name].to_numpy(float), table[f"measured_{name}"].to_numpy(float)
+        title = f"{name.replace('_', ' ')}: r = {np.corrcoef(asked, measured)[0, 1]:.3f}, n = {len(table)}"
+        figures.agreement_panel(axis, asked, measured, title, dataset.units[name])
+    picture.savefig(figure, dpi=70)
 
 
 def main() -> None:
@@ -22,12 +39,15 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=4)
     parser.add_argument("--dpi", type=int, default=70)
     parser.add_argument("--figure", required=True)
+    parser.add_argument("--scatter")
     arguments = parser.parse_args()
     dataset = open_dataset(arguments.dataset)
     chosen = np.linspace(0, len(dataset) - 1, arguments.count).astype(int)
     captions = [caption(dataset.table.iloc[i], dataset) for i in chosen]
     picture = figures.gallery([dataset.volume(int(i)) for i in chosen], captions, arguments.columns)
     picture.savefig(arguments.figure, dpi=arguments.dpi, bbox_inches="tight")
+    if arguments.scatter:
+        scatter(arguments.dataset, arguments.scatter)
 
 
 if __name__ == "__main__":
