@@ -32,7 +32,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         GenerateConfig(
             output=str(folder / "data"),
             covariates=CovariateSource(table=str(folder / "rows.csv"), allow_extrapolation=True),
-            sampler=SamplerConfig(method="ab2", steps=6),
+            sampler=SamplerConfig(method="ab2", steps=6, time_shift=6.0),
             runtime=RuntimeConfig(workers=0, micro_batch=2),
         )
     )
