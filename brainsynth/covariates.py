@@ -157,7 +157,9 @@ class CovariateSchema:
                     f"row {row}: {covariate.name} is missing, and this model needs every covariate" for row in gone
                 ]
         if found:
-            raise problems_error(f"{where}: covariates that the model cannot take", found)
+            raise problems_error(
+                f"{where}: covariates that the model cannot take; row 0 is the first below the header", found
+            )
         columns = {
             c.name: pd.to_numeric(table[c.name]).astype("float64")
             if c.kind == "continuous"

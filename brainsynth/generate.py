@@ -75,6 +75,10 @@ def plan_generation(config: GenerateConfig) -> Work:
             extrapolated.sum(),
             len(rows),
         )
+    empty = rows[list(bundle.covariates.names)].isna().sum()
+    if empty.any():
+        told = ", ".join(f"{name} in {count}" for name, count in empty.items() if count)
+        log.warning("empty cells: %s of %d rows; there the model is told that the value is not known", told, len(rows))
     rules = None if config.gate is None else to_dict(planned_rules(config.gate, folder, bundle))
     samples = generation_samples(rows, bundle.covariates, config.base_seed, extrapolated)
     plan = generation_plan(

@@ -11,13 +11,19 @@ from pathlib import Path
 from brainsynth.config.cli import configure_logging, guarded
 
 if __name__ == "__main__":
-    # Worker processes import this file again: below the guard, torch and Ray stay out of them.
-    from brainsynth.demo import run_demo, run_training_demo
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", action="store_true", help="the whole line, trainings included")
     parser.add_argument("--configs", type=Path, help="folder with the config files")
     arguments = parser.parse_args()
-    demo, folder = (run_training_demo, "configs/demo-train") if arguments.train else (run_demo, "configs/demo")
     configure_logging()
-    sys.exit(guarded(lambda: demo(arguments.configs or Path(folder))))
+
+    def run() -> None:
+        # Worker processes import this file again: here, torch and Ray stay out of them, and Ctrl-C is met while they load.
+        from brainsynth.demo import run_demo, run_training_demo
+
+        if arguments.train:
+            run_training_demo(arguments.configs or Path("configs/demo-train"))
+        else:
+            run_demo(arguments.configs or Path("configs/demo"))
+
+    sys.exit(guarded(run))

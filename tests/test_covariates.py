@@ -69,7 +69,7 @@ def test_the_papers_context_is_values_only() -> None:
 def test_every_bad_row_is_named_at_once() -> None:
     rows = table(age=[19.0, "forty"], ventricles=[float("inf"), 81.0], sex=["m", "F"], site=["a", "z"])
     told = refusal(rows)
-    assert "rows.csv: covariates that the model cannot take (6 problems)" in told
+    assert "rows.csv: covariates that the model cannot take; row 0 is the first below the header (6 problems)" in told
     assert "row 0: age = 19 years is outside the training support [20, 90]" in told
     assert "row 1: age = 'forty' is not a finite number" in told
     assert "row 0: ventricles = inf is not a finite number" in told

@@ -186,6 +186,9 @@ def _explain(cls: type[Any], loc: Location, kind: str, message: str, lines: dict
         return f"{where}: {name}: unknown key; {hint}"
     if kind == "missing":
         return f"{where}: {name}: required key is missing"
+    # A section is judged whole: what the command line changed in it may be the reason.
+    inside = sorted({at for key, at in lines.items() if key[: len(loc)] == loc} - {where}) if known == loc else []
+    where = ", with ".join([where, *(at for at in inside if at.startswith("--set "))])
     return f"{where}: {name}: {message.removeprefix('Value error, ')}"
 
 

@@ -77,7 +77,7 @@ def _labelled(dataset: SyntheticDataset, covariate: str) -> tuple[npt.NDArray[np
 def report_dataset(root: str, ruler: RulerConfig | None, bundle: str | None) -> Path | None:
     """Write the report of a finished generated dataset beside it. Returns its path (None on an object store).
 
-    Without the bundle, the covariates that were drawn are not shown over the distribution that they were drawn from.
+    Without the bundle, the covariates are not shown over the distribution of the training cohort.
 
     Raises:
         UserError: the dataset is not finished, was not generated, or not with this bundle.
@@ -132,13 +132,13 @@ def report_dataset(root: str, ruler: RulerConfig | None, bundle: str | None) -> 
 
 def _drawn(page: Page, dataset: SyntheticDataset, distribution: CovariateDistribution | None) -> None:
     reference = None if distribution is None else distribution.draw(4000, seed=0)
-    page.heading("Covariates: asked against drawn")
+    page.heading("Covariates: this dataset beside the training cohort")
     page.figure(
         figures.covariate_histograms(dataset.table, reference, {n: dataset.units[n] for n in dataset.covariates}),
         "covariate histograms",
     )
-    filled = "Filled: the training cohort's fitted distribution. " if reference is not None else ""
-    page.text(f"{filled}Line: the rows of this dataset.", "note")
+    filled = "Filled: the distribution that was fitted on the training cohort. " if reference is not None else ""
+    page.text(f"{filled}Line: what was asked of the volumes of this dataset.", "note")
 
 
 def _published(page: Page, root: str) -> None:

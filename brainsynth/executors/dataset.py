@@ -43,10 +43,13 @@ def make_dataset(work: Work, runtime: RuntimeConfig) -> DatasetManifest:
     if done:
         log.info("resuming: %d of %d shards are committed", done, work.plan.num_shards)
     if missing:
+        to_do = sum(shard.stop - shard.start for shard in missing)
+        wait = "" if runtime.workers == 0 else f"; first Ray and {runtime.workers} workers start, which takes a while"
+        log.info("making %d volumes in %d shards: %s%s", to_do, len(missing), work.root, wait)
         run = local.run if runtime.workers == 0 else ray_data.run
         with Watch(runtime.stall_timeout_s, resource_table) as watch:
             results = run(work, missing, runtime, watch)
-            _follow(results, work, sum(s.stop - s.start for s in missing), runtime, watch)
+            _follow(results, work, to_do, runtime, watch)
     manifest = finalise(work.store, work.plan)
     log.info(
         "finished %s: %d ok + %d rejected + %d failed = %d planned",

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from brainsynth.bundle import AUTOENCODER_FILE, BUNDLE_FILE, DECODER_FILE, DIFFUSION_FILE, BundleSpec
+from brainsynth.config.schema import SHIPPED_BUNDLE
 from brainsynth.config.training import DecoderChoice, Precision
 from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
@@ -68,7 +69,8 @@ def read_bundle(folder: Path) -> BundleSpec:
         return unseal(BundleSpec, _inside(folder, BUNDLE_FILE).read_bytes(), str(folder / BUNDLE_FILE))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise UserError(
-            f"{folder} is no bundle: it has no {BUNDLE_FILE}; make one with jobs/export_bundle.py"
+            f"{folder} is no bundle: it has no {BUNDLE_FILE}; make one with jobs/export_bundle.py, "
+            f"or name the one that travels along, {SHIPPED_BUNDLE}"
         ) from None
 
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from brainsynth.report.montage import Volume, strip
 
 _BLUE, _ORANGE = "#2b6cb0", "#dd6b20"
+_DATASET, _COHORT = "this dataset", "training cohort"
 
 
 def data_uri(figure: Figure) -> str:
@@ -38,7 +39,7 @@ def gallery(volumes: Sequence[Volume], captions: Sequence[str], columns: int = 4
 
 
 def covariate_histograms(rows: pd.DataFrame, reference: pd.DataFrame | None, units: dict[str, str]) -> Figure:
-    """Each covariate of the dataset, over the distribution that it was asked from."""
+    """Each covariate of the dataset, over that of the training cohort, where its distribution is known."""
     names = list(units)
     figure = Figure(figsize=(3.4 * len(names), 2.6))
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
@@ -46,14 +47,14 @@ def covariate_histograms(rows: pd.DataFrame, reference: pd.DataFrame | None, uni
             both = pd.concat([rows[name], reference[name]]) if reference is not None else rows[name]
             bins = np.histogram_bin_edges(both.dropna(), bins=20)
             if reference is not None:
-                axis.hist(reference[name].dropna(), bins, density=True, color=_ORANGE, alpha=0.5, label="asked")
-            axis.hist(rows[name].dropna(), bins, density=True, histtype="step", color=_BLUE, lw=1.5, label="drawn")
+                axis.hist(reference[name].dropna(), bins, density=True, color=_ORANGE, alpha=0.5, label=_COHORT)
+            axis.hist(rows[name].dropna(), bins, density=True, histtype="step", color=_BLUE, lw=1.5, label=_DATASET)
         else:
             levels = sorted(set(rows[name].dropna()))
             place = np.arange(len(levels))
             if reference is not None:
                 axis.bar(
-                    place, [(reference[name] == v).mean() for v in levels], 0.8, color=_ORANGE, alpha=0.5, label="asked"
+                    place, [(reference[name] == v).mean() for v in levels], 0.8, color=_ORANGE, alpha=0.5, label=_COHORT
                 )
             axis.bar(
                 place,
@@ -62,7 +63,7 @@ def covariate_histograms(rows: pd.DataFrame, reference: pd.DataFrame | None, uni
                 fill=False,
                 edgecolor=_BLUE,
                 lw=1.5,
-                label="drawn",
+                label=_DATASET,
             )
             axis.set_xticks(place, levels)
         axis.set_title(f"{name} [{units[name]}]" if units[name] else name, fontsize=9)

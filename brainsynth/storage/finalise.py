@@ -286,10 +286,11 @@ def _card(plan: Plan, counts: dict[str, int]) -> str:
         else "These volumes come from the cohort named in plan.json; its terms apply.\n"
     )
     names = ", ".join(f"{c.name} [{c.unit or '/'.join(c.categories)}]" for c in plan.covariates.covariates)
+    reasons = f" (the reasons: {REJECTS_KEY})" if counts["rejected"] + counts["failed"] else ""
     return (
         f"# brainsynth dataset ({plan.kind})\n\n{warning}\n"
         f"- {counts['ok']} volumes of {'×'.join(map(str, shape))} at {'×'.join(f'{s:g}' for s in spacing)} mm, axes RAS+, "
-        f"intensities in [0, 1]; {counts['rejected']} rejected, {counts['failed']} failed (rejects.tsv)\n"
+        f"intensities in [0, 1]; {counts['rejected']} rejected, {counts['failed']} failed{reasons}\n"
         f"- covariates: {names}\n- plan {plan.fingerprint}\n\n"
         '```python\nimport brainsynth\ndataset = brainsynth.open_dataset("<this folder>")\n'
         'sample = dataset[0]          # sample["image"]: float32 (X, Y, Z), sample["age"], …\n```\n'

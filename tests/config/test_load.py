@@ -218,6 +218,7 @@ def test_overrides(tmp_path: Path) -> None:
         ("runtime=&a {workers: 1}", "the value is not plain YAML"),
         ("runtime={workers: 1, workers: 2}", "runtime.workers: duplicated key"),
         ("output=", "--set output=: output: Input should be a valid string"),
+        ("covariates.draw=-1", ", with --set covariates.draw=-1: covariates: draw asks for no rows"),
     ],
 )
 def test_a_wrong_override_names_itself(tmp_path: Path, override: str, told: str) -> None:

@@ -15,7 +15,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tests.line import Line, write_yaml
+from brainsynth.config.schema import GenerateConfig
+from brainsynth.executors import stages
+from brainsynth.generate import plan_generation
+from tests.line import Line, as_config, write_yaml
 
 REPO = Path(__file__).parents[2]
 
@@ -90,7 +93,7 @@ def damaged_bundle_record(config: dict[str, Any], folder: Path) -> str:
 
 def no_bundle(config: dict[str, Any], folder: Path) -> str:
     config["bundle"] = str(folder / "nowhere")
-    return "is no bundle"
+    return "or name the one that travels along, t1w-2mm"
 
 
 def unwritable(config: dict[str, Any], folder: Path) -> str:
@@ -155,6 +158,25 @@ def test_generate_refuses_the_folder_of_another_plan(line: Line, generated: Path
     assert "holds another plan" in done.stderr
     assert "identity.base_seed: the folder has 0, this run asks for 5" in done.stderr
     assert {path: path.stat().st_mtime_ns for path in generated.rglob("*")} == before
+
+
+def test_empty_cells_are_told_before_anything_is_made(
+    line: Line, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = {"age": [50.0, 60.0], "sex": ["F", None], "ventricular_volume": [30.0, None], "brain_volume": [1200.0] * 2}
+    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
+    config = line.generate(tmp_path / "generated", covariates={"table": str(tmp_path / "rows.csv")})
+    plan_generation(as_config(config, GenerateConfig, tmp_path))
+    assert "empty cells: sex in 1, ventricular_volume in 1 of 2 rows" in caplog.text
+
+
+def test_a_run_says_what_it_begins(line: Line, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    root = tmp_path / "generated"
+    stages.generate(as_config(line.generate(root), GenerateConfig, tmp_path))
+    assert f"making 12 volumes in 4 shards: {root}" in caplog.text
+    assert "0 failed\n" in (root / "README.md").read_text()  # and no word of a rejects.tsv that is not there
+    assert not (root / "rejects.tsv").exists()
 
 
 def test_dry_run_writes_nothing(line: Line, tmp_path: Path) -> None:
