@@ -69,9 +69,8 @@ def run(work: Work, shards: list[ShardSpec], runtime: RuntimeConfig, watch: Watc
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        logging.getLogger("ray.data._internal.progress").setLevel(
-            logging.ERROR
-        )  # it warns that we have a line of our own
+        # It warns that there is no bar; we have a line of our own.
+        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
         context.execution_no_progress_timeout_s = -1  # our own watch knows how long a shard may take
         rows = pa.Table.from_pylist([to_dict(shard) for shard in shards])
         dataset = ray.data.from_arrow([rows.slice(i, 1) for i in range(len(rows))]).map_batches(
