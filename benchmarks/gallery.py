@@ -15,12 +15,11 @@ from matplotlib.figure import Figure
 
 from brainsynth.evaluation.dataset_report import caption
 from brainsynth.report import figures
-from brainsynth.storage.reader import open_dataset
+from brainsynth.storage.reader import SyntheticDataset, open_dataset
 
 
-def scatter(uri: str, figure: str) -> None:
-    """One panel for each covariate that is a number."""
-    dataset = open_dataset(uri, measured=True)
+def scatter(dataset: SyntheticDataset, figure: str) -> None:
+    """One panel for each covariate that is a number; the dataset was opened with `measured`."""
     table = dataset.table
     names = [n for n in dataset.covariates if dataset.units[n] and f"measured_{n}" in table]
     picture = Figure(figsize=(4.2 * len(names), 4.0), layout="constrained")
@@ -41,13 +40,13 @@ def main() -> None:
     parser.add_argument("--figure", required=True)
     parser.add_argument("--scatter")
     arguments = parser.parse_args()
-    dataset = open_dataset(arguments.dataset)
+    dataset = open_dataset(arguments.dataset, measured=bool(arguments.scatter))
     chosen = np.linspace(0, len(dataset) - 1, arguments.count).astype(int)
     captions = [caption(dataset.table.iloc[i], dataset) for i in chosen]
     picture = figures.gallery([dataset.volume(int(i)) for i in chosen], captions, arguments.columns)
     picture.savefig(arguments.figure, dpi=arguments.dpi, bbox_inches="tight")
     if arguments.scatter:
-        scatter(arguments.dataset, arguments.scatter)
+        scatter(dataset, arguments.scatter)
 
 
 if __name__ == "__main__":

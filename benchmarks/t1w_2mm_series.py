@@ -4,7 +4,8 @@
         --figure docs/images/t1w-2mm-series.png
 
 Two series, each at 4 noises: age from 20 to 90 years, and ventricular volume from 5 ml to one and a half times its upper
-end (155 ml); all else stays. The rulers of the bundle's own gate measure the volumes; their own errors stand beside.
+end (155 ml); all else stays. The sampler is that of configs/t1w-2mm/6-generate.yaml, without its gate. The rulers of the
+bundle's own gate measure the volumes; their own errors stand beside.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import pandas as pd
 
 from brainsynth.bundle import GATE_FILE
 from brainsynth.config.cli import configure_logging
-from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig, SamplerConfig
+from brainsynth.config.load import load_config
+from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig
 from brainsynth.executors.stages import generate
 from brainsynth.models.weights import read_bundle
 from brainsynth.quality.gate_file import load_gate
@@ -28,6 +30,7 @@ from brainsynth.report import figures
 from brainsynth.storage.filesystem import bundle_folder
 from brainsynth.storage.reader import open_dataset
 
+GENERATION = Path(__file__).parents[1] / "configs" / "t1w-2mm" / "6-generate.yaml"
 SEEDS = 4
 PERSON = {"age": 60.0, "sex": "F", "ventricular_volume": 25.0, "brain_volume": 1250.0, "cohort": "oasis1"}
 SERIES = {"age": [20, 35, 50, 65, 80, 90], "ventricular_volume": [5, 10, 20, 40, 80, 155, 232.5]}
@@ -63,9 +66,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("bundle", "work", "out", "figure"):
         parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--time-shift", type=float, default=6.0)
-    parser.add_argument("--guidance", type=float, default=1.0)
     arguments = parser.parse_args()
     configure_logging()
     work, folder = Path(arguments.work), bundle_folder(arguments.bundle)
@@ -77,12 +77,7 @@ def main() -> None:
             bundle=arguments.bundle,
             output=str(work / "generated"),
             covariates=CovariateSource(table=str(work / "rows.csv"), allow_extrapolation=True),
-            sampler=SamplerConfig(
-                method="ab2",
-                steps=arguments.steps,
-                guidance_scale=arguments.guidance,
-                time_shift=arguments.time_shift,
-            ),
+            sampler=load_config(GENERATION, GenerateConfig).sampler,
             runtime=RuntimeConfig(workers=0, micro_batch=2),
         )
     )

@@ -10,6 +10,7 @@ import ray
 
 from brainsynth.config.cli import guarded
 from brainsynth.executors import session
+from tests.servers.swift import free_ports
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +31,7 @@ def listener() -> Iterator[socket.socket]:
 @pytest.fixture
 def free_port() -> int:
     """Nobody listens there."""
-    with socket.create_server((session.LOOPBACK, 0)) as listening:
-        return int(listening.getsockname()[1])
+    return free_ports(1)[0]
 
 
 def join() -> None:

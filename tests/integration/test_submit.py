@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import pytest
 from brainsynth import open_dataset
 from brainsynth.cohort.phantom_cohort import write_phantom_cohort
 from tests.line import GRID, Line, write_yaml
+from tests.servers.swift import free_ports
 
 REPO = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -68,15 +68,6 @@ class Head:
             if "No available agent to submit job" not in result.stdout or time.monotonic() > deadline:
                 return result
             time.sleep(1)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def processes_of(folder: str) -> list[int]:
