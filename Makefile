@@ -18,7 +18,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 demo: $(VENV)/.ready   ## 64 brains from the model that travels along, verified, with a report; under 3 minutes on 2 cores
 	$(BIN)/python jobs/demo.py
 
-demo-train: $(VENV)/.ready   ## the whole line, trainings included, on procedural brains, under 6 minutes on 2 cores
+demo-train: $(VENV)/.ready   ## the whole line, trainings included, on procedural brains, about 6 minutes on 2 cores
 	$(BIN)/python jobs/demo.py --train
 
 test: $(VENV)/.ready   ## the tests

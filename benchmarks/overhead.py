@@ -3,15 +3,16 @@
     python benchmarks/overhead.py                   # about ten minutes on two cores
     python benchmarks/overhead.py --part device     # only the stand-in for a fast device
 
-Part `ray`: the same plan (random weights, the networks of configs/ixi-4mm) through a bare sampling loop in this process and
-through the generation's own executors (one process; Ray with 1, 2 and 4 actors), in turn, one thread each. Everything comes
-from the commit records; actors are asked for their CPU seconds, too, because these say more than the clock on a machine
-that others use.
+Part `ray`: the same plan (random weights, the networks of configs/ixi-4mm) through a bare sampling loop in this process,
+through two of them in two processes, and through the generation's own executors (one process; Ray with 1, 2 and 4 actors),
+in turn, one thread each. Everything comes from the commit records; actors are asked for their CPU seconds, too, because
+these say more than the clock on a machine that others use.
 Busy share: seconds inside sampling and decoding over the seconds between an actor's first and last shard.
 
 Part `device`: volumes of the paper's size on a device that is a stand-in, a sleep of so many seconds a volume, so that all
 else (copy, quantising, digests, encoding, writes, commits, Ray) is real and can be seen to keep up or not. `serial` finishes
-each shard before the next one begins, as generation did before. A real GPU is measured by benchmarks/h200.py.
+each shard before the next one begins, as generation did before. Two such devices are two that share nothing but this
+machine's cores and Ray: their rate against one is the scaling. A real GPU is measured by benchmarks/h200.py.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -84,18 +86,42 @@ def config(load: Load, bundle: Path, output: Path, actors: int) -> GenerateConfi
     )
 
 
-def bare(work: Work) -> dict[str, float]:
-    """The sampling loop and nothing else: rows, seeds and micro-batches are the plan's."""
+def bare(work: Work, ready: Callable[[], object] = lambda: None) -> dict[str, float]:
+    """The sampling loop and nothing else, timed from `ready` on: rows, seeds and micro-batches are the plan's."""
     maker: GeneratedShards = work.build_maker(**work.arguments)  # type: ignore[assignment]
     size, seconds = maker.settings.micro_batch, {"sample_s": 0.0, "decode_s": 0.0}
     maker.volumes(work.samples.iloc[:size], dict(seconds))  # warms up
+    ready()
     began, cpu = time.monotonic(), time.process_time()
     for index in range(work.plan.num_shards):
         shard = work.plan.shard(index)
         for start in range(shard.start, shard.stop, size):
             maker.volumes(work.samples.iloc[start : min(start + size, shard.stop)], seconds)
     wall = time.monotonic() - began
-    return {"wall_s": wall, "cpu_s": time.process_time() - cpu, "device_s": seconds["sample_s"] + seconds["decode_s"]}
+    return {
+        "wall_s": wall,
+        "cpu_s": time.process_time() - cpu,
+        "device_s": seconds["sample_s"] + seconds["decode_s"],
+        "shards_per_s": work.plan.num_shards / wall,
+    }
+
+
+def _bare_process(load: Load, bundle: Path, output: Path, barrier: Any, found: Any) -> None:
+    work, _ = prepared(load, bundle, output, 0, TimedShards)
+    found.put(bare(work, barrier.wait))
+
+
+def two_bare(load: Load, bundle: Path, output: Path) -> dict[str, float]:
+    """Two such loops at once, each in a process of its own: what two cores of this machine give without Ray."""
+    spawn = multiprocessing.get_context("spawn")
+    barrier, found = spawn.Barrier(2), spawn.Queue()
+    both = [spawn.Process(target=_bare_process, args=(load, bundle, output / str(i), barrier, found)) for i in range(2)]
+    for process in both:
+        process.start()
+    one, other = found.get(), found.get()
+    for process in both:
+        process.join()
+    return {key: one[key] + other[key] if key == "shards_per_s" else (one[key] + other[key]) / 2 for key in one}
 
 
 @contextlib.contextmanager
@@ -136,14 +162,15 @@ def shares(records: list[dict[str, float]]) -> dict[str, float]:
     actors: dict[Any, list[dict[str, float]]] = defaultdict(list)
     for one in sorted(records, key=lambda r: r["began_at"]):
         actors[one["host"], one["pid"]].append(one)
-    span = device = made = finish = cpu = 0.0
+    span = device = made = finish = cpu = rate = 0.0
     shards = 0
     for mine in actors.values():
         first, steady = mine[0], mine[1:] or mine
         began = first["began_at"] + (first["make_s"] if mine[1:] else 0.0)
         cpu -= first.get("process_cpu_s" if mine[1:] else "process_cpu_before_s", 0.0)
         cpu += steady[-1].get("process_cpu_s", 0.0)
-        span += steady[-1]["began_at"] + steady[-1]["make_s"] - began
+        lasted = steady[-1]["began_at"] + steady[-1]["make_s"] - began
+        span, rate = span + lasted, rate + len(steady) / lasted
         device += sum(r["sample_s"] + r["decode_s"] for r in steady)
         made += sum(r["make_s"] for r in steady)
         finish += sum(r["finish_s"] for r in steady)
@@ -151,6 +178,7 @@ def shares(records: list[dict[str, float]]) -> dict[str, float]:
     return {
         "actors": len(actors),
         "busy_share": device / span,
+        "shards_per_s": rate,
         "between_shards_share": (span - made) / span,
         "in_make_beside_device_share": (made - device) / span,
         "device_s_per_shard": device / shards,
@@ -175,35 +203,43 @@ def ray_part(load: Load, actors: tuple[int, ...], rounds: int, root: Path) -> di
     """Bare loop and Ray in turn; medians over the rounds."""
     make_random_bundle(root / "bundle", load.size, load.shape_xyz)
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
-    names: dict[str, int | None] = {"bare loop": None, "one process": 0} | {f"Ray, {n} actors": n for n in actors}
+    names: dict[str, int] = {"one process": 0} | {f"Ray, {n} actors": n for n in actors}
     for number in range(rounds):
+        work, _ = prepared(load, root / "bundle", root / f"bare-{number}", 0, TimedShards)
+        found["bare loop"].append(bare(work))
+        found["two bare loops"].append(two_bare(load, root / "bundle", root / f"two-bare-{number}"))
         for name, count in names.items():
-            work, runtime = prepared(load, root / "bundle", root / f"{name}-{number}", count or 0, TimedShards)
-            found[name].append(bare(work) if count is None else executed(work, runtime))
-            print(name, found[name][-1], flush=True)
+            work, runtime = prepared(load, root / "bundle", root / f"{name}-{number}", count, TimedShards)
+            found[name].append(executed(work, runtime))
+        for name, runs in found.items():
+            print(name, runs[-1], flush=True)
     result: dict[str, Any] = {name: medians(runs) | {"all": runs} for name, runs in found.items()}
     base = result["bare loop"]["cpu_s"] / load.shards
-    for name in list(names)[1:]:
+    for name in names:
         entry = result[name]
         entry["cpu_against_bare"] = entry["cpu_s_per_shard"] / base
         entry["outside_device_share"] = 1 - entry["busy_share"]
+        entry["rate_against_one"] = entry["shards_per_s"] / result[f"Ray, {actors[0]} actors"]["shards_per_s"]
+    two = result["two bare loops"]
+    two["rate_against_one"] = two["shards_per_s"] / result["bare loop"]["shards_per_s"]
     return {"load": described(load), "rounds": rounds, **result}
 
 
-def device_part(load: Load, seconds: tuple[float, ...], actors: int, root: Path) -> list[dict[str, Any]]:
-    """The stand-in device at several speeds, finishing shards beside it and before it."""
+def device_part(load: Load, seconds: tuple[float, ...], root: Path) -> list[dict[str, Any]]:
+    """The stand-in device at several speeds: one that finishes shards beside it or before it, and two of them."""
     make_random_bundle(root / "device-bundle", load.size, load.shape_xyz)
     table = []
     for device_s in seconds:
-        for serial in (True, False):
-            output = root / f"device-{device_s:g}-{serial}"
+        for devices, serial in ((1, True), (1, False), (2, False)):
+            output = root / f"device-{device_s:g}-{devices}-{serial}"
             more = {"device_s": device_s, "serial": serial}
-            work, runtime = prepared(load, root / "device-bundle", output, actors, StandInShards, **more)
-            entry = {**more, **executed(work, runtime)}
+            work, runtime = prepared(load, root / "device-bundle", output, devices, StandInShards, **more)
+            entry = {"devices": devices, **more, **executed(work, runtime)}
             entry["cpu_s_per_volume"] = entry["cpu_s_per_shard"] / load.per_shard
             table.append(entry)
             print(entry, flush=True)
             shutil.rmtree(output)
+        table[-1]["rate_against_one"] = table[-1]["shards_per_s"] / table[-2]["shards_per_s"]
     return table
 
 
@@ -241,8 +277,8 @@ def main() -> None:
                 found["ray"] = ray_part(load, tuple(arguments.actors), arguments.rounds, root)
                 arguments.out.write_text(json.dumps(rounded(found), indent=1) + "\n")
             if arguments.part in ("device", "all"):
-                load = Load((160, 224, 160), TINY, 8, 6, 1)
-                found["device"] = device_part(load, tuple(arguments.device_s), 1, root)
+                load = Load((160, 224, 160), TINY, 8, 8, 1)
+                found["device"] = device_part(load, tuple(arguments.device_s), root)
     finally:
         shutil.rmtree(root)
     arguments.out.write_text(json.dumps(rounded(found), indent=1) + "\n")

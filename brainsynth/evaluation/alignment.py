@@ -120,7 +120,7 @@ class Aligner:
     def __init__(self, frame: CanonicalFrame) -> None:
         self._spacing = torch.tensor(frame.spacing_mm)
         self._sigma = tuple(_POSE_SMOOTHING_MM / s for s in frame.spacing_mm)
-        template = _smooth(torch.from_numpy(frame.template)[None], self._sigma)[0]
+        template = _smooth(torch.tensor(frame.template)[None], self._sigma)[0]
         wide = _smooth((template > _FOREGROUND * template.max()).float()[None], (1.0, 1.0, 1.0))[0] > 0.02
         axes = [(torch.arange(n) - (n - 1) / 2) * s for n, s in zip(template.shape, frame.spacing_mm, strict=True)]
         points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)

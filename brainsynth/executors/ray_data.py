@@ -72,6 +72,7 @@ def run(work: Work, shards: list[ShardSpec], runtime: RuntimeConfig, watch: Watc
         # It warns that there is no bar; we have a line of our own.
         logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
         context.execution_no_progress_timeout_s = -1  # our own watch knows how long a shard may take
+        context.issue_detectors_config.detectors = []  # every 30 s they would advise on memory by an option nobody here has
         rows = pa.Table.from_pylist([to_dict(shard) for shard in shards])
         dataset = ray.data.from_arrow([rows.slice(i, 1) for i in range(len(rows))]).map_batches(
             _Actor,

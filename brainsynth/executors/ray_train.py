@@ -104,6 +104,7 @@ def _train(arguments: dict[str, Any]) -> int | None:
     import ray.train
 
     configure_logging()
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # the loop tells its own metrics
     cls, _, fit = _TRAININGS[arguments["kind"]]
     config = from_dict(cls, arguments["config"], "the training config")
     try:

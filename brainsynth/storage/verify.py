@@ -29,7 +29,8 @@ class Problem:
     """One object that is not as it should be.
 
     `missing`, `corrupt`: data is lost. `swapped`: it holds what belongs elsewhere. `duplicated`: a second copy of an object,
-    or two rows with the same voxels. `orphaned`: left by an attempt that died. `unexpected`: none of ours.
+    or two rows with the same voxels. `orphaned`: of an attempt that died, or is at work while the dataset is made.
+    `unexpected`: none of ours.
     """
 
     kind: Kind
@@ -171,9 +172,12 @@ class _Verification:
         for key in sorted(set(self.present) - self.expected):
             folder, name = key.split("/")[0], key.rsplit("/", 1)[-1]
             if name.startswith(TEMPORARY_PREFIX) or folder in (attempts.FOLDER, _REPAIRS):
-                yield Problem(
-                    kind="orphaned", key=key, detail="left by an attempt that died; `brainsynth gc` removes it"
+                died = "left by an attempt that died; `brainsynth gc` removes it"
+                alive = (
+                    "of an attempt that is at work or died; once every shard is committed `brainsynth gc` removes it"
                 )
+                whole = self.shards == self.plan.num_shards
+                yield Problem(kind="orphaned", key=key, detail=died if whole else alive)
                 continue
             owner = ""
             if folder in (GROUP, "commits"):

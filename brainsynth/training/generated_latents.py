@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,17 +43,22 @@ def kept_in_files(
     """
     place.mkdir(parents=True, exist_ok=True)
     parts = [(split, start) for split, count in splits.items() for start in range(0, count, TOGETHER)]
-    listener = Listener(preempted, worker, 0)
+    listener, total, done, began = Listener(preempted, worker, 0), sum(splits.values()), 0, time.monotonic()
     for turn in range(-(-len(parts) // worker.world_size)):
         if listener.request(turn) is Request.LEAVE:
             raise Left(0)
         for split, start in parts[turn * worker.world_size :][worker.rank : worker.rank + 1]:
             path = place / f"{split}-{start:06d}.safetensors"
-            if not _whole(path):
-                made = sample(split, range(start, min(start + TOGETHER, splits[split])))
-                with replaced(path) as temporary:
-                    save_file({name: tensor.contiguous() for name, tensor in made.items()}, temporary)
-                log.info("generated latents: %s of %s", path.name, splits)
+            rows = range(start, min(start + TOGETHER, splits[split]))
+            if _whole(path):
+                total -= len(rows) * worker.world_size
+                continue
+            made = sample(split, rows)
+            with replaced(path) as temporary:
+                save_file({name: tensor.contiguous() for name, tensor in made.items()}, temporary)
+            done += len(rows) * worker.world_size
+            left_s = max(total - done, 0) / done * (time.monotonic() - began)
+            log.info("%s: %d of %d rows  ETA %dm%02ds", place.name, done, total, left_s // 60, left_s % 60)
     if worker.world_size > 1:
         dist.barrier()
     found = {}

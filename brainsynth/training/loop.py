@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -172,13 +172,17 @@ def optimise(task: Task, config: OptimisationConfig, step: int, rank: int) -> di
 def _validate(task: Task, metrics: MetricsLog, done: int) -> dict[str, float]:
     validation = task.validate()
     metrics.scalars(done, {f"validation/{name}": value for name, value in validation.items()})
+    log.info("step %d, on the validation split:  %s", done, _shown(validation))
     for name, image in task.figures().items():
         metrics.figure(done, name, image)
     return validation
 
 
-def _progress(done: int, steps: int, start: int, elapsed_s: float, scalars: dict[str, float]) -> str:
+def _progress(done: int, steps: int, start: int, elapsed_s: float, scalars: Mapping[str, float]) -> str:
     rate = (done - start) / max(elapsed_s, 1e-9)
     left_s = (steps - done) / max(rate, 1e-9)
-    shown = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
-    return f"step {done}/{steps}  {rate:.2f} steps/s  ETA {left_s // 60:.0f}m{left_s % 60:02.0f}s  {shown}"
+    return f"step {done}/{steps}  {rate:.2f} steps/s  ETA {left_s // 60:.0f}m{left_s % 60:02.0f}s  {_shown(scalars)}"
+
+
+def _shown(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -9,9 +9,11 @@ import pytest
 
 from brainsynth.errors import UserError
 from brainsynth.manifest import describe_sample
+from brainsynth.storage.attempts import Attempts
 from brainsynth.storage.commit import commit_shard, write_plan
 from brainsynth.storage.filesystem import Store, open_store
 from brainsynth.storage.finalise import finalise
+from brainsynth.storage.repair import garbage
 from brainsynth.storage.verify import VerifyReport, verify_dataset
 from tests.storage.conftest import commit, flip, tiny_plan, values, write_dataset
 
@@ -188,6 +190,16 @@ def test_an_unfinished_dataset(store: Store) -> None:
         ("missing", "commits/shard-000002.json"),
         ("missing", "dataset.json"),
     }
+
+
+def test_while_it_is_made_an_attempt_is_not_called_dead(store: Store) -> None:
+    plan, samples = tiny_plan()
+    write_plan(store, plan, samples)
+    commit(store, plan, samples, 0)
+    Attempts(store, 1).begin()
+    [note] = [problem for problem in verify_dataset(store).problems if problem.kind == "orphaned"]
+    assert "at work" in note.detail
+    assert garbage(store) == []  # what verify calls removable, gc removes; and no more
 
 
 def test_every_problem_at_once(dataset: Path) -> None:
