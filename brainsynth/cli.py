@@ -180,7 +180,3 @@ def _export(arguments: argparse.Namespace) -> int:
 def _progress(done: int, total: int) -> None:
     if done % max(1, total // 20) == 0 and total >= 100:
         log.info("%d/%d shards", done, total)
-
-
-if __name__ == "__main__":
-    main()

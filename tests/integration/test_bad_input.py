@@ -186,8 +186,25 @@ def test_dry_run_writes_nothing(line: Line, tmp_path: Path) -> None:
     assert not (tmp_path / "generated").exists()
 
 
+def test_ctrl_c_while_the_command_starts_is_no_crash(tmp_path: Path) -> None:
+    meets = tmp_path / "meets_ctrl_c.py"
+    meets.write_text(
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'zarr':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "sys.argv = ['brainsynth', 'verify', 'x']\n"
+        "from brainsynth.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, str(meets)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_verify_command_exit_codes(generated: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from brainsynth.cli import main; main()", "verify"]
+    command = [sys.executable, "-m", "brainsynth", "verify"]
     good = subprocess.run([*command, str(generated)], capture_output=True, text=True)
     assert good.returncode == 0, good.stderr
     shard = generated / "dataset.zarr/t1w/c/1/0/0/0"

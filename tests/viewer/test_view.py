@@ -191,7 +191,7 @@ def test_a_bucket_is_read_like_a_folder(s3_root: str, finished: Path) -> None:
 
 
 def test_the_command_prints_its_address_and_ends_when_asked(finished: Path) -> None:
-    command = [sys.executable, "-m", "brainsynth.cli", "view", str(finished), "--no-browser"]
+    command = [sys.executable, "-m", "brainsynth", "view", str(finished), "--no-browser"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
