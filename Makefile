@@ -22,7 +22,7 @@ demo-train: $(VENV)/.ready   ## the whole line, trainings included, on procedura
 	$(BIN)/python jobs/demo.py --train
 
 test: $(VENV)/.ready   ## the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --durations 25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" --durations 25
 
 test-all: $(VENV)/.ready   ## the tests and the long suites
 	$(BIN)/python -m pytest -q --chaos

@@ -22,7 +22,7 @@ STALLED = 75
 TERMINATED = 128 + signal.SIGTERM
 GRACE_S = 2.0
 """How long work that is about to be committed may still arrive after SIGTERM; Ray sends SIGKILL after 3 s."""
-_TABLE_S = 10.0
+_TABLE_S = 30.0
 _PATIENCE = 10.0
 STARTUP_S = 300.0
 """The first shard may take so much longer: Ray starts, workers import torch and load the model."""
@@ -105,6 +105,8 @@ class Watch:
         table = threading.Thread(target=self._print_resources, daemon=True)
         table.start()
         table.join(_TABLE_S)  # whoever knows the resources may hang, too
+        if table.is_alive():
+            print(f"the resources could not be told within {_TABLE_S:g} s", flush=True)
         sys.stdout.flush()
         with contextlib.suppress(OSError, ValueError):
             faulthandler.dump_traceback(all_threads=True)
