@@ -56,6 +56,8 @@ def check_teacher(schedule: ScheduleConfig, sampler: SamplerConfig, evaluations:
     check_sampler(schedule, sampler, guidable)
     if sampler.method == "ddpm" or sampler.eta > 0:
         raise UserError(f"sampler.method {sampler.method!r} adds noise: a student needs a deterministic teacher")
+    if sampler.first_timestep is not None:
+        raise UserError("sampler.first_timestep must be left out: a student begins at the last trained timestep")
     if sampler.steps < 2 * evaluations:
         raise UserError(
             f"sampler.steps {sampler.steps} is too few for a student of {evaluations} evaluations: take at least "

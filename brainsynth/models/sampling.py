@@ -84,8 +84,11 @@ def sample_latents(
 
 def log_snr_grid(schedule: NoiseSchedule, sampler: SamplerConfig) -> list[int]:
     """The timesteps of `dpmpp_2m` and `unipc`, from noise downwards."""
-    last = LAST_LOG_SNR[sampler.method] if sampler.last_log_snr is None else sampler.last_log_snr
-    return log_snr_timesteps(schedule, sampler.steps, last)
+    return log_snr_timesteps(schedule, sampler.steps, _last_log_snr(sampler), sampler.first_timestep)
+
+
+def _last_log_snr(sampler: SamplerConfig) -> float:
+    return LAST_LOG_SNR[sampler.method] if sampler.last_log_snr is None else sampler.last_log_snr
 
 
 def sample_rows(
@@ -118,6 +121,14 @@ def check_sampler(schedule: ScheduleConfig, sampler: SamplerConfig, guidable: bo
         raise UserError(
             f"sampler.steps {sampler.steps} is more than the {schedule.num_train_timesteps} trained timesteps"
         )
+    first = sampler.first_timestep
+    if first is not None and not sampler.steps <= first < schedule.num_train_timesteps:
+        raise UserError(
+            f"sampler.first_timestep {first} must be from sampler.steps, {sampler.steps}, to "
+            f"{schedule.num_train_timesteps - 1}, the last trained timestep"
+        )
+    if first is not None and NoiseSchedule(schedule).log_snr()[first] >= _last_log_snr(sampler):
+        raise UserError(f"sampler.first_timestep {first} has less noise than the last evaluation; take a larger one")
     if sampler.guidance_scale != 1 and not guidable:
         raise UserError("sampler.guidance_scale must be 1: this model was trained without conditioning dropout")
 

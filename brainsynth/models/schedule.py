@@ -83,12 +83,18 @@ def timesteps(count: int, steps: int) -> list[int]:
     return [round(count - i * count / steps) - 1 for i in range(steps)]
 
 
-def log_snr_timesteps(schedule: NoiseSchedule, steps: int, last_log_snr: float = 2.0) -> list[int]:
-    """`steps` different integer timesteps, evenly spaced in log(a/s) from T-1 to `last_log_snr` as far as T allows."""
+def log_snr_timesteps(
+    schedule: NoiseSchedule, steps: int, last_log_snr: float = 2.0, first: int | None = None
+) -> list[int]:
+    """`steps` different integer timesteps, evenly spaced in log(a/s) as far as T allows.
+
+    From `first`, by default T-1, down to `last_log_snr`.
+    """
     log_snr = schedule.log_snr()
-    wanted = np.linspace(max(log_snr[-1], LOWEST_LOG_SNR), min(last_log_snr, log_snr[0]), steps)
+    first = len(log_snr) - 1 if first is None else first
+    wanted = np.linspace(max(log_snr[first], LOWEST_LOG_SNR), min(last_log_snr, log_snr[0]), steps)
     found = np.array([np.abs(log_snr - value).argmin() for value in wanted])
-    found[0] = len(log_snr) - 1
+    found[0] = first
     order = np.arange(steps)
     # Where steps are finer than training timesteps, neighbours would coincide: each goes at least one down, none below 0.
     found = np.minimum.accumulate(found + order) - order

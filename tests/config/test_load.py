@@ -249,6 +249,7 @@ def test_every_shipped_config_loads(path: Path) -> None:
         (["method=unipc", "time_shift=2.0"], "time_shift is for euler, heun and ab2"),
         (["last_log_snr=2.5"], "last_log_snr is for dpmpp_2m and unipc"),
         (["method=unipc", "last_log_snr=40.0"], "last_log_snr must be between -2 and 10"),
+        (["method=ddim", "first_timestep=980"], "first_timestep is for dpmpp_2m and unipc"),
         (["guidance_scale=1.5", "guidance_interval=[3.0, 0.3]"], "0 <= low < high"),
         (["guidance_scale=1.5", "guidance_interval=[-1.0, 0.3]"], "0 <= low < high"),
         (["guidance_scale=1.5", "guidance_interval=[0.3]"], "guidance_interval"),

@@ -144,6 +144,7 @@ def test_the_reference_goes_further_than_the_teacher() -> None:
         ("flow", {"method": "ab2", "steps": 9}, 2, "steps 9 must be a multiple of the student's 2 evaluations"),
         ("flow", {"method": "unipc", "steps": 8}, 2, "does not fit a network that predicts 'flow'"),
         ("flow", {"method": "ab2", "steps": 8, "guidance_scale": 2.0}, 2, "guidance_scale must be 1"),
+        ("v", {"method": "unipc", "steps": 8, "first_timestep": 980}, 2, "first_timestep must be left out"),
         ("v", {"method": "unipc", "steps": 8, "last_log_snr": -2.0}, 4, "leave no room for the student's timesteps"),
     ],
 )

@@ -117,3 +117,23 @@ def test_method_must_fit_the_prediction() -> None:
         check_sampler(ScheduleConfig(prediction="flow"), SamplerConfig(method="ddim", steps=5))
     with pytest.raises(UserError, match="more than the 1000"):
         check_sampler(ScheduleConfig(prediction="v"), SamplerConfig(method="ddim", steps=5000))
+
+
+@pytest.mark.parametrize(
+    ("first", "told"), [(1000, "from sampler.steps, 8, to 999"), (7, "to 999"), (8, "less noise than the last")]
+)
+def test_where_sampling_cannot_begin(first: int, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        check_sampler(ScheduleConfig(prediction="v"), SamplerConfig(method="unipc", steps=8, first_timestep=first))
+
+
+def test_sampling_begins_where_it_is_asked_to() -> None:
+    seen: list[float] = []
+
+    def predict(x: torch.Tensor, t: float) -> torch.Tensor:
+        seen.append(t)
+        return x
+
+    sampler = SamplerConfig(method="unipc", steps=8, first_timestep=980)
+    sample_latents(predict, torch.ones(1, 1, 2, 2, 2), NoiseSchedule(ScheduleConfig(prediction="v")), sampler)
+    assert (seen[0], len(seen)) == (980.0, 8)

@@ -189,6 +189,9 @@ def test_grids_are_as_long_as_asked_and_fall_strictly(prediction: str, zero: boo
     assert schedule.log_snr()[few[-1]] == pytest.approx(2.0, abs=0.05)
     assert np.ptp(np.diff(schedule.log_snr()[few[1:]])) < 0.05
     assert log_snr_timesteps(schedule, 6, 10.0)[-1] == 0
+    later = log_snr_timesteps(schedule, 6, first=980)
+    assert (later[0], later[-1]) == (980, few[-1])
+    assert np.ptp(np.diff(schedule.log_snr()[later[1:]])) < 0.05
 
 
 def test_the_schedule_is_double_and_the_state_single() -> None:
