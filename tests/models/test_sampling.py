@@ -123,8 +123,9 @@ def test_method_must_fit_the_prediction() -> None:
     ("first", "told"), [(1000, "from sampler.steps, 8, to 999"), (7, "to 999"), (8, "less noise than the last")]
 )
 def test_where_sampling_cannot_begin(first: int, told: str) -> None:
+    sampler = SamplerConfig(method="unipc", steps=8, last_log_snr=1.0, first_timestep=first)
     with pytest.raises(UserError, match=told):
-        check_sampler(ScheduleConfig(prediction="v"), SamplerConfig(method="unipc", steps=8, first_timestep=first))
+        check_sampler(ScheduleConfig(prediction="v"), sampler)
 
 
 def test_sampling_begins_where_it_is_asked_to() -> None:
