@@ -84,6 +84,7 @@ def config_of(cohorts: tuple[str, str], folder: Path, **changes: Any) -> Evaluat
         "reference": cohorts[1],
         "output": str(folder / "out"),
         "pairs": 3,
+        "features": {"steps": 10},
         "runtime": {"workers": 0, "threads_per_worker": 1},
     }
     folder.mkdir(exist_ok=True)
