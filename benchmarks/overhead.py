@@ -201,21 +201,25 @@ def prepared(
 
 def ray_part(load: Load, actors: tuple[int, ...], rounds: int, root: Path) -> dict[str, Any]:
     """Bare loop and Ray in turn; medians over the rounds."""
-    make_random_bundle(root / "bundle", load.size, load.shape_xyz)
+    bundle = root / "bundle"
+    make_random_bundle(bundle, load.size, load.shape_xyz)
+
+    def through(actors: int) -> Callable[[Path], dict[str, float]]:
+        return lambda output: executed(*prepared(load, bundle, output, actors, TimedShards))
+
+    bares: dict[str, Callable[[Path], dict[str, float]]] = {
+        "bare loop": lambda output: bare(prepared(load, bundle, output, 0, TimedShards)[0]),
+        "two bare loops": lambda output: two_bare(load, bundle, output),
+    }
+    executors = {"one process": through(0)} | {f"Ray, {n} actors": through(n) for n in actors}
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
-    names: dict[str, int] = {"one process": 0} | {f"Ray, {n} actors": n for n in actors}
     for number in range(rounds):
-        work, _ = prepared(load, root / "bundle", root / f"bare-{number}", 0, TimedShards)
-        found["bare loop"].append(bare(work))
-        found["two bare loops"].append(two_bare(load, root / "bundle", root / f"two-bare-{number}"))
-        for name, count in names.items():
-            work, runtime = prepared(load, root / "bundle", root / f"{name}-{number}", count, TimedShards)
-            found[name].append(executed(work, runtime))
-        for name, runs in found.items():
-            print(name, runs[-1], flush=True)
+        for name, run in (bares | executors).items():
+            found[name].append(run(root / f"{name}-{number}"))
+            print(name, found[name][-1], flush=True)
     result: dict[str, Any] = {name: medians(runs) | {"all": runs} for name, runs in found.items()}
     base = result["bare loop"]["cpu_s"] / load.shards
-    for name in names:
+    for name in executors:
         entry = result[name]
         entry["cpu_against_bare"] = entry["cpu_s_per_shard"] / base
         entry["outside_device_share"] = 1 - entry["busy_share"]

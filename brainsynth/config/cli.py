@@ -22,6 +22,11 @@ def configure_logging() -> None:
     logging.getLogger("brainsynth").setLevel(logging.INFO)
 
 
+def in_minutes(seconds: float) -> str:
+    """Seconds as every progress line shows them: 4m05s."""
+    return f"{seconds // 60:.0f}m{int(seconds % 60):02d}s"
+
+
 Stage = tuple[Callable[[T], object], Callable[[T], str]]
 """What a job does with its config, and what it says for --dry-run."""
 

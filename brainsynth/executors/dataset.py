@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterable
 
+from brainsynth.config.cli import in_minutes
 from brainsynth.config.schema import RuntimeConfig
 from brainsynth.errors import UserError
 from brainsynth.executors import local, ray_data
@@ -81,12 +82,11 @@ def _follow(results: Iterable[ShardResult], work: Work, to_do: int, runtime: Run
             rate = done / max(now - began, 1e-9)
             left_s = (to_do - done) / max(rate, 1e-9)
             log.info(
-                "%d/%d volumes  %.2f volumes/s  ETA %dm%02ds  %d workers  %d rejected  %d failed  %.1f MB",
+                "%d/%d volumes  %.2f volumes/s  ETA %s  %d workers  %d rejected  %d failed  %.1f MB",
                 work.plan.num_samples - to_do + done,
                 work.plan.num_samples,
                 rate,
-                left_s // 60,
-                left_s % 60,
+                in_minutes(left_s),
                 runtime.workers,
                 rejected,
                 failed,

@@ -122,13 +122,16 @@ def check_sampler(schedule: ScheduleConfig, sampler: SamplerConfig, guidable: bo
             f"sampler.steps {sampler.steps} is more than the {schedule.num_train_timesteps} trained timesteps"
         )
     first = sampler.first_timestep
-    if first is not None and not sampler.steps <= first < schedule.num_train_timesteps:
-        raise UserError(
-            f"sampler.first_timestep {first} must be from sampler.steps, {sampler.steps}, to "
-            f"{schedule.num_train_timesteps - 1}, the last trained timestep"
-        )
-    if first is not None and NoiseSchedule(schedule).log_snr()[first] >= _last_log_snr(sampler):
-        raise UserError(f"sampler.first_timestep {first} has less noise than the last evaluation; take a larger one")
+    if first is not None:
+        if not sampler.steps <= first < schedule.num_train_timesteps:
+            raise UserError(
+                f"sampler.first_timestep {first} must be from sampler.steps, {sampler.steps}, to "
+                f"{schedule.num_train_timesteps - 1}, the last trained timestep"
+            )
+        if NoiseSchedule(schedule).log_snr()[first] >= _last_log_snr(sampler):
+            raise UserError(
+                f"sampler.first_timestep {first} has less noise than the last evaluation; take a larger one"
+            )
     if sampler.guidance_scale != 1 and not guidable:
         raise UserError("sampler.guidance_scale must be 1: this model was trained without conditioning dropout")
 

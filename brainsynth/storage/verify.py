@@ -169,15 +169,13 @@ class _Verification:
 
     def left_over(self) -> Iterator[Problem]:
         """Keys that nothing refers to."""
+        left = "left by an attempt that died; `brainsynth gc` removes it"
+        if self.shards < self.plan.num_shards:
+            left = "of an attempt that is at work or died; once every shard is committed `brainsynth gc` removes it"
         for key in sorted(set(self.present) - self.expected):
             folder, name = key.split("/")[0], key.rsplit("/", 1)[-1]
             if name.startswith(TEMPORARY_PREFIX) or folder in (attempts.FOLDER, _REPAIRS):
-                died = "left by an attempt that died; `brainsynth gc` removes it"
-                alive = (
-                    "of an attempt that is at work or died; once every shard is committed `brainsynth gc` removes it"
-                )
-                whole = self.shards == self.plan.num_shards
-                yield Problem(kind="orphaned", key=key, detail=died if whole else alive)
+                yield Problem(kind="orphaned", key=key, detail=left)
                 continue
             owner = ""
             if folder in (GROUP, "commits"):

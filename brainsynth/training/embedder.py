@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from brainsynth.config.cli import in_minutes
 from brainsynth.errors import UserError
 from brainsynth.models.embedder import Embedder
 from brainsynth.records import record
@@ -94,8 +95,8 @@ def train_embedder(
             shown, rate = now, (step + 1) / (now - began)
             left_s = (config.steps - step - 1) / rate
             log.info(
-                "embedder: step %d/%d  %.2f steps/s  ETA %dm%02ds  loss %.3f",
-                *(step + 1, config.steps, rate, left_s // 60, left_s % 60, value),
+                "embedder: step %d/%d  %.2f steps/s  ETA %s  loss %.3f",
+                *(step + 1, config.steps, rate, in_minutes(left_s), value),
             )
     log.info("embedder trained: %d steps, last loss %.3f", config.steps, value)
     return embedder.requires_grad_(False).eval()

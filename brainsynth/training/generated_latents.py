@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from brainsynth.bundle import BundleSpec
+from brainsynth.config.cli import in_minutes
 from brainsynth.config.distillation import DistillConfig
 from brainsynth.config.training import Precision
 from brainsynth.models.device import autocast
@@ -58,7 +59,7 @@ def kept_in_files(
                 save_file({name: tensor.contiguous() for name, tensor in made.items()}, temporary)
             done += len(rows) * worker.world_size
             left_s = max(total - done, 0) / done * (time.monotonic() - began)
-            log.info("%s: %d of %d rows  ETA %dm%02ds", place.name, done, total, left_s // 60, left_s % 60)
+            log.info("%s: %d of %d rows  ETA %s", place.name, done, total, in_minutes(left_s))
     if worker.world_size > 1:
         dist.barrier()
     found = {}

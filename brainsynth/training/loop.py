@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from brainsynth.config.cli import in_minutes
 from brainsynth.config.training import OptimisationConfig, TrainRuntimeConfig
 from brainsynth.models.device import choose_device, set_threads
 from brainsynth.storage.filesystem import sweep
@@ -181,7 +182,7 @@ def _validate(task: Task, metrics: MetricsLog, done: int) -> dict[str, float]:
 def _progress(done: int, steps: int, start: int, elapsed_s: float, scalars: Mapping[str, float]) -> str:
     rate = (done - start) / max(elapsed_s, 1e-9)
     left_s = (steps - done) / max(rate, 1e-9)
-    return f"step {done}/{steps}  {rate:.2f} steps/s  ETA {left_s // 60:.0f}m{left_s % 60:02.0f}s  {_shown(scalars)}"
+    return f"step {done}/{steps}  {rate:.2f} steps/s  ETA {in_minutes(left_s)}  {_shown(scalars)}"
 
 
 def _shown(values: Mapping[str, float]) -> str:
