@@ -20,8 +20,8 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from brainsynth.covariates import Covariate, CovariateSchema
-from brainsynth.distribution import fit_distribution
+from brainsynth.covariates.distribution import fit_distribution
+from brainsynth.covariates.schema import Covariate, CovariateSchema
 
 DRAWN_ROWS = 20_000
 SPLITS = 10  # into halves, each used both ways round

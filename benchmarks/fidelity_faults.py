@@ -24,7 +24,7 @@ from scipy.special import stdtrit
 from benchmarks.usefulness_stand_in import GRID, scans
 from brainsynth.config.evaluation import EvaluateConfig, FeatureConfig
 from brainsynth.config.schema import PrepareConfig, RuntimeConfig, SourceConfig
-from brainsynth.covariates import Covariate, CovariateSchema
+from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.evaluation.covariate_ruler import CovariateRuler
 from brainsynth.evaluation.finding import Finding
 from brainsynth.executors import stages

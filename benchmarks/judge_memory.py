@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from brainsynth.covariates import Covariate, CovariateSchema
+from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.evaluation.fidelity import fidelity
 from brainsynth.evaluation.measurement import BINS
 from brainsynth.manifest import describe_sample

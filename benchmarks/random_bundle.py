@@ -11,8 +11,8 @@ from brainsynth.bundle import AUTOENCODER_FILE, BUNDLE_FILE, DIFFUSION_FILE, Bun
 from brainsynth.cohort.phantom import phantom_covariates
 from brainsynth.config.architectures import AutoencoderArchitecture, DiffusionArchitecture
 from brainsynth.config.training import ScheduleConfig
-from brainsynth.covariates import Covariate, CovariateSchema
-from brainsynth.distribution import fit_distribution
+from brainsynth.covariates.distribution import fit_distribution
+from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.weights import save_weights

@@ -35,7 +35,7 @@ from scipy import ndimage
 from brainsynth import open_dataset
 from brainsynth.cohort.phantom import make_phantom, phantom_covariates, phantom_grid
 from brainsynth.config.schema import SamplerConfig
-from brainsynth.covariates import Covariate, CovariateSchema
+from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.manifest import describe_sample
 from brainsynth.plan import Plan, generation_plan, generation_samples
 from brainsynth.storage.commit import commit_shard, write_plan

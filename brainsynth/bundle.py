@@ -17,8 +17,8 @@ from typing import Annotated, Literal
 from brainsynth.config.architectures import AnyAutoencoderArchitecture, DecoderArchitecture, DenoiserArchitecture
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import ScheduleConfig
-from brainsynth.covariates import CovariateSchema
-from brainsynth.distribution import CovariateDistribution
+from brainsynth.covariates.distribution import CovariateDistribution
+from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.records import digest, left_out_at, record
 from brainsynth.volume import VolumeSpec

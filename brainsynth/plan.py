@@ -16,7 +16,7 @@ import pandas as pd
 
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import DecoderChoice
-from brainsynth.covariates import CovariateSchema
+from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.records import digest, record, to_dict
 from brainsynth.volume import VolumeSpec

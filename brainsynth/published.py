@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from brainsynth.bundle import AUTOENCODER_FILE, BUNDLE_FILE, DIFFUSION_FILE, BundleSpec, LatentSpec
 from brainsynth.config.architectures import AutoencoderArchitecture, DiffusionArchitecture
 from brainsynth.config.training import ScheduleConfig
-from brainsynth.covariates import Covariate, CovariateSchema
-from brainsynth.distribution import fit_distribution
+from brainsynth.covariates.distribution import fit_distribution
+from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError, problems_error
 from brainsynth.models.published_weights import file_digests, read_autoencoder, read_denoiser
 from brainsynth.models.weights import file_sha256, read_bundle

@@ -11,7 +11,7 @@ from brainsynth.cohort.phantom import phantom_grid
 from brainsynth.cohort.phantom_cohort import write_phantom_cohort
 from brainsynth.cohort.prepare import plan_cohort
 from brainsynth.config.schema import PrepareConfig, RuntimeConfig, SourceConfig
-from brainsynth.covariates import Covariate, CovariateSchema
+from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.executors.dataset import make_dataset
 from tests.line import generated, line, ray_cluster
 

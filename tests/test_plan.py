@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from brainsynth.config.schema import SamplerConfig
-from brainsynth.covariates import Covariate, CovariateSchema
+from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.plan import (
     Plan,

@@ -17,7 +17,7 @@ import pandas as pd
 
 from brainsynth.cohort.scan import ScanRejected, load_scan
 from brainsynth.config.schema import PrepareConfig, SourceConfig
-from brainsynth.covariates import label
+from brainsynth.covariates.schema import label
 from brainsynth.errors import UserError
 from brainsynth.manifest import SampleRecord, describe_sample
 from brainsynth.plan import Plan, ShardSpec, table_digest, volume_array

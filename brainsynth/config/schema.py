@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from brainsynth.config.gate import GateConfig, GateFitConfig
 from brainsynth.config.training import DecoderChoice, Precision
-from brainsynth.covariates import CovariateSchema
-from brainsynth.distribution import Constraint
+from brainsynth.covariates.distribution import Constraint
+from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.records import left_out_at, record
 from brainsynth.volume import VolumeSpec
 

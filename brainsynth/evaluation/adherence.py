@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainsynth.config.evaluation import EvaluateConfig
-from brainsynth.covariates import Covariate, CovariateSchema
+from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.evaluation.agreement import Agreement, Discrimination, agreement, discrimination
 from brainsynth.evaluation.bootstrap import bootstrap_interval

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainsynth.config.schema import RulerConfig
-from brainsynth.distribution import CovariateDistribution
+from brainsynth.covariates.distribution import CovariateDistribution
 from brainsynth.errors import UserError
 from brainsynth.evaluation.gate_report import gate_section
 from brainsynth.evaluation.ventricles import RulerError, VentricleRuler, agreement, ruler_error

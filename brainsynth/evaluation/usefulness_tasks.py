@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainsynth.config.evaluation import VENTRICLES, EvaluateConfig
-from brainsynth.covariates import Covariate, CovariateSchema
+from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.evaluation.adherence import numbers
 from brainsynth.evaluation.finding import LEAST, Finding, finding

@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 
 from brainsynth.bundle import BundleSpec
-from brainsynth.cases.sweep import Sweep, held_values, outside_support, parse_sweep, refuse_outside, sweep_rows
 from brainsynth.config.schema import CovariateSource, GenerateConfig
+from brainsynth.covariates.sweep import Sweep, held_values, outside_support, parse_sweep, refuse_outside, sweep_rows
 from brainsynth.errors import UserError
 from brainsynth.executors import stages
 from brainsynth.models.weights import read_bundle

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from brainsynth.bundle import AUTOENCODER_FILE, DIFFUSION_FILE, BundleSpec, LatentSpec, check_latent_grid
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import DiffusionTrainConfig
-from brainsynth.covariates import CovariateSchema
-from brainsynth.distribution import fit_distribution
+from brainsynth.covariates.distribution import fit_distribution
+from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import able, autocast

@@ -13,7 +13,7 @@ from torch import nn
 from brainsynth.bundle import AUTOENCODER_FILE, DECODER_FILE, BundleSpec, DistilledSpec
 from brainsynth.config.architectures import AnyAutoencoderArchitecture
 from brainsynth.config.training import TrainRuntimeConfig
-from brainsynth.covariates import CovariateSchema
+from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.models.weights import file_sha256, save_weights
 from brainsynth.records import digest, record, seal, to_dict, unseal

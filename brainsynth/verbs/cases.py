@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from brainsynth.cases.cohort import draw_cohort
-from brainsynth.cases.sweep import outside_support, refuse_outside
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import SHIPPED_BUNDLE, GenerateConfig
+from brainsynth.covariates.described import draw_cohort
+from brainsynth.covariates.sweep import outside_support, refuse_outside
 from brainsynth.errors import UserError
 from brainsynth.executors.preflight import check_layout
 from brainsynth.storage.filesystem import LocalStore, bundle_folder

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from brainsynth.covariates import Covariate, label
+from brainsynth.covariates.schema import Covariate, label
 from brainsynth.manifest import STATUSES, ModelRecord
 from brainsynth.viewer.rows import Rows
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from brainsynth.config.cli import configure_logging, guarded
 from brainsynth.config.schema import RuntimeConfig, SamplerConfig
-from brainsynth.covariates import Covariate, CovariateSchema
+from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.executors.dataset import make_dataset
 from brainsynth.manifest import describe_sample
 from brainsynth.plan import Plan, ShardSpec, generation_plan, generation_samples

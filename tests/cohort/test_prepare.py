@@ -18,7 +18,7 @@ from brainsynth import open_dataset
 from brainsynth.cohort.prepare import plan_cohort, scale_intensities, split_of
 from brainsynth.cohort.scan import ScanRejected, load_scan
 from brainsynth.config.schema import PrepareConfig, RuntimeConfig, SourceConfig
-from brainsynth.covariates import Covariate, CovariateSchema
+from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.manifest import DatasetManifest

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from brainsynth.config.evaluation import EvaluateConfig, TableRuler
-from brainsynth.covariates import Covariate, CovariateSchema
+from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.evaluation.adherence import adherence, check_rulers, measured_values
 from brainsynth.evaluation.finding import Finding

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from brainsynth import open_dataset
-from brainsynth.cases.cohort import draw_cohort, own_quantiles, parse_constraint
-from brainsynth.cases.sweep import held_values, parse_sweep, sweep_rows
 from brainsynth.config.schema import GenerateConfig
-from brainsynth.constraints import Constraint
-from brainsynth.distribution import CovariateDistribution, fit_distribution
+from brainsynth.covariates.constraints import Constraint
+from brainsynth.covariates.described import draw_cohort, own_quantiles, parse_constraint
+from brainsynth.covariates.distribution import CovariateDistribution, fit_distribution
+from brainsynth.covariates.sweep import held_values, parse_sweep, sweep_rows
 from brainsynth.errors import UserError
 from brainsynth.generate import plan_generation
 from brainsynth.report import case_figures

@@ -23,7 +23,7 @@ from brainsynth.bundle import BUNDLE_FILE, BundleSpec
 from brainsynth.config.audit import AuditConfig
 from brainsynth.config.release import ReleaseConfig
 from brainsynth.config.schema import SamplerConfig
-from brainsynth.covariates import Covariate, CovariateSchema
+from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.evaluation.audit import AUDIT_KEY, read_audit
 from brainsynth.executors import release

@@ -16,7 +16,7 @@ import torch
 from brainsynth.bundle import AUTOENCODER_FILE, BUNDLE_FILE, DIFFUSION_FILE, BundleSpec, LatentSpec
 from brainsynth.config.architectures import AutoencoderArchitecture, DenoiserArchitecture, DiffusionArchitecture
 from brainsynth.config.training import ScheduleConfig
-from brainsynth.distribution import fit_distribution
+from brainsynth.covariates.distribution import fit_distribution
 from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.weights import save_weights

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from brainsynth.config.schema import SamplerConfig
-from brainsynth.covariates import Covariate, CovariateSchema
+from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.manifest import SampleRecord, ShardManifest, describe_sample
 from brainsynth.plan import Plan, generation_plan, generation_samples
 from brainsynth.storage.commit import commit_shard, write_plan

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from brainsynth.config.schema import SamplerConfig
-from brainsynth.covariates import Covariate, CovariateSchema
+from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.manifest import DatasetManifest, SampleRecord, describe_sample
 from brainsynth.plan import Plan, generation_plan, generation_samples
 from brainsynth.records import unseal

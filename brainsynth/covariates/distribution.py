@@ -27,10 +27,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import chdtri, ndtri
 
-from brainsynth import copula
-from brainsynth.constraints import Constraint, constraint_problems, satisfied, scarcity
-from brainsynth.copula import LATENT, Bools, Floats, Ints
-from brainsynth.covariate_arrays import (
+from brainsynth.covariates import copula
+from brainsynth.covariates.arrays import (
     bounds,
     continuous_covariates,
     discrete_covariates,
@@ -38,7 +36,9 @@ from brainsynth.covariate_arrays import (
     to_arrays,
     to_frame,
 )
-from brainsynth.covariates import CovariateSchema
+from brainsynth.covariates.constraints import Constraint, constraint_problems, satisfied, scarcity
+from brainsynth.covariates.copula import LATENT, Bools, Floats, Ints
+from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.errors import UserError, problems_error
 from brainsynth.records import record
 

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from brainsynth.covariates import Covariate, CovariateSchema
-from brainsynth.distribution import Constraint, CovariateDistribution, fit_distribution
+from brainsynth.covariates.distribution import Constraint, CovariateDistribution, fit_distribution
+from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.records import canonical_json, from_dict, seal, to_dict, unseal
 

@@ -10,8 +10,8 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from brainsynth.copula import Floats, Ints
-from brainsynth.covariates import Covariate, CovariateSchema
+from brainsynth.covariates.copula import Floats, Ints
+from brainsynth.covariates.schema import Covariate, CovariateSchema
 
 _MIN_ROWS = 20  # known values of a covariate, and of a pair of continuous ones
 _MAX_CELLS = 512

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from brainsynth.cases.words import categories, number, split
-from brainsynth.constraints import Constraint
-from brainsynth.covariates import Covariate, CovariateSchema
-from brainsynth.distribution import CovariateDistribution
+from brainsynth.covariates.constraints import Constraint
+from brainsynth.covariates.distribution import CovariateDistribution
+from brainsynth.covariates.schema import Covariate, CovariateSchema
+from brainsynth.covariates.words import categories, number, split
 from brainsynth.errors import UserError
 from brainsynth.records import to_dict
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from brainsynth.covariates import Covariate, CovariateSchema
+from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
 
 Value = float | str

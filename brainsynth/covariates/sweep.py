@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from brainsynth.cases.words import Value, categories, number, split
-from brainsynth.covariates import CovariateSchema
-from brainsynth.distribution import CovariateDistribution
+from brainsynth.covariates.distribution import CovariateDistribution
+from brainsynth.covariates.schema import CovariateSchema
+from brainsynth.covariates.words import Value, categories, number, split
 from brainsynth.errors import UserError
 from brainsynth.records import record
 
