@@ -132,7 +132,7 @@ def peak_memory(device: Any) -> float:
 def size_of(dry: bool) -> Any:
     """The paper's networks, or toys of the same structure."""
     from benchmarks import ladder
-    from brainsynth.bundle import LatentSpec
+    from brainsynth.bundle.spec import LatentSpec
     from brainsynth.config.architectures import AutoencoderArchitecture, DecoderArchitecture
 
     if not dry:

@@ -29,7 +29,7 @@ from monai.networks.schedulers import DDIMScheduler
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from brainsynth.bundle import BundleSpec, LatentSpec
+from brainsynth.bundle.spec import BundleSpec, LatentSpec
 from brainsynth.config.architectures import AutoencoderArchitecture, DecoderArchitecture
 from brainsynth.config.distillation import DistillConfig
 from brainsynth.config.load import load_config

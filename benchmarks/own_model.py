@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.ladder import CPU, REPO, RUNGS, Size, arranged, build, timed, volumes
-from brainsynth.bundle import LatentSpec
+from brainsynth.bundle.spec import LatentSpec
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import SHIPPED_BUNDLE, GenerateConfig
 from brainsynth.config.training import Precision

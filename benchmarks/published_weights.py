@@ -24,7 +24,7 @@ from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 from monai.networks.schedulers import DDIMScheduler
 from torch import Tensor, nn
 
-from brainsynth.bundle import BundleSpec
+from brainsynth.bundle.spec import BundleSpec
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_models, read_bundle
 from brainsynth.published import PAPER, import_bundle

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.reconstruction import psnr_inside
 from brainsynth import open_dataset
-from brainsynth.bundle import AUTOENCODER_FILE
+from brainsynth.bundle.spec import AUTOENCODER_FILE
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.weights import load_weights, read_bundle
 from brainsynth.report import figures

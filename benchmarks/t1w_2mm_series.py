@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from brainsynth.bundle import GATE_FILE
+from brainsynth.bundle.spec import GATE_FILE
 from brainsynth.config.cli import configure_logging
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from brainsynth.bundle import BundleSpec
+    from brainsynth.bundle.spec import BundleSpec
     from brainsynth.config.load import load_config
     from brainsynth.config.schema import GenerateConfig
     from brainsynth.errors import OtherVersion, UserError
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from brainsynth.storage.verify import VerifyReport, verify_dataset
 
 _PLACES = {
-    "BundleSpec": "bundle.BundleSpec",
+    "BundleSpec": "bundle.spec.BundleSpec",
     "GenerateConfig": "config.schema.GenerateConfig",
     "OtherVersion": "errors.OtherVersion",
     "ShardSampler": "storage.torch_dataset.ShardSampler",

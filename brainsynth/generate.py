@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from brainsynth.bundle import GATE_FILE, BundleSpec
+from brainsynth.bundle.spec import GATE_FILE, BundleSpec
 from brainsynth.config.gate import GateConfig
 from brainsynth.config.schema import SHIPPED_BUNDLE, CovariateSource, GenerateConfig
 from brainsynth.errors import UserError, WorkerBroken

@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from brainsynth.bundle import AUTOENCODER_FILE, BUNDLE_FILE, DIFFUSION_FILE, BundleSpec, LatentSpec
+from brainsynth.bundle.spec import AUTOENCODER_FILE, BUNDLE_FILE, DIFFUSION_FILE, BundleSpec, LatentSpec
 from brainsynth.config.architectures import AutoencoderArchitecture, DiffusionArchitecture
 from brainsynth.config.training import ScheduleConfig
 from brainsynth.covariates.distribution import fit_distribution

@@ -19,7 +19,7 @@ copyright = "2026, the brainsynth authors; Apache-2.0"
 version = release = brainsynth.__version__
 
 root_doc = "docs/index"
-include_patterns = ["docs/**.md", "cluster/README.md", "brainsynth/bundles/*/README.md", "SECURITY.md", "CHANGELOG.md"]
+include_patterns = ["docs/**.md", "cluster/README.md", "brainsynth/bundled/*/README.md", "SECURITY.md", "CHANGELOG.md"]
 exclude_patterns = [".*", "**/.*", "**/__pycache__", "docs/_build", "runs", "demo-output", "demo-train-output"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generated_reference"]
 

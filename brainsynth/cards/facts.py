@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import brainsynth
-from brainsynth.bundle import BundleSpec
+from brainsynth.bundle.spec import BundleSpec
 from brainsynth.config.release import ReleaseConfig
 from brainsynth.manifest import DatasetManifest, ModelRecord
 from brainsynth.plan import Plan

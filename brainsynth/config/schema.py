@@ -17,7 +17,7 @@ from brainsynth.records import left_out_at, record
 from brainsynth.volume import VolumeSpec
 
 SHIPPED_BUNDLE = "t1w-2mm"
-"""Name of the bundle that travels with the package, in `brainsynth/bundles/`."""
+"""Name of the bundle that travels with the package, in `brainsynth/bundled/`."""
 
 
 @record

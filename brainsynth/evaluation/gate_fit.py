@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from brainsynth.bundle import AUTOENCODER_FILE, BundleSpec
+from brainsynth.bundle.spec import AUTOENCODER_FILE, BundleSpec
 from brainsynth.config.gate import GateFitConfig
 from brainsynth.errors import UserError
 from brainsynth.evaluation.covariate_ruler import CovariateRuler

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv3d
 
-from brainsynth.bundle import MeasuredInterval, StepFidelity
+from brainsynth.bundle.spec import MeasuredInterval, StepFidelity
 from brainsynth.errors import UserError
 from brainsynth.evaluation.bootstrap import ConfidenceInterval, bootstrap_interval
 from brainsynth.evaluation.frechet import GaussianStats, frechet_distance

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from brainsynth.bundle import BundleSpec
+from brainsynth.bundle.spec import BundleSpec
 from brainsynth.config.evaluation import EvaluateConfig, TrajectoryConfig
 from brainsynth.errors import UserError
 from brainsynth.evaluation.adherence import adherence

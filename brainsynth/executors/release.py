@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from brainsynth.bundle import BundleSpec
+from brainsynth.bundle.spec import BundleSpec
 from brainsynth.cards import pages
 from brainsynth.cards.croissant import croissant
 from brainsynth.cards.facts import AuditSummary, Facts, ReleasedFile

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from brainsynth.bundle import StepFidelity
+from brainsynth.bundle.spec import StepFidelity
 from brainsynth.cohort.phantom import phantom_grid
 from brainsynth.cohort.phantom_cohort import write_phantom_cohort
 from brainsynth.cohort.prepare import plan_cohort

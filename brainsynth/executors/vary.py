@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from brainsynth.bundle import BundleSpec
+from brainsynth.bundle.spec import BundleSpec
 from brainsynth.config.schema import CovariateSource, GenerateConfig
 from brainsynth.covariates.sweep import Sweep, held_values, outside_support, parse_sweep, refuse_outside, sweep_rows
 from brainsynth.errors import UserError

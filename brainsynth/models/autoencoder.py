@@ -15,7 +15,7 @@ import torch
 from monai.networks.nets import AutoencoderKL
 from torch import Tensor, nn
 
-from brainsynth.bundle import LatentSpec
+from brainsynth.bundle.spec import LatentSpec
 from brainsynth.config.architectures import AnyAutoencoderArchitecture, PatchAutoencoderArchitecture
 from brainsynth.models.device import in_float32
 from brainsynth.models.distilled_decoder import DistilledDecoder

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brainsynth.bundle import BundleSpec
+from brainsynth.bundle.spec import BundleSpec
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import ScheduleConfig
 from brainsynth.errors import UserError

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from brainsynth.bundle import AUTOENCODER_FILE, BUNDLE_FILE, DECODER_FILE, DIFFUSION_FILE, BundleSpec
+from brainsynth.bundle.spec import AUTOENCODER_FILE, BUNDLE_FILE, DECODER_FILE, DIFFUSION_FILE, BundleSpec
 from brainsynth.config.schema import SHIPPED_BUNDLE
 from brainsynth.config.training import DecoderChoice, Precision
 from brainsynth.errors import UserError

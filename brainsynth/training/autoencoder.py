@@ -13,7 +13,7 @@ from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from brainsynth.bundle import AUTOENCODER_FILE, check_latent_grid
+from brainsynth.bundle.spec import AUTOENCODER_FILE, check_latent_grid
 from brainsynth.config.training import AutoencoderTrainConfig
 from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import build_autoencoder

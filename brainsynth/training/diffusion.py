@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from brainsynth.bundle import AUTOENCODER_FILE, DIFFUSION_FILE, BundleSpec, LatentSpec, check_latent_grid
+from brainsynth.bundle.spec import AUTOENCODER_FILE, DIFFUSION_FILE, BundleSpec, LatentSpec, check_latent_grid
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import DiffusionTrainConfig
 from brainsynth.covariates.distribution import fit_distribution

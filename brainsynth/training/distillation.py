@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brainsynth.bundle import AUTOENCODER_FILE, DECODER_FILE, BundleSpec, DecoderFidelity, DistilledSpec
+from brainsynth.bundle.spec import AUTOENCODER_FILE, DECODER_FILE, BundleSpec, DecoderFidelity, DistilledSpec
 from brainsynth.config.distillation import DistillConfig
 from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder

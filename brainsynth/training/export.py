@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from brainsynth.bundle import (
+from brainsynth.bundle.spec import (
     BUNDLE_FILE,
     DECODER_FILE,
     DIFFUSION_FILE,

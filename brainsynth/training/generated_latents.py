@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from brainsynth.bundle import BundleSpec
+from brainsynth.bundle.spec import BundleSpec
 from brainsynth.config.cli import in_minutes
 from brainsynth.config.distillation import DistillConfig
 from brainsynth.config.training import Precision

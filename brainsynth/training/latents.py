@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from brainsynth.bundle import LatentSpec, check_latent_grid
+from brainsynth.bundle.spec import LatentSpec, check_latent_grid
 from brainsynth.config.schema import EncodeConfig, RuntimeConfig
 from brainsynth.errors import UserError
 from brainsynth.manifest import SampleRecord, describe_sample

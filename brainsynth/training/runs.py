@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from brainsynth.bundle import AUTOENCODER_FILE, DECODER_FILE, BundleSpec, DistilledSpec
+from brainsynth.bundle.spec import AUTOENCODER_FILE, DECODER_FILE, BundleSpec, DistilledSpec
 from brainsynth.config.architectures import AnyAutoencoderArchitecture
 from brainsynth.config.training import TrainRuntimeConfig
 from brainsynth.covariates.schema import CovariateSchema

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from brainsynth.bundle import DIFFUSION_FILE, BundleSpec
+from brainsynth.bundle.spec import DIFFUSION_FILE, BundleSpec
 from brainsynth.config.distillation import StepDistillConfig
 from brainsynth.errors import UserError
 from brainsynth.models.device import able, autocast

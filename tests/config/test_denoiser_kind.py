@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from brainsynth.bundle import BundleSpec, check_latent_grid
+from brainsynth.bundle.spec import BundleSpec, check_latent_grid
 from brainsynth.config.architectures import AutoencoderArchitecture, DiffusionArchitecture, TransformerArchitecture
 from brainsynth.config.load import load_config
 from brainsynth.config.training import DiffusionTrainConfig

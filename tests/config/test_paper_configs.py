@@ -9,7 +9,7 @@ import torch
 from monai.networks.blocks import SABlock
 from torch.utils.flop_counter import FlopCounterMode
 
-from brainsynth.bundle import check_latent_grid
+from brainsynth.bundle.spec import check_latent_grid
 from brainsynth.config.architectures import DenoiserArchitecture, DiffusionArchitecture
 from brainsynth.config.distillation import DistillConfig
 from brainsynth.config.load import load_config

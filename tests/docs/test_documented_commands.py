@@ -51,7 +51,7 @@ SLOW = "docs/cases.md"
 
 LONG = [
     "docs/first-real-run.md", "docs/audit.md", "docs/evaluation.md", "docs/distilled-decoder.md",
-    "docs/distilled-steps.md", "brainsynth/bundles/t1w-2mm/README.md",
+    "docs/distilled-steps.md", "brainsynth/bundled/t1w-2mm/README.md",
 ]  # fmt: skip
 """In this order, on phantoms at the place of the real scans."""
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from brainsynth import open_dataset
-from brainsynth.bundle import DECODER_FILE, BundleSpec
+from brainsynth.bundle.spec import DECODER_FILE, BundleSpec
 from brainsynth.config.distillation import DistillConfig
 from brainsynth.config.schema import GenerateConfig
 from brainsynth.errors import UserError

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from brainsynth.bundle import BUNDLE_FILE, GATE_FILE
+from brainsynth.bundle.spec import BUNDLE_FILE, GATE_FILE
 from brainsynth.config.schema import ExportConfig, GenerateConfig
 from brainsynth.errors import UserError
 from brainsynth.executors import stages

@@ -25,7 +25,7 @@ from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 from torch import Tensor, nn
 
 from brainsynth import open_dataset
-from brainsynth.bundle import BundleSpec, LatentSpec
+from brainsynth.bundle.spec import BundleSpec, LatentSpec
 from brainsynth.cli import main
 from brainsynth.config.architectures import AutoencoderArchitecture
 from brainsynth.config.load import load_config

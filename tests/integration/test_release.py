@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from brainsynth import cli, open_dataset
-from brainsynth.bundle import BUNDLE_FILE, BundleSpec
+from brainsynth.bundle.spec import BUNDLE_FILE, BundleSpec
 from brainsynth.config.audit import AuditConfig
 from brainsynth.config.release import ReleaseConfig
 from brainsynth.config.schema import SamplerConfig

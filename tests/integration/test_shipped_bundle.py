@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import brainsynth
-from brainsynth.bundle import GATE_FILE
+from brainsynth.bundle.spec import GATE_FILE
 from brainsynth.config.schema import SHIPPED_BUNDLE, CovariateSource, GenerateConfig, RuntimeConfig, SamplerConfig
 from brainsynth.executors.stages import generate
 from brainsynth.models.weights import check_bundle_files, read_bundle

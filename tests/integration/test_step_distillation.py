@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from brainsynth import open_dataset
-from brainsynth.bundle import DIFFUSION_FILE, BundleSpec
+from brainsynth.bundle.spec import DIFFUSION_FILE, BundleSpec
 from brainsynth.config.distillation import DistillConfig, StepDistillConfig
 from brainsynth.config.schema import ExportConfig, GenerateConfig
 from brainsynth.config.training import DiffusionTrainConfig

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from brainsynth.bundle import LatentSpec
+from brainsynth.bundle.spec import LatentSpec
 from brainsynth.config.architectures import PatchAutoencoderArchitecture
 from brainsynth.models.autoencoder import Autoencoder
 from brainsynth.models.device import autocast

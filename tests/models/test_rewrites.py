@@ -10,7 +10,7 @@ from monai.networks.blocks import CrossAttentionBlock, UpSample
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from brainsynth.bundle import LatentSpec
+from brainsynth.bundle.spec import LatentSpec
 from brainsynth.config.architectures import AutoencoderArchitecture, DiffusionArchitecture
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import autocast, round_weights

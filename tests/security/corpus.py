@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from brainsynth import open_dataset
-from brainsynth.bundle import BUNDLE_FILE, DIFFUSION_FILE
+from brainsynth.bundle.spec import BUNDLE_FILE, DIFFUSION_FILE
 from brainsynth.cohort.scan import ScanRejected, load_scan
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import GenerateConfig

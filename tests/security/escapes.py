@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from brainsynth import open_dataset
-from brainsynth.bundle import BUNDLE_FILE, DIFFUSION_FILE
+from brainsynth.bundle.spec import BUNDLE_FILE, DIFFUSION_FILE
 from brainsynth.cohort.prepare import cohort_samples, read_source
 from brainsynth.config.schema import PrepareConfig, SourceConfig
 from brainsynth.errors import UserError

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from brainsynth.bundle import AUTOENCODER_FILE, BUNDLE_FILE, DIFFUSION_FILE, BundleSpec, LatentSpec
+from brainsynth.bundle.spec import AUTOENCODER_FILE, BUNDLE_FILE, DIFFUSION_FILE, BundleSpec, LatentSpec
 from brainsynth.config.architectures import AutoencoderArchitecture, DenoiserArchitecture, DiffusionArchitecture
 from brainsynth.config.training import ScheduleConfig
 from brainsynth.covariates.distribution import fit_distribution
