@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from brainsynth.evaluation.dataset_report import caption
+from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.report import figures
-from brainsynth.storage.reader import SyntheticDataset, open_dataset
 
 
 def scatter(dataset: SyntheticDataset, figure: str) -> None:

@@ -24,8 +24,8 @@ from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.patch_autoencoder import depth_to_space, space_to_depth
 from brainsynth.models.weights import load_weights
 from brainsynth.quality.tissue_features import tissue_features, tissue_volumes
+from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.records import to_dict
-from brainsynth.storage.reader import SyntheticDataset, open_dataset
 from brainsynth.training.autoencoder import patch_components
 from brainsynth.training.image_quality import closeness
 from brainsynth.training.runs import AutoencoderRun, autoencoder_weights, read_run

@@ -20,7 +20,7 @@ from brainsynth.config.evaluation import EvaluateConfig, FeatureConfig
 from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig, SamplerConfig
 from brainsynth.executors.evaluate import evaluate
 from brainsynth.executors.stages import generate
-from brainsynth.storage.reader import open_dataset
+from brainsynth.reading.dataset import open_dataset
 
 FRECHET = "Fréchet distance to training scans"
 SHOWN = ("recall (k = 5)", "age: r of measured with asked", "brain_volume: r of measured with asked",

@@ -25,10 +25,10 @@ from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeCon
 from brainsynth.executors.stages import generate
 from brainsynth.models.weights import read_bundle
 from brainsynth.quality.gate_file import load_gate
+from brainsynth.reading.dataset import open_dataset
 from brainsynth.records import to_dict
 from brainsynth.report import figures
 from brainsynth.storage.filesystem import bundle_folder
-from brainsynth.storage.reader import open_dataset
 
 GENERATION = Path(__file__).parents[1] / "configs" / "t1w-2mm" / "6-generate.yaml"
 SEEDS = 4

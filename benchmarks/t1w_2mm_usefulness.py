@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from brainsynth.evaluation.covariate_ruler import CovariateRuler
 from brainsynth.quality.tissue_features import tissue_features
+from brainsynth.reading.dataset import open_dataset
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store
-from brainsynth.storage.reader import open_dataset
 
 F32, F64 = npt.NDArray[np.float32], npt.NDArray[np.float64]
 COVARIATES = ("age", "ventricular_volume", "brain_volume")

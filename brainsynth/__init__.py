@@ -32,30 +32,30 @@ if TYPE_CHECKING:
     from brainsynth.config.load import load_config
     from brainsynth.config.schema import GenerateConfig
     from brainsynth.errors import OtherVersion, UserError
-    from brainsynth.executors.read import ray_dataset
     from brainsynth.executors.stages import generate as generate_dataset
     from brainsynth.models.weights import read_bundle
+    from brainsynth.reading.dataset import SyntheticDataset, open_dataset
+    from brainsynth.reading.monai import VolumeReader, monai_items
+    from brainsynth.reading.ray import ray_dataset
+    from brainsynth.reading.torch import ShardSampler
     from brainsynth.storage.filesystem import bundle_folder
-    from brainsynth.storage.monai_reader import VolumeReader, monai_items
-    from brainsynth.storage.reader import SyntheticDataset, open_dataset
-    from brainsynth.storage.torch_dataset import ShardSampler
     from brainsynth.storage.verify import VerifyReport, verify_dataset
 
 _PLACES = {
     "BundleSpec": "bundle.spec.BundleSpec",
     "GenerateConfig": "config.schema.GenerateConfig",
     "OtherVersion": "errors.OtherVersion",
-    "ShardSampler": "storage.torch_dataset.ShardSampler",
-    "SyntheticDataset": "storage.reader.SyntheticDataset",
+    "ShardSampler": "reading.torch.ShardSampler",
+    "SyntheticDataset": "reading.dataset.SyntheticDataset",
     "UserError": "errors.UserError",
     "VerifyReport": "storage.verify.VerifyReport",
-    "VolumeReader": "storage.monai_reader.VolumeReader",
+    "VolumeReader": "reading.monai.VolumeReader",
     "bundle_folder": "storage.filesystem.bundle_folder",
     "generate_dataset": "executors.stages.generate",
     "load_config": "config.load.load_config",
-    "monai_items": "storage.monai_reader.monai_items",
-    "open_dataset": "storage.reader.open_dataset",
-    "ray_dataset": "executors.read.ray_dataset",
+    "monai_items": "reading.monai.monai_items",
+    "open_dataset": "reading.dataset.open_dataset",
+    "ray_dataset": "reading.ray.ray_dataset",
     "read_bundle": "models.weights.read_bundle",
     "verify_dataset": "storage.verify.verify_dataset",
 }

@@ -21,11 +21,11 @@ from brainsynth.covariates.schema import label
 from brainsynth.errors import UserError
 from brainsynth.manifest import SampleRecord, describe_sample
 from brainsynth.plan import Plan, ShardSpec, table_digest, volume_array
+from brainsynth.reading.splits import hashed_place
 from brainsynth.records import to_dict
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_samples
 from brainsynth.storage.filesystem import open_store, read_table, resolve_uri
-from brainsynth.storage.splits import hashed_place
 from brainsynth.storage.work import Made, Work
 
 

@@ -18,9 +18,9 @@ from brainsynth.evaluation.measurement import check_same_grid, open_volumes
 from brainsynth.evaluation.memorisation import OTHERS, Null
 from brainsynth.models.weights import read_bundle
 from brainsynth.plan import Plan
+from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import bundle_folder, open_store
-from brainsynth.storage.reader import SyntheticDataset
 
 I64 = npt.NDArray[np.int64]
 _ATTACKED = 10

@@ -19,13 +19,13 @@ from brainsynth.evaluation.gate_report import gate_section
 from brainsynth.evaluation.ventricles import RulerError, VentricleRuler, agreement, ruler_error
 from brainsynth.models.weights import read_bundle
 from brainsynth.plan import Plan
+from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.records import to_dict
 from brainsynth.report import figures
 from brainsynth.report.html import Page
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import LocalStore, bundle_folder, open_store, resolve_uri
 from brainsynth.storage.finalise import SHARDS_KEY, SUBJECTS_KEY
-from brainsynth.storage.reader import SyntheticDataset, open_dataset
 from brainsynth.storage.scan_file import FileRejected, read_volume
 from brainsynth.volume import resample
 

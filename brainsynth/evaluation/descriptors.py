@@ -32,11 +32,11 @@ from brainsynth.models.device import choose_device, describe, set_threads
 from brainsynth.models.embedder import EMBEDDING_SIZE, load_embedder
 from brainsynth.models.weights import file_sha256
 from brainsynth.plan import ArraySpec, Plan, ShardSpec
+from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.records import digest
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_commit, read_plan
 from brainsynth.storage.filesystem import Store, open_store
-from brainsynth.storage.reader import SyntheticDataset, open_dataset
 from brainsynth.storage.work import Made, Work
 from brainsynth.volume import VolumeSpec, voxel_sha256
 

@@ -21,7 +21,7 @@ from brainsynth.evaluation.finding import LEAST, Finding, finding
 from brainsynth.evaluation.measured_sample import SIDES, MeasuredSample
 from brainsynth.evaluation.measurement import BINS
 from brainsynth.evaluation.ssim import four_g_r_ssim, ms_ssim, pair_indices
-from brainsynth.storage.reader import SyntheticDataset
+from brainsynth.reading.dataset import SyntheticDataset
 
 F64 = npt.NDArray[np.float64]
 Better = Literal["higher", "lower", "equal"]

@@ -8,9 +8,9 @@ import pandas as pd
 from brainsynth.evaluation.dataset_report import caption
 from brainsynth.evaluation.fidelity import Fidelity
 from brainsynth.evaluation.trajectories import Trajectory
+from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.report import evaluation_figures, figures
 from brainsynth.report.html import Page
-from brainsynth.storage.reader import SyntheticDataset
 
 GALLERY, EXTREMES = 12, 4
 

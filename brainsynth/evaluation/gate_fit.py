@@ -23,9 +23,9 @@ from brainsynth.models.weights import load_weights
 from brainsynth.quality.gate import MIN_COHORT, QualityGate, RulerSpec
 from brainsynth.quality.gate_file import save_gate
 from brainsynth.quality.tissue_features import tissue_features
+from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import open_store
-from brainsynth.storage.reader import SyntheticDataset
 
 log = logging.getLogger(__name__)
 F32 = npt.NDArray[np.float32]

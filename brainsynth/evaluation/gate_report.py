@@ -11,9 +11,9 @@ import pandas as pd
 from brainsynth.evaluation.agreement import agreement
 from brainsynth.plan import Plan
 from brainsynth.quality.gate import CHECKS
+from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.report import figures
 from brainsynth.report.html import Page
-from brainsynth.storage.reader import SyntheticDataset
 
 WORST, LEAST_PAIRS = 12, 8
 

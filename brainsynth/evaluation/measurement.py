@@ -34,10 +34,10 @@ from brainsynth.models.segmenter import STRUCTURES
 from brainsynth.models.weights import file_sha256
 from brainsynth.plan import ArraySpec, Plan, ShardSpec, table_digest
 from brainsynth.quality.tissue_features import left_right_difference, tissue_features
+from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.storage.arrays import decode_shard, empty_arrays, shard_key
 from brainsynth.storage.commit import read_commit, read_plan, read_samples
 from brainsynth.storage.filesystem import open_store, resolve_uri
-from brainsynth.storage.reader import SyntheticDataset, open_dataset
 from brainsynth.storage.work import Made, Work
 from brainsynth.volume import VolumeSpec, resample
 

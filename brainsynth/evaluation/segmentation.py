@@ -29,9 +29,9 @@ from brainsynth.models import segmenter as networks
 from brainsynth.models.device import able
 from brainsynth.models.segmenter import STRIPPER_CUBE, STRUCTURES
 from brainsynth.models.weights import file_sha256
+from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.records import record
 from brainsynth.storage.filesystem import resolve_uri
-from brainsynth.storage.reader import SyntheticDataset
 from brainsynth.volume import VolumeSpec, resample
 
 F32 = npt.NDArray[np.float32]

@@ -15,10 +15,10 @@ from brainsynth.config.evaluation import EvaluateConfig, TrajectoryConfig
 from brainsynth.errors import UserError
 from brainsynth.evaluation.adherence import adherence
 from brainsynth.evaluation.measurement import Measured
+from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.records import record
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store
-from brainsynth.storage.reader import SyntheticDataset
 
 F64 = npt.NDArray[np.float64]
 LOW, HIGH = 0.05, 0.95

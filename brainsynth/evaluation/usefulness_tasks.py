@@ -23,10 +23,10 @@ from brainsynth.evaluation.measurement import measured_marks, measured_table
 from brainsynth.evaluation.usefulness import UsefulnessResult, run_usefulness
 from brainsynth.evaluation.usefulness_scores import METRICS, Task
 from brainsynth.models.device import choose_device, set_threads
+from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.records import digest, record, seal, to_dict, unseal
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import Store, open_store
-from brainsynth.storage.reader import SyntheticDataset
 
 log = logging.getLogger(__name__)
 CACHE_BYTES = 512 << 20

@@ -23,10 +23,10 @@ from brainsynth.evaluation.usefulness_tasks import check_usefulness, usefulness_
 from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.executors.feature_network import feature_network
 from brainsynth.executors.trajectories import plan_trajectories
+from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store, resolve_uri
 from brainsynth.storage.quality import put_measured
-from brainsynth.storage.reader import SyntheticDataset
 from brainsynth.storage.work import Work
 
 log = logging.getLogger(__name__)

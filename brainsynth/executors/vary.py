@@ -25,10 +25,10 @@ from brainsynth.covariates.sweep import Sweep, held_values, outside_support, par
 from brainsynth.errors import UserError
 from brainsynth.executors import stages
 from brainsynth.models.weights import read_bundle
+from brainsynth.reading.dataset import open_dataset
 from brainsynth.report import case_figures
 from brainsynth.report.montage import Volume
 from brainsynth.storage.filesystem import LocalStore, bundle_folder, local_folder
-from brainsynth.storage.reader import open_dataset
 
 log = logging.getLogger(__name__)
 DATASET = "dataset"

@@ -19,11 +19,11 @@ from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.device import able, autocast, layout
 from brainsynth.models.patch_autoencoder import PatchAutoencoder, principal_components
+from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.records import to_dict
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import local_folder, open_store
-from brainsynth.storage.reader import SyntheticDataset, open_dataset
 from brainsynth.training.data import Batches, flip_half
 from brainsynth.training.disk import full_disk_told
 from brainsynth.training.ema import Ema

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from brainsynth.storage.reader import SyntheticDataset
+from brainsynth.reading.dataset import SyntheticDataset
 
 CACHE_BYTES = 4 << 30
 

@@ -26,11 +26,11 @@ from brainsynth.models.gaussian_denoiser import FINEST
 from brainsynth.models.sampling import draw_noise, guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import file_sha256, load_weights
+from brainsynth.reading.dataset import open_dataset
 from brainsynth.records import digest, to_dict
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import local_folder, open_store
-from brainsynth.storage.reader import open_dataset
 from brainsynth.training.data import batch_indices
 from brainsynth.training.disk import full_disk_told
 from brainsynth.training.ema import Ema

@@ -23,11 +23,11 @@ from brainsynth.models.device import able, autocast, layout
 from brainsynth.models.distilled_decoder import DistilledDecoder, decode_flops
 from brainsynth.models.sampling import check_bundle_sampler
 from brainsynth.models.weights import check_bundle_files, load_models, read_bundle
+from brainsynth.reading.dataset import open_dataset
 from brainsynth.records import digest, to_dict
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import bundle_folder, local_folder, open_store
-from brainsynth.storage.reader import open_dataset
 from brainsynth.training.data import batch_indices
 from brainsynth.training.diffusion import LatentTable
 from brainsynth.training.disk import full_disk_told

@@ -15,11 +15,11 @@ from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.device import choose_device, describe, set_threads
 from brainsynth.models.weights import load_weights
 from brainsynth.plan import ArraySpec, Plan, ShardSpec, table_digest
+from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.records import seal, unseal
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import Store, local_folder, open_store, resolve_uri
-from brainsynth.storage.reader import SyntheticDataset, open_dataset
 from brainsynth.storage.work import Made, Work
 from brainsynth.training.runs import AutoencoderRun, autoencoder_weights, read_run
 from brainsynth.volume import VolumeSpec, mirrored

@@ -35,11 +35,11 @@ from brainsynth.models.few_steps import (
 from brainsynth.models.sampling import guided, sample_latents, sample_rows
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import check_bundle_files, file_sha256, load_models, read_bundle
+from brainsynth.reading.dataset import open_dataset
 from brainsynth.records import digest, to_dict
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import bundle_folder, local_folder, open_store
-from brainsynth.storage.reader import open_dataset
 from brainsynth.training.data import batch_indices
 from brainsynth.training.disk import full_disk_told, replaced
 from brainsynth.training.ema import Ema

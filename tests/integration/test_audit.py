@@ -19,9 +19,9 @@ from brainsynth.evaluation.audit import AuditRecord, read_audit
 from brainsynth.evaluation.audit_case import find_people
 from brainsynth.executors import stages
 from brainsynth.executors.audit import audit
+from brainsynth.reading.dataset import open_dataset
 from brainsynth.storage.commit import commit_key
 from brainsynth.storage.filesystem import open_store
-from brainsynth.storage.reader import open_dataset
 from brainsynth.storage.verify import verify_dataset
 from tests.evaluation.heads import SHAPE, SPACING, heads, moved
 from tests.integration.test_bad_input import run_job

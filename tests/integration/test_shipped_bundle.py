@@ -15,8 +15,8 @@ from brainsynth.config.schema import SHIPPED_BUNDLE, CovariateSource, GenerateCo
 from brainsynth.executors.stages import generate
 from brainsynth.models.weights import check_bundle_files, read_bundle
 from brainsynth.quality.gate_file import load_gate
+from brainsynth.reading.dataset import open_dataset
 from brainsynth.storage.filesystem import bundle_folder
-from brainsynth.storage.reader import open_dataset
 
 FOLDER = bundle_folder(SHIPPED_BUNDLE)
 ASKED_ML = (10.0, 80.0)

@@ -27,10 +27,10 @@ from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.errors import UserError
 from brainsynth.executors import stages
+from brainsynth.reading.dataset import open_dataset
 from brainsynth.records import seal
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store
-from brainsynth.storage.reader import open_dataset
 from brainsynth.training import autoencoder
 from brainsynth.training.checkpoint import checkpoints
 from brainsynth.training.losses import PerceptualLoss, gradient_difference, kl_divergence

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from brainsynth.errors import UserError
-from brainsynth.storage.query import Query
+from brainsynth.reading.query import Query
 
 KINDS = {"age": True, "volume": True, "sex": False, "site": False}
 

@@ -17,12 +17,12 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, SpatialCrop
 
 from brainsynth import open_dataset
-from brainsynth.executors.read import ray_dataset
+from brainsynth.reading.monai import VolumeReader, monai_items
+from brainsynth.reading.ray import ray_dataset
+from brainsynth.reading.splits import fixed_split
+from brainsynth.reading.stored_array import StoredArray
+from brainsynth.reading.torch import ShardSampler, read_tensor
 from brainsynth.storage.filesystem import open_store
-from brainsynth.storage.monai_reader import VolumeReader, monai_items
-from brainsynth.storage.splits import fixed_split
-from brainsynth.storage.stored_array import StoredArray
-from brainsynth.storage.torch_dataset import ShardSampler, read_tensor
 from brainsynth.storage.verify import verify_dataset
 from tests.reading.conftest import OK_ROWS, SHAPE, commit, ids, plan_of, voxels, write
 

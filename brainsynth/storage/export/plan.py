@@ -13,11 +13,11 @@ from typing import Literal, get_args
 from brainsynth.errors import UserError, problems_error
 from brainsynth.manifest import MODEL_KEY, ModelRecord, SampleRecord
 from brainsynth.plan import Plan
+from brainsynth.reading.dataset import SyntheticDataset, open_dataset
+from brainsynth.reading.query import missing
 from brainsynth.records import record, seal, to_dict, unseal
 from brainsynth.storage.commit import read_commit, read_plan, read_samples
 from brainsynth.storage.filesystem import TEMPORARY_PREFIX, LocalStore, Store, local_folder, open_store, resolve_uri
-from brainsynth.storage.query import missing
-from brainsynth.storage.reader import SyntheticDataset, open_dataset
 
 Format = Literal["nifti", "bids", "ome-zarr", "webdataset"]
 FORMATS: tuple[Format, ...] = get_args(Format)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from brainsynth.storage.reader import SyntheticDataset, open_dataset
+from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 
 if TYPE_CHECKING:
     import ray.data

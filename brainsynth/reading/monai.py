@@ -16,8 +16,8 @@ from monai.data.image_reader import ImageReader
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from brainsynth.storage.reader import SyntheticDataset, open_dataset
-from brainsynth.storage.torch_dataset import moved_affine, random_start, read_tensor
+from brainsynth.reading.dataset import SyntheticDataset, open_dataset
+from brainsynth.reading.torch import moved_affine, random_start, read_tensor
 
 
 @dataclass(frozen=True)

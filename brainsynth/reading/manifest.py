@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from brainsynth.errors import OtherVersion, other_version
-from brainsynth.storage.dataset_files import read_file
+from brainsynth.reading.files import read_file
 from brainsynth.storage.untrusted import plain_json
 
 _SCHEMA = "DatasetManifest/1"

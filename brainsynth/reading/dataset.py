@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from brainsynth.storage.dataset_files import list_files, local_path, read_file
+from brainsynth.reading.files import list_files, local_path, read_file
+from brainsynth.reading.manifest import committed, finished
+from brainsynth.reading.query import Query
+from brainsynth.reading.splits import fixed_split
+from brainsynth.reading.stored_array import StoredArray
 from brainsynth.storage.quality import FOLDER, choose, read_measured
-from brainsynth.storage.query import Query
-from brainsynth.storage.reader_manifest import committed, finished
-from brainsynth.storage.splits import fixed_split
-from brainsynth.storage.stored_array import StoredArray
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -181,25 +181,25 @@ class SyntheticDataset:
             patch: voxels of a random box, another on each access; `start` then says where it lies, and `affine` is its own.
             transform: applied to each sample.
         """
-        from brainsynth.storage.torch_dataset import TorchDataset
+        from brainsynth.reading.torch import TorchDataset
 
         return TorchDataset(self, patch, transform)
 
     def monai(self, transform: Callable[[Any], Any] | None = None, patch: Sequence[int] | None = None) -> Any:
         """A `monai.data.Dataset`: dicts with `image`, a MetaTensor (1, X, Y, Z) with the affine; then `transform`."""
-        from brainsynth.storage.monai_reader import monai_dataset
+        from brainsynth.reading.monai import monai_dataset
 
         return monai_dataset(self, transform, patch)
 
     def torchio(self, transform: Any = None) -> Any:
         """A `torchio.SubjectsDataset`; images are read when a subject's data is asked for. Needs torchio."""
-        from brainsynth.storage.torchio_subjects import subjects_dataset
+        from brainsynth.reading.torchio import subjects_dataset
 
         return subjects_dataset(self, transform)
 
     def xarray(self) -> Any:
         """An `xarray.DataArray` (subject, x, y, z), lazy, with mm and covariates as coordinates. Needs xarray and dask."""
-        from brainsynth.storage.labelled_array import labelled_array
+        from brainsynth.reading.xarray import labelled_array
 
         return labelled_array(self)
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torchio
 
-from brainsynth.storage.reader import SyntheticDataset
-from brainsynth.storage.torch_dataset import read_tensor
+from brainsynth.reading.dataset import SyntheticDataset
+from brainsynth.reading.torch import read_tensor
 
 
 def subjects_dataset(dataset: SyntheticDataset, transform: Any = None) -> torchio.SubjectsDataset:

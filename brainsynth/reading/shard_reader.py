@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs import blosc
 
-from brainsynth.storage.dataset_files import LocalParts, RemoteParts, is_remote, local_file
+from brainsynth.reading.files import LocalParts, RemoteParts, is_remote, local_file
 
 # As zarr sets it: threads of blosc would compete with the workers of a DataLoader.
 blosc.use_threads = False

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray
 
-from brainsynth.storage.reader import SyntheticDataset
+from brainsynth.reading.dataset import SyntheticDataset
 
 
 class _Volumes:

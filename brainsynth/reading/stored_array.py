@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from brainsynth.storage.dataset_files import is_remote, local_file, read_file, zarr_store
-from brainsynth.storage.shard_reader import Box, LostError, ShardReader, shard_layout
+from brainsynth.reading.files import is_remote, local_file, read_file, zarr_store
+from brainsynth.reading.shard_reader import Box, LostError, ShardReader, shard_layout
 from brainsynth.storage.untrusted import check_zarr_array
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from brainsynth.storage.dataset_files import is_remote
-from brainsynth.storage.reader import INTEGER_MAX, SyntheticDataset
+from brainsynth.reading.dataset import INTEGER_MAX, SyntheticDataset
+from brainsynth.reading.files import is_remote
 
 _REQUESTS_AT_ONCE = 8
 
