@@ -9,9 +9,9 @@ import sys
 
 from brainsynth.config.cli import configure_logging, guarded
 from brainsynth.errors import UserError
+from brainsynth.export.plan import FORMATS, plan_export
 from brainsynth.reading.splits import SPLITS
 from brainsynth.storage.commit import read_plan
-from brainsynth.storage.export.plan import FORMATS, plan_export
 from brainsynth.storage.filesystem import open_store, resolve_uri
 from brainsynth.storage.repair import garbage, lost_summary, repair
 from brainsynth.storage.verify import verify_dataset

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 
 from brainsynth.errors import UserError
-from brainsynth.storage.export.plan import ExportPlan, ExportRecord, Subject, begin
-from brainsynth.storage.export.run import export_unit, finish
+from brainsynth.export.plan import ExportPlan, ExportRecord, Subject, begin
+from brainsynth.export.run import export_unit, finish
 
 log = logging.getLogger(__name__)
 PROGRESS_S = 15.0

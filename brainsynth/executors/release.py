@@ -27,6 +27,9 @@ from brainsynth.config.release import ReleaseConfig
 from brainsynth.errors import UserError, problems_error
 from brainsynth.evaluation.audit import AUDIT_KEY, AuditRecord, read_audit
 from brainsynth.executors.export import run_export
+from brainsynth.export.formats import whole
+from brainsynth.export.plan import EXPORT_KEY, plan_export, read_model
+from brainsynth.export.tables import tables
 from brainsynth.manifest import MODEL_KEY, DatasetManifest, ModelRecord, for_publication
 from brainsynth.models.weights import file_sha256, read_bundle
 from brainsynth.plan import Plan
@@ -34,9 +37,6 @@ from brainsynth.records import record, seal, unseal
 from brainsynth.storage import quality
 from brainsynth.storage.arrays import metadata_keys, shard_key
 from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, read_commit, read_plan
-from brainsynth.storage.export.formats import whole
-from brainsynth.storage.export.plan import EXPORT_KEY, plan_export, read_model
-from brainsynth.storage.export.tables import tables
 from brainsynth.storage.filesystem import LocalStore, Store, bundle_folder, local_folder, open_store, resolve_uri
 from brainsynth.storage.finalise import DATASET_KEY, SHARDS_KEY, SUBJECTS_KEY, finalise, pretty_json
 from brainsynth.storage.verify import VerifyReport, verify_dataset

@@ -6,9 +6,9 @@ import hashlib
 import threading
 
 from brainsynth.errors import UserError
+from brainsynth.export.formats import nifti_bytes
+from brainsynth.export.plan import read_model
 from brainsynth.reading.stored_array import StoredArray
-from brainsynth.storage.export.formats import nifti_bytes
-from brainsynth.storage.export.plan import read_model
 from brainsynth.viewer.document import document
 from brainsynth.viewer.rows import Rows
 

@@ -19,7 +19,7 @@ import pytest
 
 from brainsynth import open_dataset
 from brainsynth.errors import UserError
-from brainsynth.storage.export.formats import write_nifti
+from brainsynth.export.formats import write_nifti
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.finalise import finalise
 from brainsynth.viewer.server import PAGE

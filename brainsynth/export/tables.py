@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 import brainsynth
-from brainsynth.storage.export.plan import ExportPlan, Subject
+from brainsynth.export.plan import ExportPlan, Subject
 from brainsynth.storage.finalise import participants_sidecar, pretty_json
 
 BIDS_VERSION = "1.10.0"

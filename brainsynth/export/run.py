@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from brainsynth.errors import UserError
+from brainsynth.export.formats import tar_ids, write_nifti, write_ome_zarr, write_tar
+from brainsynth.export.plan import EXPORT_KEY, ExportPlan, ExportRecord, Subject
+from brainsynth.export.tables import about, tables
 from brainsynth.manifest import stored_sha256
 from brainsynth.reading.stored_array import StoredArray
 from brainsynth.records import seal
-from brainsynth.storage.export.formats import tar_ids, write_nifti, write_ome_zarr, write_tar
-from brainsynth.storage.export.plan import EXPORT_KEY, ExportPlan, ExportRecord, Subject
-from brainsynth.storage.export.tables import about, tables
 from brainsynth.storage.filesystem import sweep
 
 log = logging.getLogger(__name__)
