@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from brainsynth.storage.scan_file import FileRejected, read_volume
+from brainsynth.cohort.scan_file import FileRejected, read_volume
 from brainsynth.volume import VolumeSpec, resample
 
 HEAD_MM = 160.0

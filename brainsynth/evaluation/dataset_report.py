@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from brainsynth.cohort.scan_file import FileRejected, read_volume
 from brainsynth.config.schema import RulerConfig
 from brainsynth.covariates.distribution import CovariateDistribution
 from brainsynth.errors import UserError
@@ -26,7 +27,6 @@ from brainsynth.report.html import Page
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import LocalStore, bundle_folder, open_store, resolve_uri
 from brainsynth.storage.finalise import SHARDS_KEY, SUBJECTS_KEY
-from brainsynth.storage.scan_file import FileRejected, read_volume
 from brainsynth.volume import resample
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from brainsynth.executors.trajectories import plan_trajectories
 from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store, resolve_uri
-from brainsynth.storage.quality import put_measured
+from brainsynth.storage.measured import put_measured
 from brainsynth.storage.work import Work
 
 log = logging.getLogger(__name__)

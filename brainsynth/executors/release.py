@@ -34,7 +34,7 @@ from brainsynth.manifest import MODEL_KEY, DatasetManifest, ModelRecord, for_pub
 from brainsynth.models.weights import file_sha256, read_bundle
 from brainsynth.plan import Plan
 from brainsynth.records import record, seal, unseal
-from brainsynth.storage import quality
+from brainsynth.storage import measured as quality
 from brainsynth.storage.arrays import metadata_keys, shard_key
 from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, read_commit, read_plan
 from brainsynth.storage.filesystem import LocalStore, Store, bundle_folder, local_folder, open_store, resolve_uri

@@ -20,7 +20,7 @@ from brainsynth.reading.manifest import committed, finished
 from brainsynth.reading.query import Query
 from brainsynth.reading.splits import fixed_split
 from brainsynth.reading.stored_array import StoredArray
-from brainsynth.storage.quality import FOLDER, choose, read_measured
+from brainsynth.storage.measured import FOLDER, choose, read_measured
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -23,7 +23,7 @@ from brainsynth.storage.arrays import GROUP, decode_rows, decode_shard, empty_ar
 from brainsynth.storage.commit import commit_key, committed_of, committed_shards, read_commit, read_plan
 from brainsynth.storage.filesystem import TEMPORARY_PREFIX, Store
 from brainsynth.storage.finalise import DATASET_KEY
-from brainsynth.storage.quality import is_measured
+from brainsynth.storage.measured import is_measured
 from brainsynth.storage.verify import VerifyReport
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from brainsynth.errors import OtherVersion, UserError
 from brainsynth.manifest import MODEL_KEY, DatasetManifest, SampleRecord, ShardManifest, stored_sha256
 from brainsynth.plan import Plan
 from brainsynth.records import record, unseal
-from brainsynth.storage import attempts, quality
+from brainsynth.storage import attempts
+from brainsynth.storage import measured as quality
 from brainsynth.storage.arrays import GROUP, decode_rows, metadata_keys, shard_key
 from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, read_commit, read_plan, read_samples
 from brainsynth.storage.filesystem import TEMPORARY_PREFIX, Store, open_store

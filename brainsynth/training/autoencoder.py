@@ -24,8 +24,8 @@ from brainsynth.records import to_dict
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import local_folder, open_store
+from brainsynth.storage.whole_file import full_disk_told
 from brainsynth.training.data import Batches, flip_half
-from brainsynth.training.disk import full_disk_told
 from brainsynth.training.ema import Ema
 from brainsynth.training.image_quality import closeness, mean_closeness
 from brainsynth.training.loop import Report, Worker, run

@@ -24,7 +24,7 @@ from brainsynth.errors import UserError
 from brainsynth.models.weights import file_sha256
 from brainsynth.records import record, seal, unseal
 from brainsynth.storage.filesystem import TEMPORARY_PREFIX, sync
-from brainsynth.training.disk import full_disk_told
+from brainsynth.storage.whole_file import full_disk_told
 from brainsynth.training.state import TrainingState
 
 log = logging.getLogger(__name__)

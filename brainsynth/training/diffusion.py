@@ -31,8 +31,8 @@ from brainsynth.records import digest, to_dict
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import local_folder, open_store
+from brainsynth.storage.whole_file import full_disk_told
 from brainsynth.training.data import batch_indices
-from brainsynth.training.disk import full_disk_told
 from brainsynth.training.ema import Ema
 from brainsynth.training.gaussian_fit import fit_gaussian
 from brainsynth.training.latents import read_latent_spec

@@ -28,9 +28,9 @@ from brainsynth.records import digest, to_dict
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import bundle_folder, local_folder, open_store
+from brainsynth.storage.whole_file import full_disk_told
 from brainsynth.training.data import batch_indices
 from brainsynth.training.diffusion import LatentTable
-from brainsynth.training.disk import full_disk_told
 from brainsynth.training.ema import Ema
 from brainsynth.training.export import check_bundle_output
 from brainsynth.training.generated_latents import generated_latents

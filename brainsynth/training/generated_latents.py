@@ -23,7 +23,7 @@ from brainsynth.models.sampling import sample_rows
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.plan import seed_for
 from brainsynth.records import digest, to_dict
-from brainsynth.training.disk import replaced
+from brainsynth.storage.whole_file import replaced
 from brainsynth.training.loop import Worker
 from brainsynth.training.preemption import Left, Listener, Preempted, Request
 

@@ -17,7 +17,7 @@ from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.models.weights import file_sha256, save_weights
 from brainsynth.records import digest, record, seal, to_dict, unseal
-from brainsynth.training.disk import replaced
+from brainsynth.storage.whole_file import replaced
 from brainsynth.volume import VolumeSpec
 
 log = logging.getLogger(__name__)

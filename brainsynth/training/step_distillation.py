@@ -40,8 +40,8 @@ from brainsynth.records import digest, to_dict
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import bundle_folder, local_folder, open_store
+from brainsynth.storage.whole_file import full_disk_told, replaced
 from brainsynth.training.data import batch_indices
-from brainsynth.training.disk import full_disk_told, replaced
 from brainsynth.training.ema import Ema
 from brainsynth.training.export import check_bundle_output
 from brainsynth.training.generated_latents import TOGETHER, drawn_context, kept_in_files, row_seeds

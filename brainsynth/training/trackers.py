@@ -17,7 +17,7 @@ import numpy.typing as npt
 from matplotlib.image import imsave
 
 from brainsynth.errors import UserError
-from brainsynth.training.disk import replaced
+from brainsynth.storage.whole_file import replaced
 
 
 class MetricsLog:

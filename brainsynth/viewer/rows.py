@@ -17,7 +17,7 @@ from brainsynth.records import unseal
 from brainsynth.storage.commit import committed_of, read_commits, read_plan, read_samples
 from brainsynth.storage.filesystem import Store, open_store
 from brainsynth.storage.finalise import DATASET_KEY, SUBJECTS_KEY
-from brainsynth.storage.quality import FOLDER, is_measured
+from brainsynth.storage.measured import FOLDER, is_measured
 from brainsynth.storage.untrusted import check_parquet
 
 _KEPT = ("status", "reason", "mean", "std")

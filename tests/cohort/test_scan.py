@@ -12,9 +12,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from brainsynth.cohort import scan_file
 from brainsynth.cohort.scan import ScanRejected, load_scan
-from brainsynth.storage import scan_file
-from brainsynth.storage.scan_file import FileRejected, read_volume
+from brainsynth.cohort.scan_file import FileRejected, read_volume
 from tests.conftest import GRID
 
 SHAPE = (12, 14, 16)
@@ -98,7 +98,7 @@ def test_a_mask_is_judged_like_a_scan(tmp_path: Path) -> None:
 _MEASURE = """
 import sys
 from pathlib import Path
-from brainsynth.storage.scan_file import read_volume
+from brainsynth.cohort.scan_file import read_volume
 status = lambda: Path("/proc/self/status").read_text()
 mib = lambda field: int(status().split(f"{field}:")[1].split()[0]) / 1024
 read_volume(Path(sys.argv[1]), 512)

@@ -24,7 +24,7 @@ from brainsynth.records import unseal
 from brainsynth.storage.commit import commit_shard, write_plan
 from brainsynth.storage.filesystem import Store, open_store
 from brainsynth.storage.finalise import DATASET_KEY, finalise
-from brainsynth.storage.quality import put_measured
+from brainsynth.storage.measured import put_measured
 from brainsynth.viewer.server import ViewServer
 from brainsynth.viewer.view import View
 from brainsynth.volume import VolumeSpec

@@ -12,7 +12,7 @@ from brainsynth.manifest import DatasetManifest
 from brainsynth.records import unseal
 from brainsynth.storage.filesystem import Store
 from brainsynth.storage.finalise import DATASET_KEY
-from brainsynth.storage.quality import put_measured, read_measured
+from brainsynth.storage.measured import put_measured, read_measured
 from brainsynth.storage.repair import garbage, repair
 from brainsynth.storage.verify import verify_dataset
 from tests.storage.conftest import flip, tiny_plan, write_dataset
