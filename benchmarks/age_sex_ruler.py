@@ -21,8 +21,8 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from brainsynth.evaluation.agreement import agreement, discrimination
 from brainsynth.evaluation.covariate_ruler import CovariateRuler, cross_predict
+from brainsynth.metrics.agreement import agreement, discrimination
 from brainsynth.quality.tissue_features import tissue_features
 from brainsynth.records import to_dict
 from brainsynth.volume import VolumeSpec, resample

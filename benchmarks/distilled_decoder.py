@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from brainsynth import open_dataset
-from brainsynth.evaluation.bootstrap import bootstrap_interval
+from brainsynth.metrics.intervals import bootstrap_interval
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import autocast, choose_device
 from brainsynth.models.distilled_decoder import DistilledDecoder, decode_flops

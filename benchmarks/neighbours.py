@@ -15,7 +15,7 @@ import time
 import numpy as np
 import torch
 
-from brainsynth.evaluation.neighbours import nearest_neighbours
+from brainsynth.metrics.neighbours import nearest_neighbours
 
 CHECKED = 20
 

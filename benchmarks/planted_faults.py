@@ -22,9 +22,9 @@ import pandas as pd
 
 from benchmarks.age_sex_ruler import GRIDS, features, subjects
 from brainsynth.evaluation.adherence import verdict
-from brainsynth.evaluation.agreement import agreement
 from brainsynth.evaluation.covariate_ruler import cross_predict
 from brainsynth.evaluation.segmentation import Calibration
+from brainsynth.metrics.agreement import agreement
 
 HELD, DRAWS, SIZES = 27, 50, (10, 20, 40, 80, 160, 320)
 BIAS = 1.05

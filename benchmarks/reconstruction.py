@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from brainsynth.evaluation.bootstrap import bootstrap_interval
 from brainsynth.evaluation.covariate_ruler import CovariateRuler
+from brainsynth.metrics.intervals import bootstrap_interval
 from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.patch_autoencoder import depth_to_space, space_to_depth
 from brainsynth.models.weights import load_weights

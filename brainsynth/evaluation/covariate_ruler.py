@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brainsynth.errors import UserError
-from brainsynth.evaluation.agreement import Agreement, Discrimination, agreement, discrimination
+from brainsynth.metrics.agreement import Agreement, Discrimination, agreement, discrimination
 from brainsynth.quality.linear_ruler import F32, F64, Kind, LinearRuler, calibrated
 from brainsynth.records import record
 

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from scipy.stats import fisher_exact, rankdata
 
 from brainsynth.errors import UserError
-from brainsynth.evaluation.bootstrap import ConfidenceInterval, bootstrap_interval
-from brainsynth.evaluation.neighbours import nearest_neighbours, nearest_subjects
+from brainsynth.metrics.intervals import ConfidenceInterval, bootstrap_interval
+from brainsynth.metrics.neighbours import nearest_neighbours, nearest_subjects
 from brainsynth.records import record
 
 F32 = npt.NDArray[np.float32]

@@ -14,11 +14,11 @@ import numpy.typing as npt
 from scipy.stats import binomtest
 
 from brainsynth.errors import UserError
-from brainsynth.evaluation.bootstrap import ConfidenceInterval, bootstrap_interval, jackknife_interval
 from brainsynth.evaluation.finding import LEAST, Finding, finding
-from brainsynth.evaluation.frechet import GaussianStats, frechet_distance, frechet_distance_infinity, squared_mmd
-from brainsynth.evaluation.manifold import manifold_membership
 from brainsynth.evaluation.measured_sample import MeasuredSample
+from brainsynth.metrics.frechet import GaussianStats, frechet_distance, frechet_distance_infinity, squared_mmd
+from brainsynth.metrics.intervals import ConfidenceInterval, bootstrap_interval, jackknife_interval
+from brainsynth.metrics.manifold import manifold_membership
 
 F32 = npt.NDArray[np.float32]
 PAIRWISE = 2000

@@ -14,13 +14,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from brainsynth.evaluation.bootstrap import bootstrap_interval, jackknife_interval
-from brainsynth.evaluation.distributions import cohens_d, wasserstein_distance
 from brainsynth.evaluation.feature_distances import feature_distances
 from brainsynth.evaluation.finding import LEAST, Finding, finding
 from brainsynth.evaluation.measured_sample import SIDES, MeasuredSample
 from brainsynth.evaluation.measurement import BINS
-from brainsynth.evaluation.ssim import four_g_r_ssim, ms_ssim, pair_indices
+from brainsynth.metrics.distributions import cohens_d, wasserstein_distance
+from brainsynth.metrics.intervals import bootstrap_interval, jackknife_interval
+from brainsynth.metrics.ssim import four_g_r_ssim, ms_ssim, pair_indices
 from brainsynth.reading.dataset import SyntheticDataset
 
 F64 = npt.NDArray[np.float64]

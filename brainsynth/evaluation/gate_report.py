@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from brainsynth.evaluation.agreement import agreement
+from brainsynth.metrics.agreement import agreement
 from brainsynth.plan import Plan
 from brainsynth.quality.gate import CHECKS
 from brainsynth.reading.dataset import SyntheticDataset

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from scipy.stats import betabinom, mannwhitneyu
 
 from brainsynth.errors import UserError
-from brainsynth.evaluation.neighbours import nearest_subjects
+from brainsynth.metrics.neighbours import nearest_subjects
 from brainsynth.records import record
 
 F32 = npt.NDArray[np.float32]

@@ -11,8 +11,8 @@ from torch.nn.functional import conv3d
 
 from brainsynth.bundle.spec import MeasuredInterval, StepFidelity
 from brainsynth.errors import UserError
-from brainsynth.evaluation.bootstrap import ConfidenceInterval, bootstrap_interval
-from brainsynth.evaluation.frechet import GaussianStats, frechet_distance
+from brainsynth.metrics.frechet import GaussianStats, frechet_distance
+from brainsynth.metrics.intervals import ConfidenceInterval, bootstrap_interval
 from brainsynth.models.sampling import draw_noise
 
 FILTERS, SEED, RESAMPLES = 8, 200, 1000

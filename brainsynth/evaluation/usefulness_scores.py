@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import t as student
 
-from brainsynth.evaluation.agreement import auc_of
+from brainsynth.metrics.agreement import auc_of
 from brainsynth.records import record
 
 F64 = npt.NDArray[np.float64]

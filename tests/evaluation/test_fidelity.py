@@ -10,9 +10,9 @@ import pytest
 from benchmarks.judge_memory import write_measurements
 from brainsynth.errors import UserError
 from brainsynth.evaluation.fidelity import Fidelity, fidelity
-from brainsynth.evaluation.frechet import GaussianStats
 from brainsynth.evaluation.measured_sample import MeasuredSample
 from brainsynth.evaluation.measurement import measured_blocks, measured_table
+from brainsynth.metrics.frechet import GaussianStats
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from brainsynth.errors import UserError
-from brainsynth.evaluation import neighbours
-from brainsynth.evaluation.neighbours import nearest_neighbours, nearest_subjects
+from brainsynth.metrics import neighbours
+from brainsynth.metrics.neighbours import nearest_neighbours, nearest_subjects
 
 
 def gaussian(n: int, d: int, seed: int) -> np.ndarray:

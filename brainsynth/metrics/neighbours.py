@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from brainsynth.errors import UserError
-from brainsynth.evaluation.manifold import feature_matrix, row_blocks
+from brainsynth.metrics.manifold import feature_matrix, row_blocks
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brainsynth.errors import UserError
-from brainsynth.evaluation.manifold import feature_matrix, row_blocks
+from brainsynth.metrics.manifold import feature_matrix, row_blocks
 from brainsynth.records import record
 
 F64 = npt.NDArray[np.float64]

@@ -5,8 +5,7 @@ import pytest
 from scipy import stats
 
 from brainsynth.errors import UserError
-from brainsynth.evaluation.bootstrap import bootstrap_interval
-from brainsynth.evaluation.distributions import (
+from brainsynth.metrics.distributions import (
     IntensityHistogram,
     cohens_d,
     histogram_kolmogorov_smirnov,
@@ -14,6 +13,7 @@ from brainsynth.evaluation.distributions import (
     kolmogorov_smirnov,
     wasserstein_distance,
 )
+from brainsynth.metrics.intervals import bootstrap_interval
 
 
 def volumes(n: int, seed: int, shift: float = 0.0) -> list[np.ndarray]:

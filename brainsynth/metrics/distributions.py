@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brainsynth.errors import UserError
-from brainsynth.evaluation.bootstrap import ConfidenceInterval
+from brainsynth.metrics.intervals import ConfidenceInterval
 
 F64 = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]

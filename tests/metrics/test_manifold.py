@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from brainsynth.errors import UserError
-from brainsynth.evaluation import manifold
-from brainsynth.evaluation.manifold import ManifoldMembership, expected_coverage, manifold_membership
+from brainsynth.metrics import manifold
+from brainsynth.metrics.manifold import ManifoldMembership, expected_coverage, manifold_membership
 
 
 def gaussian(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> np.ndarray:

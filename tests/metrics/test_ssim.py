@@ -10,7 +10,7 @@ from monai.metrics.regression import MultiScaleSSIMMetric, SSIMMetric
 from scipy.ndimage import gaussian_filter
 
 from brainsynth.errors import UserError
-from brainsynth.evaluation.ssim import MS_SSIM_WEIGHTS, four_g_r_ssim, ms_ssim, pair_indices, ssim
+from brainsynth.metrics.ssim import MS_SSIM_WEIGHTS, four_g_r_ssim, ms_ssim, pair_indices, ssim
 
 
 def heads(shape: tuple[int, int, int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

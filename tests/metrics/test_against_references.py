@@ -11,8 +11,8 @@ import torch
 from monai.metrics import FIDMetric
 
 from brainsynth.evaluation.feature_distances import frechet_of_rows
-from brainsynth.evaluation.frechet import GaussianStats, frechet_distance, kernel_distance, squared_mmd
-from brainsynth.evaluation.manifold import manifold_membership
+from brainsynth.metrics.frechet import GaussianStats, frechet_distance, kernel_distance, squared_mmd
+from brainsynth.metrics.manifold import manifold_membership
 
 TORCH_FIDELITY_FID = 6.899331852673711
 TORCH_FIDELITY_KID = 0.2972715399237418

@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 
 from brainsynth.errors import UserError
-from brainsynth.evaluation.bootstrap import bootstrap_interval, jackknife_interval, mean_difference
-from brainsynth.evaluation.frechet import GaussianStats, frechet_distance
+from brainsynth.metrics.frechet import GaussianStats, frechet_distance
+from brainsynth.metrics.intervals import bootstrap_interval, jackknife_interval, mean_difference
 
 
 def test_a_normal_mean_has_the_textbook_interval():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from brainsynth.errors import UserError
-from brainsynth.evaluation.frechet import (
+from brainsynth.metrics.frechet import (
     GaussianStats,
     frechet_distance,
     frechet_distance_infinity,
@@ -137,7 +137,7 @@ def test_mmd_is_that_of_a_loop_and_blocks_change_nothing(monkeypatch):
     expected = naive_mmd(x, y)
     assert squared_mmd(x, y) == pytest.approx(expected, rel=1e-10)
     blocks = [slice(0, 10), slice(10, 20), slice(20, 30), slice(30, 40)]
-    monkeypatch.setattr("brainsynth.evaluation.frechet.row_blocks", lambda n: [b for b in blocks if b.start < n])
+    monkeypatch.setattr("brainsynth.metrics.frechet.row_blocks", lambda n: [b for b in blocks if b.start < n])
     assert squared_mmd(x, y) == pytest.approx(expected, rel=1e-10)
 
 
