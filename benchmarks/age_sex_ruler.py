@@ -21,9 +21,9 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from brainsynth.evaluation.covariate_ruler import CovariateRuler, cross_predict
+from brainsynth.instruments.covariate_ruler import CovariateRuler, cross_predict
+from brainsynth.instruments.tissue_features import tissue_features
 from brainsynth.metrics.agreement import agreement, discrimination
-from brainsynth.quality.tissue_features import tissue_features
 from brainsynth.records import to_dict
 from brainsynth.volume import VolumeSpec, resample
 

@@ -27,7 +27,8 @@ import torch
 from scipy import ndimage
 
 from brainsynth.errors import UserError
-from brainsynth.evaluation.alignment import (
+from brainsynth.evaluation.memorisation import CopyDetector, judge_copies
+from brainsynth.instruments.alignment import (
     Aligner,
     CanonicalFrame,
     VoxelDescriptor,
@@ -35,7 +36,6 @@ from brainsynth.evaluation.alignment import (
     to_working_grid,
     working_grid,
 )
-from brainsynth.evaluation.memorisation import CopyDetector, judge_copies
 from brainsynth.models.embedder import load_embedder, save_embedder
 from brainsynth.training.embedder import EmbedderTraining, train_embedder
 from brainsynth.volume import VolumeSpec

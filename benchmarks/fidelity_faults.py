@@ -25,11 +25,11 @@ from benchmarks.usefulness_stand_in import GRID, scans
 from brainsynth.config.evaluation import EvaluateConfig, FeatureConfig
 from brainsynth.config.schema import PrepareConfig, RuntimeConfig, SourceConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
-from brainsynth.evaluation.covariate_ruler import CovariateRuler
 from brainsynth.evaluation.finding import Finding
 from brainsynth.executors import stages
 from brainsynth.executors.evaluate import evaluate
-from brainsynth.quality.tissue_features import tissue_features
+from brainsynth.instruments.covariate_ruler import CovariateRuler
+from brainsynth.instruments.tissue_features import tissue_features
 from brainsynth.volume import resample
 
 REFERENCE, DRAWS = 80, 1000

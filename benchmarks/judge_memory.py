@@ -23,9 +23,9 @@ import pandas as pd
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.evaluation.fidelity import fidelity
 from brainsynth.evaluation.measurement import BINS
+from brainsynth.instruments.tissue_features import left_right_difference, tissue_features
 from brainsynth.manifest import describe_sample
 from brainsynth.plan import ArraySpec, Plan, table_digest
-from brainsynth.quality.tissue_features import left_right_difference, tissue_features
 from brainsynth.storage.commit import commit_shard, write_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.volume import VolumeSpec

@@ -22,8 +22,8 @@ import pandas as pd
 
 from benchmarks.age_sex_ruler import GRIDS, features, subjects
 from brainsynth.evaluation.adherence import verdict
-from brainsynth.evaluation.covariate_ruler import cross_predict
-from brainsynth.evaluation.segmentation import Calibration
+from brainsynth.instruments.covariate_ruler import cross_predict
+from brainsynth.instruments.segmentation import Calibration
 from brainsynth.metrics.agreement import agreement
 
 HELD, DRAWS, SIZES = 27, 50, (10, 20, 40, 80, 160, 320)

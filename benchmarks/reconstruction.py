@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from brainsynth.evaluation.covariate_ruler import CovariateRuler
+from brainsynth.instruments.covariate_ruler import CovariateRuler
+from brainsynth.instruments.tissue_features import tissue_features, tissue_volumes
 from brainsynth.metrics.intervals import bootstrap_interval
 from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.patch_autoencoder import depth_to_space, space_to_depth
 from brainsynth.models.weights import load_weights
-from brainsynth.quality.tissue_features import tissue_features, tissue_volumes
 from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.records import to_dict
 from brainsynth.training.autoencoder import patch_components

@@ -29,8 +29,8 @@ import torch
 
 from brainsynth.config.evaluation import SegmentationConfig
 from brainsynth.evaluation.measurement import measured_table
-from brainsynth.evaluation.segmentation import Calibration, SegmentationRuler, table_line
-from brainsynth.evaluation.ventricles import ruler_error
+from brainsynth.instruments.segmentation import Calibration, SegmentationRuler, table_line
+from brainsynth.instruments.ventricles import ruler_error
 from brainsynth.records import to_dict
 from brainsynth.volume import VolumeSpec, resample
 

@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.age_sex_ruler import GRIDS
-from brainsynth.evaluation.covariate_ruler import CovariateRuler, cross_predict
+from brainsynth.instruments.covariate_ruler import CovariateRuler, cross_predict
+from brainsynth.instruments.tissue_features import tissue_features
 from brainsynth.metrics.agreement import agreement
-from brainsynth.quality.tissue_features import tissue_features
 from brainsynth.records import to_dict
 from brainsynth.volume import resample
 

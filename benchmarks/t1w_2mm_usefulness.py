@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from brainsynth.evaluation.covariate_ruler import CovariateRuler
-from brainsynth.quality.tissue_features import tissue_features
+from brainsynth.instruments.covariate_ruler import CovariateRuler
+from brainsynth.instruments.tissue_features import tissue_features
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from brainsynth.evaluation.alignment import Aligner, CanonicalFrame, to_working_grid
 from brainsynth.evaluation.audit import AUDIT_KEY, NEIGHBOURS_KEY, REPORT_KEY, AuditRecord, Judgement
 from brainsynth.evaluation.audit_case import Case
+from brainsynth.instruments.alignment import Aligner, CanonicalFrame, to_working_grid
 from brainsynth.records import seal
 from brainsynth.report import audit_figures
 from brainsynth.report.html import Page

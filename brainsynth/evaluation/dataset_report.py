@@ -17,7 +17,7 @@ from brainsynth.config.schema import RulerConfig
 from brainsynth.covariates.distribution import CovariateDistribution
 from brainsynth.errors import UserError
 from brainsynth.evaluation.gate_report import gate_section
-from brainsynth.evaluation.ventricles import RulerError, VentricleRuler, agreement, ruler_error
+from brainsynth.instruments.ventricles import RulerError, VentricleRuler, agreement, ruler_error
 from brainsynth.models.weights import read_bundle
 from brainsynth.plan import Plan
 from brainsynth.reading.dataset import SyntheticDataset, open_dataset

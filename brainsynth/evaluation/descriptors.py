@@ -16,7 +16,9 @@ import numpy.typing as npt
 
 from brainsynth.config.schema import RuntimeConfig
 from brainsynth.errors import UserError
-from brainsynth.evaluation.alignment import (
+from brainsynth.evaluation.measurement import measured_blocks, measured_plan
+from brainsynth.evaluation.memorisation import Spaces
+from brainsynth.instruments.alignment import (
     DIMENSIONS,
     Aligner,
     CanonicalFrame,
@@ -25,8 +27,6 @@ from brainsynth.evaluation.alignment import (
     to_working_grid,
     working_grid,
 )
-from brainsynth.evaluation.measurement import measured_blocks, measured_plan
-from brainsynth.evaluation.memorisation import Spaces
 from brainsynth.manifest import describe_sample
 from brainsynth.models.device import choose_device, describe, set_threads
 from brainsynth.models.embedder import EMBEDDING_SIZE, load_embedder

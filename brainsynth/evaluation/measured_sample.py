@@ -11,8 +11,8 @@ import pandas as pd
 from brainsynth.errors import UserError
 from brainsynth.evaluation.finding import LEAST
 from brainsynth.evaluation.measurement import measured_shards
+from brainsynth.instruments.tissue_features import tissue_volumes
 from brainsynth.metrics.frechet import GaussianStats
-from brainsynth.quality.tissue_features import tissue_volumes
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.volume import VolumeSpec

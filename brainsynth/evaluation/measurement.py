@@ -23,17 +23,17 @@ import pandas as pd
 from brainsynth.config.evaluation import VENTRICLES, EvaluateConfig
 from brainsynth.config.schema import RuntimeConfig
 from brainsynth.errors import UserError
-from brainsynth.evaluation.feature_network import FeatureNetwork, features_of
 from brainsynth.evaluation.finding import LEAST
-from brainsynth.evaluation.own_rulers import call_functions, load_functions
-from brainsynth.evaluation.segmentation import VENTRICLES as VENTRICLE_NAMES
-from brainsynth.evaluation.segmentation import SegmentationRuler, table_line
+from brainsynth.instruments.feature_network import FeatureNetwork, features_of
+from brainsynth.instruments.own_rulers import call_functions, load_functions
+from brainsynth.instruments.segmentation import VENTRICLES as VENTRICLE_NAMES
+from brainsynth.instruments.segmentation import SegmentationRuler, table_line
+from brainsynth.instruments.tissue_features import left_right_difference, tissue_features
 from brainsynth.manifest import describe_sample
 from brainsynth.models.device import choose_device, describe, set_threads
 from brainsynth.models.segmenter import STRUCTURES
 from brainsynth.models.weights import file_sha256
 from brainsynth.plan import ArraySpec, Plan, ShardSpec, table_digest
-from brainsynth.quality.tissue_features import left_right_difference, tissue_features
 from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.storage.arrays import decode_shard, empty_arrays, shard_key
 from brainsynth.storage.commit import read_commit, read_plan, read_samples

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from brainsynth.config.audit import TRAIN, AuditConfig
-from brainsynth.evaluation.alignment import Aligner
 from brainsynth.evaluation.audit import REPORT_KEY, AuditRecord, judge
 from brainsynth.evaluation.audit_case import Case, open_case
 from brainsynth.evaluation.audit_report import write_audit
@@ -22,6 +21,7 @@ from brainsynth.evaluation.descriptors import (
 )
 from brainsynth.evaluation.measurement import open_volumes, weights_file
 from brainsynth.executors.dataset import dry_run, make_dataset
+from brainsynth.instruments.alignment import Aligner
 from brainsynth.models.device import choose_device, set_threads
 from brainsynth.models.embedder import load_embedder, save_embedder
 from brainsynth.records import digest, to_dict

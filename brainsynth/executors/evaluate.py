@@ -17,12 +17,12 @@ from brainsynth.evaluation.measurement import (
     open_volumes,
     plan_measurement,
 )
-from brainsynth.evaluation.own_rulers import load_functions
 from brainsynth.evaluation.trajectories import Trajectory, read_trajectories
 from brainsynth.evaluation.usefulness_tasks import check_usefulness, usefulness_findings, usefulness_results
 from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.executors.feature_network import feature_network
 from brainsynth.executors.trajectories import plan_trajectories
+from brainsynth.instruments.own_rulers import load_functions
 from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store, resolve_uri

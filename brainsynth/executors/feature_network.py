@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from brainsynth.config.evaluation import EvaluateConfig
-from brainsynth.evaluation.alignment import to_working_grid, working_grid
-from brainsynth.evaluation.feature_network import FeatureNetwork
 from brainsynth.evaluation.measurement import open_volumes, weights_file
+from brainsynth.instruments.alignment import to_working_grid, working_grid
+from brainsynth.instruments.feature_network import FeatureNetwork
 from brainsynth.models.device import choose_device
 from brainsynth.models.embedder import load_embedder, save_embedder
 from brainsynth.models.medicalnet import load_medicalnet

@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from brainsynth.errors import UserError
+from brainsynth.instruments.linear_ruler import LinearRuler
+from brainsynth.instruments.tissue_features import tissue_features
 from brainsynth.quality.envelope import FOLDS, deviations, fit_envelope
 from brainsynth.quality.gate_features import F64, Measured, measure
 from brainsynth.quality.gate_maps import CoarseMaps
-from brainsynth.quality.linear_ruler import LinearRuler
-from brainsynth.quality.tissue_features import tissue_features
 from brainsynth.records import record
 from brainsynth.volume import VolumeSpec
 

@@ -5,10 +5,10 @@ import pytest
 from scipy import ndimage, stats
 
 from brainsynth.errors import UserError
-from brainsynth.evaluation.alignment import Aligner, VoxelDescriptor, fit_frame
 from brainsynth.evaluation.memorisation import Closeness, CopyDetector, Null, judge_copies, log_ratio
+from brainsynth.instruments.alignment import Aligner, VoxelDescriptor, fit_frame
 from brainsynth.records import from_dict, to_dict
-from tests.evaluation.heads import SPACING, heads, moved
+from tests.instruments.heads import SPACING, heads, moved
 
 NAMES = {i: f"person-{i}" for i in range(1000)}
 

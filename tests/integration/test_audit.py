@@ -23,7 +23,7 @@ from brainsynth.reading.dataset import open_dataset
 from brainsynth.storage.commit import commit_key
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset
-from tests.evaluation.heads import SHAPE, SPACING, heads, moved
+from tests.instruments.heads import SHAPE, SPACING, heads, moved
 from tests.integration.test_bad_input import run_job
 from tests.line import GRID, Line, as_config
 

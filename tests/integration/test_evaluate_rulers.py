@@ -17,9 +17,9 @@ from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.config.schema import PrepareConfig
 from brainsynth.errors import UserError
 from brainsynth.evaluation import usefulness_tasks
-from brainsynth.evaluation.own_rulers import ALLOWED
 from brainsynth.executors import stages
 from brainsynth.executors.evaluate import describe_evaluate, evaluate
+from brainsynth.instruments.own_rulers import ALLOWED
 from brainsynth.records import to_dict
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset

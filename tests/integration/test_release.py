@@ -37,7 +37,7 @@ from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.finalise import SHARDS_KEY, SUBJECTS_KEY, finalise
 from brainsynth.storage.verify import verify_dataset
 from brainsynth.volume import VolumeSpec
-from tests.evaluation.heads import SHAPE, SPACING, heads
+from tests.instruments.heads import SHAPE, SPACING, heads
 from tests.integration.test_audit import cohort
 from tests.line import as_config, write_yaml
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from brainsynth.errors import UserError
-from brainsynth.evaluation.ventricles import ruler_error
+from brainsynth.instruments.ventricles import ruler_error
 from brainsynth.metrics.agreement import agreement, auc_of, discrimination
 from brainsynth.records import from_dict, to_dict
 

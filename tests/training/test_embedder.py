@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from brainsynth.errors import UserError
 from brainsynth.training.embedder import EmbedderTraining, contrastive_loss, invent, picture, train_embedder
-from tests.evaluation.heads import SPACING, heads
+from tests.instruments.heads import SPACING, heads
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from brainsynth.errors import UserError
-from brainsynth.evaluation.alignment import to_working_grid
+from brainsynth.instruments.alignment import to_working_grid
 from brainsynth.models.embedder import EMBEDDING_SIZE, Embedder, load_embedder
 from brainsynth.models.medicalnet import FEATURES, MedicalNet, load_medicalnet
 from brainsynth.records import record

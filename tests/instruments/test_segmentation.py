@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from brainsynth import open_dataset
 from brainsynth.config.evaluation import SegmentationConfig
 from brainsynth.errors import UserError
-from brainsynth.evaluation.segmentation import (
+from brainsynth.instruments.segmentation import (
     BRAIN,
     FLAGS,
     VENTRICLES,
@@ -25,7 +25,7 @@ from brainsynth.evaluation.segmentation import (
     network_grid,
     structure_ml,
 )
-from brainsynth.evaluation.ventricles import ruler_error
+from brainsynth.instruments.ventricles import ruler_error
 from brainsynth.models.segmenter import STRUCTURES, Segmenter
 from brainsynth.volume import VolumeSpec, resample
 

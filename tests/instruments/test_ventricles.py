@@ -10,7 +10,7 @@ import pytest
 
 from brainsynth.cohort.phantom import make_phantom, phantom_covariates, phantom_grid, subject_seed
 from brainsynth.errors import UserError
-from brainsynth.evaluation.ventricles import VentricleRuler, agreement, ruler_error
+from brainsynth.instruments.ventricles import VentricleRuler, agreement, ruler_error
 
 GRID = phantom_grid(5.0, (32, 40, 32))
 DATA = Path(os.environ.get("BRAINSYNTH_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))

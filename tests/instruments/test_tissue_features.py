@@ -7,7 +7,7 @@ import pytest
 
 from brainsynth.cohort.phantom import make_phantom, phantom_grid
 from brainsynth.errors import UserError
-from brainsynth.quality.tissue_features import left_right_difference, tissue_features, tissue_volumes
+from brainsynth.instruments.tissue_features import left_right_difference, tissue_features, tissue_volumes
 from brainsynth.volume import VolumeSpec
 
 GRID = phantom_grid(4.0, (40, 52, 40))

@@ -10,8 +10,8 @@ import pytest
 
 from brainsynth.config.evaluation import EvaluateConfig, TableRuler
 from brainsynth.errors import UserError
-from brainsynth.evaluation import own_rulers
-from brainsynth.evaluation.own_rulers import MeasuredTable, call_functions, function_values, load_functions
+from brainsynth.instruments import own_rulers
+from brainsynth.instruments.own_rulers import MeasuredTable, call_functions, function_values, load_functions
 
 IDS = pd.Series(["OAS10001MR1", "OAS10002MR1", "OAS10003MR1"])
 CODE = """

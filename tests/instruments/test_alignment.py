@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from brainsynth.errors import UserError
-from brainsynth.evaluation.alignment import Aligner, VoxelDescriptor, fit_frame, to_working_grid, working_grid
+from brainsynth.instruments.alignment import Aligner, VoxelDescriptor, fit_frame, to_working_grid, working_grid
 from brainsynth.volume import VolumeSpec
-from tests.evaluation.heads import SPACING, heads, moved
+from tests.instruments.heads import SPACING, heads, moved
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from brainsynth.errors import UserError
+from brainsynth.instruments.linear_ruler import F32, F64, Kind, LinearRuler, calibrated
 from brainsynth.metrics.agreement import Agreement, Discrimination, agreement, discrimination
-from brainsynth.quality.linear_ruler import F32, F64, Kind, LinearRuler, calibrated
 from brainsynth.records import record
 
 _ALPHAS = 10.0 ** np.arange(-5, 3.1, 0.5)

@@ -6,7 +6,7 @@ and no volume's figures depend on its neighbours.
 
 The network draws its borders elsewhere than other tools do, and elsewhere on blurred images than on sharp ones. So quote
 calibrated volumes (`Calibration.fit`, on subjects of the same grid that are not measured later) with the ruler's own error
-(`brainsynth.evaluation.ventricles.ruler_error`) beside them.
+(`brainsynth.instruments.ventricles.ruler_error`) beside them.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ import pytest
 
 from brainsynth.cohort.phantom import make_phantom, phantom_covariates, phantom_grid
 from brainsynth.errors import UserError
-from brainsynth.evaluation.covariate_ruler import CovariateRuler, cross_predict
+from brainsynth.instruments.covariate_ruler import CovariateRuler, cross_predict
+from brainsynth.instruments.tissue_features import tissue_features
 from brainsynth.metrics.agreement import agreement, discrimination
-from brainsynth.quality.tissue_features import tissue_features
 from brainsynth.records import from_dict, to_dict
 from brainsynth.volume import VolumeSpec, resample
 
