@@ -26,8 +26,8 @@ from scipy.stats import beta
 from benchmarks.artefacts import ARTEFACTS, BESIDE
 from benchmarks.segmentation_ruler import COARSE, brain
 from brainsynth.cohort.prepare import scale_intensities
-from brainsynth.quality.gate import QualityGate
-from brainsynth.quality.gate_features import Measured, measure
+from brainsynth.gate.features import Measured, measure
+from brainsynth.gate.gate import QualityGate
 from brainsynth.volume import VolumeSpec, resample
 
 FOLDERS = {"OASIS-1": "oasis1_2mm", "IXI": "ixi_2mm"}

@@ -23,8 +23,8 @@ from brainsynth.config.cli import configure_logging
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig
 from brainsynth.executors.stages import generate
+from brainsynth.gate.file import load_gate
 from brainsynth.models.weights import read_bundle
-from brainsynth.quality.gate_file import load_gate
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.records import to_dict
 from brainsynth.report import figures

@@ -17,6 +17,10 @@ from brainsynth.bundle.spec import GATE_FILE, BundleSpec
 from brainsynth.config.gate import GateConfig
 from brainsynth.config.schema import SHIPPED_BUNDLE, CovariateSource, GenerateConfig
 from brainsynth.errors import UserError, WorkerBroken
+from brainsynth.gate.drawn import Drawn
+from brainsynth.gate.file import load_gate
+from brainsynth.gate.gate import QualityGate
+from brainsynth.gate.rules import Gatekeeper, GateRules, gate_rules
 from brainsynth.manifest import MODEL_KEY, ModelRecord, SampleRecord
 from brainsynth.models.device import (
     autocast,
@@ -32,10 +36,6 @@ from brainsynth.models.sampling import check_bundle_sampler, sample_rows
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import check_bundle_files, check_decoder, load_models, read_bundle
 from brainsynth.plan import Plan, ShardSpec, attempt_seed, generation_plan, generation_samples
-from brainsynth.quality.drawn import Drawn
-from brainsynth.quality.gate import QualityGate
-from brainsynth.quality.gate_file import load_gate
-from brainsynth.quality.gatekeeper import Gatekeeper, GateRules, gate_rules
 from brainsynth.records import from_dict, record, seal, to_dict
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_samples

@@ -16,7 +16,7 @@ from brainsynth.cohort.scan_file import FileRejected, read_volume
 from brainsynth.config.schema import RulerConfig
 from brainsynth.covariates.distribution import CovariateDistribution
 from brainsynth.errors import UserError
-from brainsynth.evaluation.gate_report import gate_section
+from brainsynth.gate.report import gate_section
 from brainsynth.instruments.ventricles import RulerError, VentricleRuler, agreement, ruler_error
 from brainsynth.models.weights import read_bundle
 from brainsynth.plan import Plan

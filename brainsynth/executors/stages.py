@@ -19,10 +19,10 @@ from brainsynth.config.schema import (
 )
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.evaluation.dataset_report import check_ruler, report_dataset
-from brainsynth.evaluation.gate_fit import reference_rows, write_gate
 from brainsynth.evaluation.step_fidelity import measure_steps
 from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.executors.ray_train import train
+from brainsynth.gate.fit import reference_rows, write_gate
 from brainsynth.generate import estimate_s, plan_generation, write_model_record
 from brainsynth.storage.filesystem import local_folder
 from brainsynth.training import autoencoder, diffusion, distillation, step_distillation

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
-from brainsynth.quality.gate_features import F32, F64, Measured
+from brainsynth.gate.features import F32, F64, Measured
 
 COMPONENTS = 8
 """Principal components kept of each map at most: enough for size, ventricles and tilt, too few to hold a subject."""

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from brainsynth.gate.rules import Verdict
 from brainsynth.manifest import SampleRecord, describe_sample
-from brainsynth.quality.gatekeeper import Verdict
 
 
 class Drawn:

@@ -12,11 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from brainsynth.errors import UserError
+from brainsynth.gate.features import COARSE_MM, blocks
+from brainsynth.gate.gate import GateSpec, QualityGate
+from brainsynth.gate.maps import COMPONENTS, CoarseMaps, Subspace
 from brainsynth.instruments.linear_ruler import LinearRuler
 from brainsynth.instruments.tissue_features import tissue_length
-from brainsynth.quality.gate import GateSpec, QualityGate
-from brainsynth.quality.gate_features import COARSE_MM, blocks
-from brainsynth.quality.gate_maps import COMPONENTS, CoarseMaps, Subspace
 from brainsynth.records import canonical_json, from_dict, to_dict
 
 MAX_BYTES = 64 << 20

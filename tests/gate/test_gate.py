@@ -13,11 +13,11 @@ from benchmarks.artefacts import ARTEFACTS, BESIDE
 from benchmarks.gate import GRIDS, prepared, scans
 from brainsynth.cohort.phantom import make_phantom, phantom_covariates, phantom_grid
 from brainsynth.errors import UserError
-from brainsynth.quality.envelope import fit_envelope, tail_quantile
-from brainsynth.quality.gate import CHECKS, QualityGate
-from brainsynth.quality.gate_features import COARSE_MM, blocks, measure
-from brainsynth.quality.gate_file import gate_tensors, load_gate, save_gate
-from brainsynth.quality.gate_maps import COMPONENTS
+from brainsynth.gate.envelope import fit_envelope, tail_quantile
+from brainsynth.gate.features import COARSE_MM, blocks, measure
+from brainsynth.gate.file import gate_tensors, load_gate, save_gate
+from brainsynth.gate.gate import CHECKS, QualityGate
+from brainsynth.gate.maps import COMPONENTS
 from brainsynth.records import to_dict
 
 GRID = phantom_grid(6.0, (28, 36, 28))
@@ -191,7 +191,7 @@ def test_a_damaged_file_is_refused(gate: QualityGate, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["missing", "shape", "nan", "limit", "stranger"])
 def test_arrays_that_do_not_fit_are_refused(gate: QualityGate, tmp_path: Path, fault: str) -> None:
-    from brainsynth.quality.gate_file import gate_from_tensors
+    from brainsynth.gate.file import gate_from_tensors
 
     arrays = gate_tensors(gate)
     if fault == "missing":

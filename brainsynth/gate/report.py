@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from brainsynth.gate.gate import CHECKS
 from brainsynth.metrics.agreement import agreement
 from brainsynth.plan import Plan
-from brainsynth.quality.gate import CHECKS
 from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.report import figures
 from brainsynth.report.html import Page

@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from brainsynth.errors import UserError
+from brainsynth.gate.envelope import FOLDS, deviations, fit_envelope
+from brainsynth.gate.features import F64, Measured, measure
+from brainsynth.gate.maps import CoarseMaps
 from brainsynth.instruments.linear_ruler import LinearRuler
 from brainsynth.instruments.tissue_features import tissue_features
-from brainsynth.quality.envelope import FOLDS, deviations, fit_envelope
-from brainsynth.quality.gate_features import F64, Measured, measure
-from brainsynth.quality.gate_maps import CoarseMaps
 from brainsynth.records import record
 from brainsynth.volume import VolumeSpec
 

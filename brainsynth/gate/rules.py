@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from brainsynth.config.gate import GateConfig
 from brainsynth.errors import UserError
-from brainsynth.quality.gate import CHECKS, WORST, QualityGate
+from brainsynth.gate.gate import CHECKS, WORST, QualityGate
 from brainsynth.records import record
 
 ADHERENCE = "adherence"
