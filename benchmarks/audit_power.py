@@ -26,8 +26,8 @@ import pandas as pd
 import torch
 from scipy import ndimage
 
+from brainsynth.audit.memorisation import CopyDetector, judge_copies
 from brainsynth.errors import UserError
-from brainsynth.evaluation.memorisation import CopyDetector, judge_copies
 from brainsynth.instruments.alignment import (
     Aligner,
     CanonicalFrame,

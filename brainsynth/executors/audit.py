@@ -8,17 +8,17 @@ from pathlib import Path
 
 import torch
 
-from brainsynth.config.audit import TRAIN, AuditConfig
-from brainsynth.evaluation.audit import REPORT_KEY, AuditRecord, judge
-from brainsynth.evaluation.audit_case import Case, open_case
-from brainsynth.evaluation.audit_report import write_audit
-from brainsynth.evaluation.descriptors import (
+from brainsynth.audit.case import Case, open_case
+from brainsynth.audit.descriptors import (
     Instruments,
     description_work,
     descriptors,
     template_scans,
     training_frame,
 )
+from brainsynth.audit.report import write_audit
+from brainsynth.audit.verdict import REPORT_KEY, AuditRecord, judge
+from brainsynth.config.audit import TRAIN, AuditConfig
 from brainsynth.evaluation.measurement import open_volumes, weights_file
 from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.instruments.alignment import Aligner

@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from brainsynth.audit.verdict import AUDIT_KEY, AuditRecord, read_audit
 from brainsynth.bundle.spec import BundleSpec
 from brainsynth.cards import pages
 from brainsynth.cards.croissant import croissant
@@ -25,7 +26,6 @@ from brainsynth.cards.facts import AuditSummary, Facts, ReleasedFile
 from brainsynth.cards.ro_crate import ro_crate
 from brainsynth.config.release import ReleaseConfig
 from brainsynth.errors import UserError, problems_error
-from brainsynth.evaluation.audit import AUDIT_KEY, AuditRecord, read_audit
 from brainsynth.executors.export import run_export
 from brainsynth.export.formats import whole
 from brainsynth.export.plan import EXPORT_KEY, plan_export, read_model

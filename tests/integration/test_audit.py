@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from brainsynth.audit.case import find_people
+from brainsynth.audit.verdict import AuditRecord, read_audit
 from brainsynth.config.audit import AuditConfig
 from brainsynth.config.schema import PrepareConfig
 from brainsynth.errors import UserError
-from brainsynth.evaluation.audit import AuditRecord, read_audit
-from brainsynth.evaluation.audit_case import find_people
 from brainsynth.executors import stages
 from brainsynth.executors.audit import audit
 from brainsynth.reading.dataset import open_dataset

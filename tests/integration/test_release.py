@@ -19,13 +19,13 @@ import pytest
 import yaml
 
 from brainsynth import cli, open_dataset
+from brainsynth.audit.verdict import AUDIT_KEY, read_audit
 from brainsynth.bundle.spec import BUNDLE_FILE, BundleSpec
 from brainsynth.config.audit import AuditConfig
 from brainsynth.config.release import ReleaseConfig
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
-from brainsynth.evaluation.audit import AUDIT_KEY, read_audit
 from brainsynth.executors import release
 from brainsynth.executors.audit import audit
 from brainsynth.manifest import MODEL_KEY, ModelRecord, SampleRecord, describe_sample

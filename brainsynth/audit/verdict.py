@@ -12,18 +12,18 @@ import pandas as pd
 import torch
 
 import brainsynth
-from brainsynth.config.audit import AuditConfig
-from brainsynth.errors import UserError
-from brainsynth.evaluation.audit_case import Case, People
-from brainsynth.evaluation.descriptors import VOXELS, Instruments
-from brainsynth.evaluation.disclosure import (
+from brainsynth.audit.case import Case, People
+from brainsynth.audit.descriptors import VOXELS, Instruments
+from brainsynth.audit.disclosure import (
     CovariateReplay,
     MembershipInference,
     covariate_replay,
     membership_inference,
     membership_scores,
 )
-from brainsynth.evaluation.memorisation import Closeness, CopyDetector, CopyVerdict, Null, Spaces, judge_copies
+from brainsynth.audit.memorisation import Closeness, CopyDetector, CopyVerdict, Null, Spaces, judge_copies
+from brainsynth.config.audit import AuditConfig
+from brainsynth.errors import UserError
 from brainsynth.records import record, unseal
 from brainsynth.storage.filesystem import Store
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
+from brainsynth.audit.memorisation import Closeness, CopyDetector, Null, judge_copies, log_ratio
 from brainsynth.errors import UserError
-from brainsynth.evaluation.memorisation import Closeness, CopyDetector, Null, judge_copies, log_ratio
 from brainsynth.instruments.alignment import Aligner, VoxelDescriptor, fit_frame
 from brainsynth.records import from_dict, to_dict
 from tests.instruments.heads import SPACING, heads, moved

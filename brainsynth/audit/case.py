@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from brainsynth.audit.memorisation import OTHERS, Null
 from brainsynth.config.audit import AuditConfig
 from brainsynth.errors import UserError
 from brainsynth.evaluation.measurement import check_same_grid, open_volumes
-from brainsynth.evaluation.memorisation import OTHERS, Null
 from brainsynth.models.weights import read_bundle
 from brainsynth.plan import Plan
 from brainsynth.reading.dataset import SyntheticDataset

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from brainsynth.audit.memorisation import Spaces
 from brainsynth.config.schema import RuntimeConfig
 from brainsynth.errors import UserError
 from brainsynth.evaluation.measurement import measured_blocks, measured_plan
-from brainsynth.evaluation.memorisation import Spaces
 from brainsynth.instruments.alignment import (
     DIMENSIONS,
     Aligner,

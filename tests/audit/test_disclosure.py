@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from brainsynth.errors import UserError
-from brainsynth.evaluation.disclosure import (
+from brainsynth.audit.disclosure import (
     area_under_curve,
     covariate_replay,
     membership_inference,
     membership_scores,
     true_positive_rate,
 )
+from brainsynth.errors import UserError
 
 
 def rows(n: int, seed: int, d: int = 16) -> np.ndarray:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from brainsynth.evaluation.audit import AUDIT_KEY, NEIGHBOURS_KEY, REPORT_KEY, AuditRecord, Judgement
-from brainsynth.evaluation.audit_case import Case
+from brainsynth.audit.case import Case
+from brainsynth.audit.verdict import AUDIT_KEY, NEIGHBOURS_KEY, REPORT_KEY, AuditRecord, Judgement
 from brainsynth.instruments.alignment import Aligner, CanonicalFrame, to_working_grid
 from brainsynth.records import seal
 from brainsynth.report import audit_figures
