@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from brainsynth.config.evaluation import UsefulnessConfig
-from brainsynth.evaluation.usefulness import UsefulnessResult, run_usefulness
+from brainsynth.usefulness.arms import UsefulnessResult, run_usefulness
 from brainsynth.volume import VolumeSpec, resample
 
 GRID = VolumeSpec(shape_xyz=(40, 56, 40), spacing_mm=(4.0, 4.0, 4.0), origin_mm=(-79.0, -127.0, -71.0))

@@ -13,13 +13,13 @@ from brainsynth.evaluation.fidelity import Fidelity
 from brainsynth.evaluation.fidelity_report import distributions_section, galleries_section, trajectories_section
 from brainsynth.evaluation.finding import Finding
 from brainsynth.evaluation.trajectories import Trajectory
-from brainsynth.evaluation.usefulness_report import usefulness_section
-from brainsynth.evaluation.usefulness_tasks import TaskResult
 from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.records import to_dict
 from brainsynth.report import figures
 from brainsynth.report.html import Page
 from brainsynth.storage.filesystem import Store
+from brainsynth.usefulness.report import usefulness_section
+from brainsynth.usefulness.tasks import TaskResult
 
 REPORT_KEY, NUMBERS_KEY, MEASURED_KEY = "report.html", "report.json", "measured.tsv"
 

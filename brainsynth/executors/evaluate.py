@@ -18,7 +18,6 @@ from brainsynth.evaluation.measurement import (
     plan_measurement,
 )
 from brainsynth.evaluation.trajectories import Trajectory, read_trajectories
-from brainsynth.evaluation.usefulness_tasks import check_usefulness, usefulness_findings, usefulness_results
 from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.executors.feature_network import feature_network
 from brainsynth.executors.trajectories import plan_trajectories
@@ -28,6 +27,7 @@ from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store, resolve_uri
 from brainsynth.storage.measured import put_measured
 from brainsynth.storage.work import Work
+from brainsynth.usefulness.tasks import check_usefulness, usefulness_findings, usefulness_results
 
 log = logging.getLogger(__name__)
 

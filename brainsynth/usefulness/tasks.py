@@ -20,13 +20,13 @@ from brainsynth.errors import UserError
 from brainsynth.evaluation.adherence import numbers
 from brainsynth.evaluation.finding import LEAST, Finding, finding
 from brainsynth.evaluation.measurement import measured_marks, measured_table
-from brainsynth.evaluation.usefulness import UsefulnessResult, run_usefulness
-from brainsynth.evaluation.usefulness_scores import METRICS, Task
 from brainsynth.models.device import choose_device, set_threads
 from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.records import digest, record, seal, to_dict, unseal
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import Store, open_store
+from brainsynth.usefulness.arms import UsefulnessResult, run_usefulness
+from brainsynth.usefulness.scores import METRICS, Task
 
 log = logging.getLogger(__name__)
 CACHE_BYTES = 512 << 20

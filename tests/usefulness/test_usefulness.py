@@ -12,9 +12,9 @@ import torch
 
 from brainsynth.config.evaluation import UsefulnessConfig
 from brainsynth.errors import UserError
-from brainsynth.evaluation.usefulness import UsefulnessResult, run_usefulness
-from brainsynth.evaluation.usefulness_scores import estimates, outcome_of, per_seed
 from brainsynth.records import from_dict, to_dict
+from brainsynth.usefulness.arms import UsefulnessResult, run_usefulness
+from brainsynth.usefulness.scores import estimates, outcome_of, per_seed
 
 CONFIG = UsefulnessConfig(steps=60, seeds=(0, 1), learning_rate=1e-2)
 

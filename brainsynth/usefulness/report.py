@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from brainsynth.evaluation.usefulness_scores import METRICS, Estimate
-from brainsynth.evaluation.usefulness_tasks import TaskResult
 from brainsynth.report.html import Page
 from brainsynth.report.usefulness_figure import arms
+from brainsynth.usefulness.scores import METRICS, Estimate
+from brainsynth.usefulness.tasks import TaskResult
 
 _ARMS = {
     "real": "real",

@@ -17,9 +17,9 @@ import torch
 
 from brainsynth.config.evaluation import UsefulnessConfig
 from brainsynth.errors import UserError
-from brainsynth.evaluation.budgeted_training import Source, TrainingBudget, VolumeRows, train_and_predict
-from brainsynth.evaluation.usefulness_scores import METRICS, Estimate, Task, estimates, outcome_of, per_seed, resampled
 from brainsynth.records import record
+from brainsynth.usefulness.budgeted_training import Source, TrainingBudget, VolumeRows, train_and_predict
+from brainsynth.usefulness.scores import METRICS, Estimate, Task, estimates, outcome_of, per_seed, resampled
 
 log = logging.getLogger(__name__)
 F64 = npt.NDArray[np.float64]
