@@ -26,10 +26,10 @@ from brainsynth.config.evaluation import EvaluateConfig, FeatureConfig
 from brainsynth.config.schema import PrepareConfig, RuntimeConfig, SourceConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.evaluation.finding import Finding
-from brainsynth.executors import stages
-from brainsynth.executors.evaluate import evaluate
 from brainsynth.instruments.covariate_ruler import CovariateRuler
 from brainsynth.instruments.tissue_features import tissue_features
+from brainsynth.stages import line as stages
+from brainsynth.stages.evaluate import evaluate
 from brainsynth.volume import resample
 
 REFERENCE, DRAWS = 80, 1000

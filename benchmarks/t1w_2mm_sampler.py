@@ -18,9 +18,9 @@ from typing import Any
 from brainsynth.config.cli import configure_logging
 from brainsynth.config.evaluation import EvaluateConfig, FeatureConfig
 from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig, SamplerConfig
-from brainsynth.executors.evaluate import evaluate
-from brainsynth.executors.stages import generate
 from brainsynth.reading.dataset import open_dataset
+from brainsynth.stages.evaluate import evaluate
+from brainsynth.stages.line import generate
 
 FRECHET = "Fréchet distance to training scans"
 SHOWN = ("recall (k = 5)", "age: r of measured with asked", "brain_volume: r of measured with asked",

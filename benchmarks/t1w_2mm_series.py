@@ -22,12 +22,12 @@ from brainsynth.bundle.spec import GATE_FILE
 from brainsynth.config.cli import configure_logging
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig
-from brainsynth.executors.stages import generate
 from brainsynth.gate.file import load_gate
 from brainsynth.models.weights import read_bundle
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.records import to_dict
 from brainsynth.report import figures
+from brainsynth.stages.line import generate
 from brainsynth.storage.filesystem import bundle_folder
 
 GENERATION = Path(__file__).parents[1] / "configs" / "t1w-2mm" / "6-generate.yaml"

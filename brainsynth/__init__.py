@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from brainsynth.config.load import load_config
     from brainsynth.config.schema import GenerateConfig
     from brainsynth.errors import OtherVersion, UserError
-    from brainsynth.executors.stages import generate as generate_dataset
     from brainsynth.models.weights import read_bundle
     from brainsynth.reading.dataset import SyntheticDataset, open_dataset
     from brainsynth.reading.monai import VolumeReader, monai_items
     from brainsynth.reading.ray import ray_dataset
     from brainsynth.reading.torch import ShardSampler
+    from brainsynth.stages.line import generate as generate_dataset
     from brainsynth.storage.filesystem import bundle_folder
     from brainsynth.storage.verify import VerifyReport, verify_dataset
 
@@ -51,7 +51,7 @@ _PLACES = {
     "VerifyReport": "storage.verify.VerifyReport",
     "VolumeReader": "reading.monai.VolumeReader",
     "bundle_folder": "storage.filesystem.bundle_folder",
-    "generate_dataset": "executors.stages.generate",
+    "generate_dataset": "stages.line.generate",
     "load_config": "config.load.load_config",
     "monai_items": "reading.monai.monai_items",
     "open_dataset": "reading.dataset.open_dataset",

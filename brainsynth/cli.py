@@ -114,7 +114,7 @@ def _gc(arguments: argparse.Namespace) -> int:
 
 
 def _regenerate(arguments: argparse.Namespace) -> int:
-    from brainsynth.regenerate import regenerate, rows_named
+    from brainsynth.stages.regenerate import regenerate, rows_named
 
     uri = resolve_uri(arguments.uri, "uri")
     rows = rows_named(open_store(uri), arguments.row)
@@ -136,7 +136,7 @@ def _regenerate(arguments: argparse.Namespace) -> int:
 
 
 def _import_bundle(arguments: argparse.Namespace) -> int:
-    from brainsynth.published import import_bundle
+    from brainsynth.stages.published import import_bundle
 
     own = (arguments.licence, arguments.training_data)
     if (own[0] is None) != (own[1] is None):
@@ -164,7 +164,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from brainsynth.executors.export import run_export
+    from brainsynth.stages.export import run_export
 
     chosen = (arguments.where, arguments.split, arguments.partial)
     export = plan_export(arguments.uri, arguments.output, arguments.to, *chosen)

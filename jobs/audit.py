@@ -12,7 +12,7 @@ from brainsynth.executors.preflight import check_layout
 
 def stage(config: AuditConfig) -> Stage[AuditConfig]:
     check_layout(config.runtime)
-    from brainsynth.executors import audit
+    from brainsynth.stages import audit
 
     return audit.audit, audit.describe_audit
 

@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
     def run() -> None:
         # Worker processes import this file again: here, torch and Ray stay out of them, and Ctrl-C is met while they load.
-        from brainsynth.demo import run_demo, run_training_demo
+        from brainsynth.stages.demo import run_demo, run_training_demo
 
         if arguments.train:
             run_training_demo(arguments.configs or Path("configs/demo-train"))

@@ -12,7 +12,7 @@ from brainsynth.executors.preflight import check_layout
 
 def stage(config: DistillConfig) -> Stage[DistillConfig]:
     check_layout(config.runtime)
-    from brainsynth.executors import stages
+    from brainsynth.stages import line as stages
 
     return stages.distill_decoder, stages.describe_distillation
 

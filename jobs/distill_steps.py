@@ -12,7 +12,7 @@ from brainsynth.executors.preflight import check_layout
 
 def stage(config: StepDistillConfig) -> Stage[StepDistillConfig]:
     check_layout(config.runtime)
-    from brainsynth.executors import stages
+    from brainsynth.stages import line as stages
 
     return stages.distill_steps, stages.describe_step_distillation
 

@@ -12,7 +12,7 @@ from brainsynth.executors.preflight import check_layout
 
 def stage(config: EvaluateConfig) -> Stage[EvaluateConfig]:
     check_layout(config.runtime)
-    from brainsynth.executors import evaluate
+    from brainsynth.stages import evaluate
 
     return evaluate.evaluate, evaluate.describe_evaluate
 

@@ -10,7 +10,7 @@ from brainsynth.config.schema import ExportConfig
 
 
 def stage(config: ExportConfig) -> Stage[ExportConfig]:
-    from brainsynth.executors import stages
+    from brainsynth.stages import line as stages
 
     return stages.make_bundle, stages.describe_bundle
 

@@ -10,7 +10,7 @@ from brainsynth.config.schema import PhantomConfig
 
 
 def stage(config: PhantomConfig) -> Stage[PhantomConfig]:
-    from brainsynth.executors import stages
+    from brainsynth.stages import line as stages
 
     return stages.make_phantoms, stages.describe_phantoms
 

@@ -12,7 +12,7 @@ from brainsynth.executors.preflight import check_layout
 
 def stage(config: PrepareConfig) -> Stage[PrepareConfig]:
     check_layout(config.runtime)
-    from brainsynth.executors import stages
+    from brainsynth.stages import line as stages
 
     return stages.prepare_cohort, stages.describe_prepare
 

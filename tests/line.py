@@ -176,7 +176,7 @@ def write_yaml(value: dict[str, Any], folder: Path, name: str = "config.yaml") -
 def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
     """Phantoms, cohort, both trainings, bundle: made once."""
     from brainsynth.cohort.phantom_cohort import write_phantom_cohort
-    from brainsynth.executors import stages
+    from brainsynth.stages import line as stages
 
     root = tmp_path_factory.mktemp("line")
     line = Line(root)
@@ -201,7 +201,7 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture
 def generated(line: Line, tmp_path: Path) -> Path:
     """A freshly generated dataset."""
-    from brainsynth.executors import stages
+    from brainsynth.stages import line as stages
 
     root = tmp_path / "generated"
     stages.generate(as_config(line.generate(root), GenerateConfig, tmp_path))

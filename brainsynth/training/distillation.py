@@ -26,13 +26,13 @@ from brainsynth.models.weights import check_bundle_files, load_models, read_bund
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.records import digest, to_dict
 from brainsynth.report.montage import grid
+from brainsynth.stages.bundle import check_bundle_output
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import bundle_folder, local_folder, open_store
 from brainsynth.storage.whole_file import full_disk_told
 from brainsynth.training.data import batch_indices
 from brainsynth.training.diffusion import LatentTable
 from brainsynth.training.ema import Ema
-from brainsynth.training.export import check_bundle_output
 from brainsynth.training.generated_latents import generated_latents
 from brainsynth.training.image_quality import closeness, mean_closeness, sharpness
 from brainsynth.training.latents import read_latent_spec

@@ -38,12 +38,12 @@ from brainsynth.models.weights import check_bundle_files, file_sha256, load_mode
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.records import digest, to_dict
 from brainsynth.report.montage import grid
+from brainsynth.stages.bundle import check_bundle_output
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import bundle_folder, local_folder, open_store
 from brainsynth.storage.whole_file import full_disk_told, replaced
 from brainsynth.training.data import batch_indices
 from brainsynth.training.ema import Ema
-from brainsynth.training.export import check_bundle_output
 from brainsynth.training.generated_latents import TOGETHER, drawn_context, kept_in_files, row_seeds
 from brainsynth.training.loop import Report, Worker, run
 from brainsynth.training.preemption import Preempted, never

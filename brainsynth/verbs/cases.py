@@ -61,7 +61,7 @@ def add_case_verbs(verbs: Any) -> None:
 def _vary(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, GenerateConfig, arguments.set)
     check_layout(config.runtime)
-    from brainsynth.executors.vary import Case, describe_case, make_case
+    from brainsynth.stages.vary import Case, describe_case, make_case
 
     chosen = (arguments.sweep, arguments.hold, arguments.seed, arguments.reference, arguments.allow_extrapolation)
     case = Case(config, arguments.output, *chosen)

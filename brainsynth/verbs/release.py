@@ -24,7 +24,7 @@ def add_release_verb(verbs: Any) -> None:
 
 def _release(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, ReleaseConfig, arguments.set)
-    from brainsynth.executors.release import describe_release, make_release
+    from brainsynth.stages.release import describe_release, make_release
 
     if arguments.dry_run:
         print(describe_release(config))

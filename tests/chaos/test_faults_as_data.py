@@ -14,9 +14,9 @@ import torch
 from brainsynth import open_dataset
 from brainsynth.config.schema import GenerateConfig
 from brainsynth.errors import WorkerBroken
-from brainsynth.executors import stages
 from brainsynth.executors.dataset import make_dataset
 from brainsynth.generate import GeneratedShards, plan_generation
+from brainsynth.stages import line as stages
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset
 from brainsynth.storage.work import Work

@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 
 from brainsynth.config.training import AutoencoderTrainConfig
 from brainsynth.errors import UserError
-from brainsynth.executors import stages
 from brainsynth.models.weights import load_models, read_bundle
+from brainsynth.stages import line as stages
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.training.autoencoder import AutoencoderTask
@@ -418,7 +418,7 @@ from pathlib import Path
 from brainsynth.config.load import load_config
 from brainsynth.config.training import AutoencoderTrainConfig
 from brainsynth.errors import UserError
-from brainsynth.executors import stages
+from brainsynth.stages import line as stages
 from brainsynth.training.checkpoint import checkpoints
 _, yaml, kept = sys.argv
 config = load_config(yaml, AutoencoderTrainConfig)

@@ -17,9 +17,9 @@ from brainsynth.audit.verdict import AuditRecord, read_audit
 from brainsynth.config.audit import AuditConfig
 from brainsynth.config.schema import PrepareConfig
 from brainsynth.errors import UserError
-from brainsynth.executors import stages
-from brainsynth.executors.audit import audit
 from brainsynth.reading.dataset import open_dataset
+from brainsynth.stages import line as stages
+from brainsynth.stages.audit import audit
 from brainsynth.storage.commit import commit_key
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset

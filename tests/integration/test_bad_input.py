@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 
 from brainsynth.config.schema import GenerateConfig
-from brainsynth.executors import stages
 from brainsynth.generate import plan_generation
+from brainsynth.stages import line as stages
 from tests.line import Line, as_config, write_yaml
 
 REPO = Path(__file__).parents[2]

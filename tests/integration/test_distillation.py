@@ -18,10 +18,10 @@ from brainsynth.bundle.spec import DECODER_FILE, BundleSpec
 from brainsynth.config.distillation import DistillConfig
 from brainsynth.config.schema import GenerateConfig
 from brainsynth.errors import UserError
-from brainsynth.executors import stages
 from brainsynth.generate import plan_generation
 from brainsynth.models.weights import load_models, read_bundle
 from brainsynth.records import from_dict, seal, to_dict
+from brainsynth.stages import line as stages
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.training import distillation

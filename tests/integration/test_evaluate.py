@@ -20,8 +20,8 @@ from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.config.schema import PrepareConfig
 from brainsynth.errors import UserError
 from brainsynth.evaluation.finding import Finding
-from brainsynth.executors import stages
-from brainsynth.executors.evaluate import describe_evaluate, evaluate
+from brainsynth.stages import line as stages
+from brainsynth.stages.evaluate import describe_evaluate, evaluate
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset
 from tests.line import GRID, Line, as_config

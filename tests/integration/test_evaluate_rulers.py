@@ -16,10 +16,10 @@ from brainsynth.cohort.phantom_cohort import write_phantom_cohort
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.config.schema import PrepareConfig
 from brainsynth.errors import UserError
-from brainsynth.executors import stages
-from brainsynth.executors.evaluate import describe_evaluate, evaluate
 from brainsynth.instruments.own_rulers import ALLOWED
 from brainsynth.records import to_dict
+from brainsynth.stages import line as stages
+from brainsynth.stages.evaluate import describe_evaluate, evaluate
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset
 from brainsynth.usefulness import tasks as usefulness_tasks

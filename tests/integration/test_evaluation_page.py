@@ -16,8 +16,8 @@ import pytest
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.config.schema import GenerateConfig
 from brainsynth.errors import UserError
-from brainsynth.executors import stages
-from brainsynth.executors.evaluate import describe_evaluate, evaluate
+from brainsynth.stages import line as stages
+from brainsynth.stages.evaluate import describe_evaluate, evaluate
 from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import open_store
 from tests.line import Line, as_config

@@ -20,13 +20,13 @@ import pytest
 from brainsynth.bundle.spec import BUNDLE_FILE, GATE_FILE
 from brainsynth.config.schema import ExportConfig, GenerateConfig
 from brainsynth.errors import UserError
-from brainsynth.executors import stages
 from brainsynth.gate.file import load_gate, save_gate
 from brainsynth.gate.gate import CHECKS, QualityGate
 from brainsynth.generate import GeneratedShards, plan_generation
 from brainsynth.models.weights import file_sha256, read_bundle
 from brainsynth.plan import attempt_seed
 from brainsynth.records import seal
+from brainsynth.stages import line as stages
 from brainsynth.storage.commit import write_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.finalise import SUBJECTS_KEY

@@ -16,9 +16,9 @@ import pytest
 
 from brainsynth import open_dataset
 from brainsynth.config.schema import GenerateConfig
-from brainsynth.executors import stages
 from brainsynth.manifest import MODEL_KEY, ModelRecord
 from brainsynth.records import unseal
+from brainsynth.stages import line as stages
 from brainsynth.storage.commit import read_commit, read_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset

@@ -15,7 +15,7 @@ import pytest
 from brainsynth import open_dataset
 from brainsynth.cli import main
 from brainsynth.config.schema import GenerateConfig
-from brainsynth.executors import stages
+from brainsynth.stages import line as stages
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset
 from tests.line import Line, as_config

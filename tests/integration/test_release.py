@@ -26,12 +26,12 @@ from brainsynth.config.release import ReleaseConfig
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
-from brainsynth.executors import release
-from brainsynth.executors.audit import audit
 from brainsynth.manifest import MODEL_KEY, ModelRecord, SampleRecord, describe_sample
 from brainsynth.plan import generation_plan, generation_samples
-from brainsynth.published import PAPER
 from brainsynth.records import seal, unseal
+from brainsynth.stages import release
+from brainsynth.stages.audit import audit
+from brainsynth.stages.published import PAPER
 from brainsynth.storage.commit import commit_shard, write_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.finalise import SHARDS_KEY, SUBJECTS_KEY, finalise

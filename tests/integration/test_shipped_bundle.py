@@ -12,10 +12,10 @@ import pytest
 import brainsynth
 from brainsynth.bundle.spec import GATE_FILE
 from brainsynth.config.schema import SHIPPED_BUNDLE, CovariateSource, GenerateConfig, RuntimeConfig, SamplerConfig
-from brainsynth.executors.stages import generate
 from brainsynth.gate.file import load_gate
 from brainsynth.models.weights import check_bundle_files, read_bundle
 from brainsynth.reading.dataset import open_dataset
+from brainsynth.stages.line import generate
 from brainsynth.storage.filesystem import bundle_folder
 
 FOLDER = bundle_folder(SHIPPED_BUNDLE)

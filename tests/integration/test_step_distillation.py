@@ -19,11 +19,11 @@ from brainsynth.config.distillation import DistillConfig, StepDistillConfig
 from brainsynth.config.schema import ExportConfig, GenerateConfig
 from brainsynth.config.training import DiffusionTrainConfig
 from brainsynth.errors import UserError
-from brainsynth.executors import stages
 from brainsynth.models.sampling import sample_rows
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_models, read_bundle
 from brainsynth.records import from_dict, seal, to_dict
+from brainsynth.stages import line as stages
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.training import step_distillation

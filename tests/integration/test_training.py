@@ -26,9 +26,9 @@ from brainsynth.config.distillation import DistillConfig
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.errors import UserError
-from brainsynth.executors import stages
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.records import seal
+from brainsynth.stages import line as stages
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.training import autoencoder

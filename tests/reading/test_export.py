@@ -22,11 +22,11 @@ import zarr
 
 from brainsynth import cli
 from brainsynth.errors import UserError
-from brainsynth.executors.export import run_export
 from brainsynth.export.plan import EXPORT_KEY, FORMATS, plan_export
 from brainsynth.manifest import MODEL_KEY, ModelRecord
 from brainsynth.plan import table_digest
 from brainsynth.records import seal
+from brainsynth.stages.export import run_export
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset
 from tests.commands import tree
@@ -176,7 +176,7 @@ def test_webdataset_reads_its_shards(finished: Path, tmp_path: Path, intensities
 
 KILLED = """
 import os, signal, sys
-from brainsynth.executors.export import run_export
+from brainsynth.stages.export import run_export
 from brainsynth.export import formats
 from brainsynth.export.plan import plan_export
 rename, left = os.rename, int(sys.argv[4])

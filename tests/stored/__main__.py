@@ -19,9 +19,9 @@ from brainsynth import open_dataset
 from brainsynth.cohort.phantom_cohort import write_phantom_cohort
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PrepareConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
-from brainsynth.executors import stages
 from brainsynth.models.weights import read_bundle
 from brainsynth.records import SCHEMA_VERSION
+from brainsynth.stages import line as stages
 from tests.line import GRID, Line, as_config
 
 EXPECTED, REPORTS = "expected.json", ("report.html", "report.json")

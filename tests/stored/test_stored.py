@@ -15,7 +15,7 @@ from brainsynth import open_dataset
 from brainsynth.errors import OtherVersion
 from brainsynth.models.weights import read_bundle
 from brainsynth.records import SCHEMA_VERSION, canonical_json
-from brainsynth.regenerate import regenerate
+from brainsynth.stages.regenerate import regenerate
 from brainsynth.storage.commit import commit_key
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset

@@ -23,11 +23,11 @@ from brainsynth.bundle.spec import BundleSpec
 from brainsynth.config.schema import CovariateSource, GenerateConfig
 from brainsynth.covariates.sweep import Sweep, held_values, outside_support, parse_sweep, refuse_outside, sweep_rows
 from brainsynth.errors import UserError
-from brainsynth.executors import stages
 from brainsynth.models.weights import read_bundle
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.report import case_figures
 from brainsynth.report.montage import Volume
+from brainsynth.stages import line as stages
 from brainsynth.storage.filesystem import LocalStore, bundle_folder, local_folder
 
 log = logging.getLogger(__name__)

@@ -23,9 +23,9 @@ from brainsynth.errors import UserError, problems_error
 from brainsynth.models.published_weights import file_digests, read_autoencoder, read_denoiser
 from brainsynth.models.weights import file_sha256, read_bundle
 from brainsynth.records import seal
+from brainsynth.stages.bundle import check_bundle_files, new_bundle
 from brainsynth.storage.filesystem import local_folder, read_table
 from brainsynth.storage.untrusted import plain_json
-from brainsynth.training.export import check_bundle_files, new_bundle
 from brainsynth.volume import VolumeSpec
 
 MD5 = {AUTOENCODER_FILE: "329e97b3085643ff235f11f049856242", DIFFUSION_FILE: "21c3047556fb671caf0556f1cce6ef22"}

@@ -26,7 +26,6 @@ from brainsynth.cards.facts import AuditSummary, Facts, ReleasedFile
 from brainsynth.cards.ro_crate import ro_crate
 from brainsynth.config.release import ReleaseConfig
 from brainsynth.errors import UserError, problems_error
-from brainsynth.executors.export import run_export
 from brainsynth.export.formats import whole
 from brainsynth.export.plan import EXPORT_KEY, plan_export, read_model
 from brainsynth.export.tables import tables
@@ -34,6 +33,7 @@ from brainsynth.manifest import MODEL_KEY, DatasetManifest, ModelRecord, for_pub
 from brainsynth.models.weights import file_sha256, read_bundle
 from brainsynth.plan import Plan
 from brainsynth.records import record, seal, unseal
+from brainsynth.stages.export import run_export
 from brainsynth.storage import measured as quality
 from brainsynth.storage.arrays import metadata_keys, shard_key
 from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, read_commit, read_plan

@@ -19,10 +19,10 @@ from brainsynth.evaluation.measurement import (
 )
 from brainsynth.evaluation.trajectories import Trajectory, read_trajectories
 from brainsynth.executors.dataset import dry_run, make_dataset
-from brainsynth.executors.feature_network import feature_network
-from brainsynth.executors.trajectories import plan_trajectories
 from brainsynth.instruments.own_rulers import load_functions
 from brainsynth.reading.dataset import SyntheticDataset
+from brainsynth.stages.feature_network import feature_network
+from brainsynth.stages.trajectories import plan_trajectories
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store, resolve_uri
 from brainsynth.storage.measured import put_measured

@@ -14,8 +14,8 @@ from typing import Any
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PhantomConfig, PrepareConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
-from brainsynth.executors import stages
 from brainsynth.executors.session import ray_session
+from brainsynth.stages import line as stages
 from brainsynth.storage.filesystem import local_folder, open_store
 from brainsynth.storage.verify import verify_dataset
 

@@ -24,9 +24,9 @@ from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.executors.ray_train import train
 from brainsynth.gate.fit import reference_rows, write_gate
 from brainsynth.generate import estimate_s, plan_generation, write_model_record
+from brainsynth.stages.bundle import export_bundle, export_distilled, export_steps, plan_bundle
 from brainsynth.storage.filesystem import local_folder
 from brainsynth.training import autoencoder, diffusion, distillation, step_distillation
-from brainsynth.training.export import export_bundle, export_distilled, export_steps, plan_bundle
 from brainsynth.training.latents import measure_latents, plan_latents
 from brainsynth.training.runs import MEASURED
 
