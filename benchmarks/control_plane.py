@@ -29,7 +29,7 @@ from typing import Any
 REPO = Path(__file__).parents[1]
 sys.path.insert(0, str(REPO))
 
-from benchmarks.random_bundle import TINY, make_random_bundle  # noqa: E402
+from recipes.random_bundle import TINY, make_random_bundle  # noqa: E402
 
 PER_SHARD, EDGE, WORKERS = 64, 16, 2
 

@@ -21,7 +21,6 @@ import pandas as pd
 from scipy.ndimage import gaussian_filter
 from scipy.special import stdtrit
 
-from benchmarks.usefulness_stand_in import GRID, scans
 from brainsynth.config.evaluation import EvaluateConfig, FeatureConfig
 from brainsynth.config.schema import PrepareConfig, RuntimeConfig, SourceConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
@@ -31,6 +30,7 @@ from brainsynth.instruments.tissue_features import tissue_features
 from brainsynth.stages import line as stages
 from brainsynth.stages.evaluate import evaluate
 from brainsynth.volume import resample
+from recipes.usefulness_stand_in import GRID, scans
 
 REFERENCE, DRAWS = 80, 1000
 LARGER = 1.05

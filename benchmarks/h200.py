@@ -351,7 +351,7 @@ def training(notes: Notes, dry: bool) -> None:
 def pipeline(notes: Notes, dry: bool) -> None:
     """A generation through Ray, written and committed: volumes per second, and how busy the device is."""
     from benchmarks import overhead
-    from benchmarks.random_bundle import TINY, Size, make_random_bundle
+    from recipes.random_bundle import TINY, Size, make_random_bundle
 
     the_device(dry)
     paper = size_of(False).spec

@@ -38,7 +38,6 @@ import torch
 REPO = Path(__file__).parents[1]
 sys.path.insert(0, str(REPO))
 
-from benchmarks.random_bundle import SMALL, TINY, Size, make_random_bundle  # noqa: E402
 from benchmarks.rounding import rounded  # noqa: E402
 from benchmarks.timed_shards import StandInShards, TimedShards  # noqa: E402
 from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig, SamplerConfig  # noqa: E402
@@ -50,6 +49,7 @@ from brainsynth.generate import GeneratedShards, plan_generation  # noqa: E402
 from brainsynth.storage.commit import read_commit, write_plan  # noqa: E402
 from brainsynth.storage.finalise import finalise  # noqa: E402
 from brainsynth.storage.work import Work  # noqa: E402
+from recipes.random_bundle import SMALL, TINY, Size, make_random_bundle  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,11 +17,11 @@ from pathlib import Path
 REPO = Path(__file__).parents[1]
 sys.path.insert(0, str(REPO))
 
-from benchmarks.random_bundle import SMALL, make_random_bundle  # noqa: E402
 from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig, SamplerConfig  # noqa: E402
 from brainsynth.generate import GeneratedShards, plan_generation  # noqa: E402
 from brainsynth.storage.commit import write_plan  # noqa: E402
 from brainsynth.storage.work import ShardRunner  # noqa: E402
+from recipes.random_bundle import SMALL, make_random_bundle  # noqa: E402
 from tests.chaos.ledger import Finding, Ledger  # noqa: E402
 
 

@@ -1,6 +1,6 @@
 """What an autoencoder of patches keeps of validation scans, and what its linear beginning keeps by number of channels.
 
-    python benchmarks/reconstruction.py --cohort runs/t1w-2mm/cohort --autoencoder runs/t1w-2mm/autoencoder \
+    python recipes/reconstruction.py --cohort runs/t1w-2mm/cohort --autoencoder runs/t1w-2mm/autoencoder \
         --out docs/t1w-2mm-reconstruction.json
 
 Per category of the covariate `cohort` and over all: PSNR over the volume and inside the brain (voxels above 0.02), SSIM, and

@@ -1,6 +1,6 @@
 """Does a bundle follow a covariate that moves alone, and beyond what it was trained on? Writes a figure and a JSON file.
 
-    python -m benchmarks.t1w_2mm_series --bundle t1w-2mm --work runs/t1w-2mm/series --out docs/t1w-2mm-series.json \
+    python -m recipes.t1w_2mm_series --bundle t1w-2mm --work runs/t1w-2mm/series --out docs/t1w-2mm-series.json \
         --figure docs/images/t1w-2mm-series.png
 
 Two series, each at 4 noises: age from 20 to 90 years, and ventricular volume from 5 ml to one and a half times its upper

@@ -1,6 +1,6 @@
 """Train on synthetic, test on real: does a dataset teach what real scans teach? Minutes; one JSON file.
 
-    python -m benchmarks.t1w_2mm_usefulness --dataset runs/t1w-2mm/generated --cohort runs/t1w-2mm/cohort \
+    python -m recipes.t1w_2mm_usefulness --dataset runs/t1w-2mm/generated --cohort runs/t1w-2mm/cohort \
         --out docs/t1w-2mm-usefulness.json
 
 For each covariate a ridge regression on tissue maps is fitted on n generated volumes (labels: what was asked) and on n

@@ -1,6 +1,6 @@
 """Figures and numbers of one whole run, for docs/first-real-run.md. Shows generated volumes only, never a real scan.
 
-python -m benchmarks.run_figures --run runs/ixi-4mm --out docs/images
+python -m recipes.run_figures --run runs/ixi-4mm --out docs/images
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.reconstruction import psnr_inside
 from brainsynth import open_dataset
 from brainsynth.bundle.spec import AUTOENCODER_FILE
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.weights import load_weights, read_bundle
 from brainsynth.report import figures
 from brainsynth.training.autoencoder import reconstruction_quality
+from recipes.reconstruction import psnr_inside
 
 
 def curves(run: Path, kind: str, names: list[str]) -> dict[str, tuple[list[float], list[float]]]:

@@ -1,6 +1,6 @@
 """Which sampler for a bundle of configs/t1w-2mm? Generates and evaluates the same people and noises with each.
 
-    python -m benchmarks.t1w_2mm_sampler --bundle t1w-2mm --cohort runs/t1w-2mm/cohort --work runs/t1w-2mm/samplers \
+    python -m recipes.t1w_2mm_sampler --bundle t1w-2mm --cohort runs/t1w-2mm/cohort --work runs/t1w-2mm/samplers \
         --out docs/t1w-2mm-samplers.json --samplers 8:1:1 8:6:1 8:6:1.5
 
 A sampler is STEPS:TIME_SHIFT:GUIDANCE of `ab2`. The people are drawn from the bundle's distribution, as many as the cohort

@@ -1,6 +1,6 @@
 """CPU seconds per volume at 2 mm: the model zoo's loop against the model that travels with brainsynth, side by side.
 
-    python -m benchmarks.own_model --rounds 2 --out docs/own-model.json
+    python -m recipes.own_model --rounds 2 --out docs/own-model.json
 
 The zoo's networks (random weights: cost alone) on the smallest grid that they take and that holds the 80×112×80 of the
 shipped model: 96×128×96 voxels, latents 12×16×12, 50 steps of MONAI's DDIM in float32, one volume at a time. Ours: the

@@ -1,6 +1,6 @@
 """The table of configs/t1w-2mm: both cohorts in one, and volumes that are missing filled by a ruler whose error is measured.
 
-    python -m benchmarks.t1w_2mm_cohort [--data FOLDER] [--output runs/t1w-2mm/participants.tsv]
+    python -m recipes.t1w_2mm_cohort [--data FOLDER] [--output runs/t1w-2mm/participants.tsv]
 
 FOLDER (default: $BRAINSYNTH_DATA, or ../shared/data beside the repository) holds ixi_2mm and oasis1_2mm. Volumes keep the
 instrument of their cohort, which the covariate `cohort` tells: IXI native ml by DLMUSE, OASIS-1 ml in MNI space (its head

@@ -1,6 +1,6 @@
 """Runs the usefulness instrument on real scans at 4 mm, other real scans in place of synthetic ones; prints Markdown.
 
-    python benchmarks/usefulness_stand_in.py [--data FOLDER] [--seeds 3]
+    python recipes/usefulness_stand_in.py [--data FOLDER] [--seeds 3]
 
 A third of the IXI subjects is the test set. Age and sex: OASIS-1 stands in for synthetic data, so that a stand-in that is
 real but of another scanner, registration and population shows what the instrument makes of such a shift. Lateral
