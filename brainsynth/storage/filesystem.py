@@ -209,7 +209,7 @@ def bundle_folder(bundle: str, what: str = "bundle") -> Path:
     Raises UserError as `local_folder` does. A folder of your own that has the shipped bundle's name is `./t1w-2mm`.
     """
     if bundle == SHIPPED_BUNDLE:
-        return Path(__file__).parents[1] / "bundles" / bundle
+        return Path(__file__).parents[1] / "bundled" / bundle
     return local_folder(bundle, what)
 
 

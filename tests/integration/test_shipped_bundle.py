@@ -55,8 +55,8 @@ def test_its_card_is_of_these_weights() -> None:
 
 def test_the_package_takes_it_along() -> None:
     package = Path(brainsynth.__file__).parent
-    taken = set(package.glob("bundles/*/*"))  # the pattern of pyproject.toml
-    assert taken == {path for path in (package / "bundles").rglob("*") if path.is_file()}
+    taken = set(package.glob("bundled/*/*"))  # the pattern of pyproject.toml
+    assert taken == {path for path in (package / "bundled").rglob("*") if path.is_file()}
 
 
 def test_its_brains_show_the_ventricles_that_were_asked_for(root: Path) -> None:
