@@ -36,10 +36,10 @@ PER_SHARD, EDGE, WORKERS = 64, 16, 2
 
 def child(root: Path, bundle: Path, rows: int) -> dict[str, Any]:
     """One driver: plans, resumes, makes, finalises; says what each took."""
-    from brainsynth.config.cli import configure_logging
     from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig, SamplerConfig
     from brainsynth.executors.dataset import make_dataset
     from brainsynth.generate import plan_generation
+    from brainsynth.progress import configure_logging
     from brainsynth.storage.commit import write_plan
     from brainsynth.storage.finalise import finalise
     from brainsynth.storage.verify import verify_dataset

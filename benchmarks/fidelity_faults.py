@@ -27,8 +27,7 @@ from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.evaluation.finding import Finding
 from brainsynth.instruments.covariate_ruler import CovariateRuler
 from brainsynth.instruments.tissue_features import tissue_features
-from brainsynth.stages import line as stages
-from brainsynth.stages.evaluate import evaluate
+from brainsynth.stages import evaluate, prepare_cohort
 from brainsynth.volume import resample
 from recipes.usefulness_stand_in import GRID, scans
 
@@ -90,7 +89,7 @@ def prepared(folder: Path, cohort: Cohort, fraction: float) -> str:
         output=str(folder / "cohort"), covariates=SCHEMA, volume=GRID, validation_fraction=fraction,
         runtime=RuntimeConfig(workers=0),
     )  # fmt: skip
-    stages.prepare_cohort(config)
+    prepare_cohort.run(config)
     return config.output
 
 
@@ -105,7 +104,7 @@ def judged(dataset: str, reference: str, output: Path, measured: Path | None, st
         dataset=dataset, reference=reference, output=str(output), pairs=pairs,
         features=FeatureConfig(steps=steps), runtime=RuntimeConfig(workers=0),
     )  # fmt: skip
-    return evaluate(config)
+    return evaluate.run(config)
 
 
 def line(fault: str, findings: list[Finding]) -> str:

@@ -42,7 +42,7 @@ from brainsynth.models.distilled_decoder import DistilledDecoder
 from brainsynth.models.rewrites import rewrite
 from brainsynth.models.sampling import guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule
-from brainsynth.stages.published import PAPER
+from brainsynth.stages.import_bundle import PAPER
 
 REPO = Path(__file__).parents[1]
 RESULT = REPO / "docs" / "ladder.json"

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from brainsynth.bundle.spec import BundleSpec
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_models, read_bundle
-from brainsynth.stages.published import PAPER, import_bundle
+from brainsynth.stages.import_bundle import PAPER, import_bundle
 
 RESULT = Path(__file__).parents[1] / "docs" / "published-weights.json"
 AUTOENCODER = {

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from brainsynth.reading.monai import VolumeReader, monai_items
     from brainsynth.reading.ray import ray_dataset
     from brainsynth.reading.torch import ShardSampler
-    from brainsynth.stages.line import generate as generate_dataset
+    from brainsynth.stages.generate import run as generate_dataset
     from brainsynth.storage.filesystem import bundle_folder
     from brainsynth.storage.verify import VerifyReport, verify_dataset
 
@@ -51,7 +51,7 @@ _PLACES = {
     "VerifyReport": "storage.verify.VerifyReport",
     "VolumeReader": "reading.monai.VolumeReader",
     "bundle_folder": "storage.filesystem.bundle_folder",
-    "generate_dataset": "stages.line.generate",
+    "generate_dataset": "stages.generate.run",
     "load_config": "config.load.load_config",
     "monai_items": "reading.monai.monai_items",
     "open_dataset": "reading.dataset.open_dataset",

@@ -1,15 +1,16 @@
 """The command `brainsynth`. What it needs takes a second to import: Ctrl-C in that second is no crash either."""
 
 import sys
+from collections.abc import Sequence
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """See `brainsynth.cli.main`."""
     try:
         from brainsynth.cli import main as command
     except KeyboardInterrupt:
-        sys.exit(130)  # what a shell says of SIGINT
-    command()
+        sys.exit(130)  # the shell's code for SIGINT
+    command(words)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,8 @@
-"""Train a bundle's denoiser to need one, two or four evaluations a volume, guidance included, in a new bundle.
-
-Run the same command again to resume.
-"""
+"""`brainsynth distill-steps`, as a file for `ray job submit`."""
 
 import sys
 
-from brainsynth.config.cli import Stage, job
-from brainsynth.config.distillation import StepDistillConfig
-from brainsynth.executors.preflight import check_layout
-
-
-def stage(config: StepDistillConfig) -> Stage[StepDistillConfig]:
-    check_layout(config.runtime)
-    from brainsynth.stages import line as stages
-
-    return stages.distill_steps, stages.describe_step_distillation
-
+from brainsynth.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(job(StepDistillConfig, stage, __doc__))
+    main(["distill-steps", *sys.argv[1:]])

@@ -1,21 +1,8 @@
-"""Measure a dataset and real scans with the same instruments, and report whether it looks like them and obeys its labels.
-
-Run the same command again to resume.
-"""
+"""`brainsynth evaluate`, as a file for `ray job submit`."""
 
 import sys
 
-from brainsynth.config.cli import Stage, job
-from brainsynth.config.evaluation import EvaluateConfig
-from brainsynth.executors.preflight import check_layout
-
-
-def stage(config: EvaluateConfig) -> Stage[EvaluateConfig]:
-    check_layout(config.runtime)
-    from brainsynth.stages import evaluate
-
-    return evaluate.evaluate, evaluate.describe_evaluate
-
+from brainsynth.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(job(EvaluateConfig, stage, __doc__))
+    main(["evaluate", *sys.argv[1:]])

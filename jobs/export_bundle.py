@@ -1,19 +1,8 @@
-"""Export a trained model as a bundle: all that generation needs.
-
-Run the same command again to resume.
-"""
+"""`brainsynth export-bundle`, as a file for `ray job submit`."""
 
 import sys
 
-from brainsynth.config.cli import Stage, job
-from brainsynth.config.schema import ExportConfig
-
-
-def stage(config: ExportConfig) -> Stage[ExportConfig]:
-    from brainsynth.stages import line as stages
-
-    return stages.make_bundle, stages.describe_bundle
-
+from brainsynth.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(job(ExportConfig, stage, __doc__))
+    main(["export-bundle", *sys.argv[1:]])

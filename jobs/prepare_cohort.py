@@ -1,21 +1,8 @@
-"""Prepare real scans: one grid, RAS+, intensities in [0, 1], split by subject; broken scans become rejects.
-
-Run the same command again to resume.
-"""
+"""`brainsynth prepare-cohort`, as a file for `ray job submit`."""
 
 import sys
 
-from brainsynth.config.cli import Stage, job
-from brainsynth.config.schema import PrepareConfig
-from brainsynth.executors.preflight import check_layout
-
-
-def stage(config: PrepareConfig) -> Stage[PrepareConfig]:
-    check_layout(config.runtime)
-    from brainsynth.stages import line as stages
-
-    return stages.prepare_cohort, stages.describe_prepare
-
+from brainsynth.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(job(PrepareConfig, stage, __doc__))
+    main(["prepare-cohort", *sys.argv[1:]])

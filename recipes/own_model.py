@@ -30,7 +30,7 @@ from brainsynth.models.device import autocast, has_bfloat16
 from brainsynth.models.sampling import sample_rows
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_models, read_bundle
-from brainsynth.stages.published import PAPER
+from brainsynth.stages.import_bundle import PAPER
 from brainsynth.storage.filesystem import bundle_folder
 
 ZOO_CELLS = (12, 16, 12)

@@ -15,12 +15,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from brainsynth.config.cli import configure_logging
 from brainsynth.config.evaluation import EvaluateConfig, FeatureConfig
 from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig, SamplerConfig
+from brainsynth.progress import configure_logging
 from brainsynth.reading.dataset import open_dataset
-from brainsynth.stages.evaluate import evaluate
-from brainsynth.stages.line import generate
+from brainsynth.stages import evaluate, generate
 
 FRECHET = "Fréchet distance to training scans"
 SHOWN = ("recall (k = 5)", "age: r of measured with asked", "brain_volume: r of measured with asked",
@@ -47,12 +46,12 @@ def main() -> None:
         sampler = SamplerConfig(method="ab2", steps=int(steps), time_shift=float(shift), guidance_scale=float(guidance))
         dataset, judged = str(work / name / "generated"), work / name / "evaluation"
         covariates = CovariateSource(draw=count, draw_seed=DRAW_SEED)
-        generate(
+        generate.run(
             GenerateConfig(
                 bundle=arguments.bundle, output=dataset, covariates=covariates, sampler=sampler, runtime=runtime
             )
         )
-        evaluate(
+        evaluate.run(
             EvaluateConfig(
                 dataset=dataset, reference=arguments.cohort, output=str(judged), features=features, runtime=runtime
             )

@@ -19,15 +19,15 @@ import numpy as np
 import pandas as pd
 
 from brainsynth.bundle.spec import GATE_FILE
-from brainsynth.config.cli import configure_logging
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig
 from brainsynth.gate.file import load_gate
 from brainsynth.models.weights import read_bundle
+from brainsynth.progress import configure_logging
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.records import to_dict
 from brainsynth.report import figures
-from brainsynth.stages.line import generate
+from brainsynth.stages import generate
 from brainsynth.storage.filesystem import bundle_folder
 
 GENERATION = Path(__file__).parents[1] / "configs" / "t1w-2mm" / "6-generate.yaml"
@@ -72,7 +72,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     rows = table()
     rows.to_csv(work / "rows.csv", index=False)
-    generate(
+    generate.run(
         GenerateConfig(
             bundle=arguments.bundle,
             output=str(work / "generated"),

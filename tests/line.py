@@ -176,16 +176,22 @@ def write_yaml(value: dict[str, Any], folder: Path, name: str = "config.yaml") -
 def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
     """Phantoms, cohort, both trainings, bundle: made once."""
     from brainsynth.cohort.phantom_cohort import write_phantom_cohort
-    from brainsynth.stages import line as stages
+    from brainsynth.stages import (
+        encode_latents,
+        export_bundle,
+        prepare_cohort,
+        train_autoencoder,
+        train_diffusion,
+    )
 
     root = tmp_path_factory.mktemp("line")
     line = Line(root)
     write_phantom_cohort(root / "phantoms", 48, 3, GRID)
-    stages.prepare_cohort(as_config(line.prepare(), PrepareConfig, root))
-    stages.train_autoencoder(as_config(line.autoencoder(), AutoencoderTrainConfig, root))
-    stages.encode_latents(as_config(line.latents(), EncodeConfig, root))
-    stages.train_diffusion(as_config(line.diffusion(), DiffusionTrainConfig, root))
-    stages.make_bundle(as_config(line.bundle(), ExportConfig, root))
+    prepare_cohort.run(as_config(line.prepare(), PrepareConfig, root))
+    train_autoencoder.run(as_config(line.autoencoder(), AutoencoderTrainConfig, root))
+    encode_latents.run(as_config(line.latents(), EncodeConfig, root))
+    train_diffusion.run(as_config(line.diffusion(), DiffusionTrainConfig, root))
+    export_bundle.run(as_config(line.bundle(), ExportConfig, root))
     return line
 
 
@@ -201,8 +207,10 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture
 def generated(line: Line, tmp_path: Path) -> Path:
     """A freshly generated dataset."""
-    from brainsynth.stages import line as stages
+    from brainsynth.stages import (
+        generate,
+    )
 
     root = tmp_path / "generated"
-    stages.generate(as_config(line.generate(root), GenerateConfig, tmp_path))
+    generate.run(as_config(line.generate(root), GenerateConfig, tmp_path))
     return root

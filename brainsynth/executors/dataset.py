@@ -6,13 +6,13 @@ import logging
 import time
 from collections.abc import Iterable
 
-from brainsynth.config.cli import in_minutes
 from brainsynth.config.schema import RuntimeConfig
 from brainsynth.errors import UserError
 from brainsynth.executors import local, ray_data
 from brainsynth.executors.preflight import resource_table
 from brainsynth.executors.watch import Watch
 from brainsynth.manifest import DatasetManifest
+from brainsynth.progress import in_minutes
 from brainsynth.storage.commit import check_plan, write_plan
 from brainsynth.storage.finalise import finalise
 from brainsynth.storage.work import ShardResult, Work

@@ -19,13 +19,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from brainsynth.config.cli import configure_logging
 from brainsynth.config.distillation import DistillConfig, StepDistillConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.errors import UserError
 from brainsynth.executors.preflight import check_cluster, check_this_machine
 from brainsynth.executors.session import ray_session
 from brainsynth.executors.watch import TERMINATED, leave
+from brainsynth.progress import configure_logging
 from brainsynth.records import digest, from_dict, to_dict
 from brainsynth.storage.filesystem import local_folder, resolve_uri
 from brainsynth.training import autoencoder, diffusion, distillation, step_distillation
@@ -147,6 +147,15 @@ def train(kind: str, config: TrainConfig) -> None:
         _train_here(kind, config)
     else:
         _train_on_ray(kind, config)
+
+
+def describe_training(config: TrainConfig) -> str:
+    """What a training would do, in a line."""
+    options, runtime = config.optimisation, config.runtime
+    return (
+        f"{options.steps} steps of batch {options.batch_size} in {options.precision} on {runtime.workers} workers"
+        f"{' with a GPU each' if runtime.use_gpu else ''} → {config.output}"
+    )
 
 
 def _end(step: int, config: TrainConfig) -> None:

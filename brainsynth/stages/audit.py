@@ -34,7 +34,7 @@ from brainsynth.volume import voxel_sha256
 log = logging.getLogger(__name__)
 
 
-def audit(config: AuditConfig) -> AuditRecord:
+def run(config: AuditConfig) -> AuditRecord:
     """Descriptors of dataset and reference → report.html, neighbours.tsv, audit.json. Returns the record."""
     set_threads(config.runtime.threads_per_worker, 1)
     case = open_case(config)
@@ -57,7 +57,12 @@ def audit(config: AuditConfig) -> AuditRecord:
     return found.record
 
 
-def describe_audit(config: AuditConfig) -> str:
+def exit_code(record: AuditRecord) -> int:
+    """0 where the dataset passed, else 1: it gates a release."""
+    return 0 if record.passed else 1
+
+
+def describe(config: AuditConfig) -> str:
     """What audit would describe, and whom it would compare with."""
     set_threads(config.runtime.threads_per_worker, 1)
     case = open_case(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -15,20 +16,28 @@ from brainsynth.config.load import load_config
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PhantomConfig, PrepareConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.executors.session import ray_session
-from brainsynth.stages import line as stages
+from brainsynth.stages import (
+    encode_latents,
+    export_bundle,
+    generate,
+    make_phantoms,
+    prepare_cohort,
+    train_autoencoder,
+    train_diffusion,
+)
 from brainsynth.storage.filesystem import local_folder, open_store
 from brainsynth.storage.verify import verify_dataset
 
 log = logging.getLogger(__name__)
 GENERATION = "generate.yaml"
 STAGES: list[tuple[str, str, type[Any], Callable[[Any], object]]] = [
-    ("make procedural brains", "1-phantoms.yaml", PhantomConfig, stages.make_phantoms),
-    ("prepare the cohort", "2-cohort.yaml", PrepareConfig, stages.prepare_cohort),
-    ("train the autoencoder", "3-autoencoder.yaml", AutoencoderTrainConfig, stages.train_autoencoder),
-    ("encode the latents", "4-latents.yaml", EncodeConfig, stages.encode_latents),
-    ("train the denoiser", "5-diffusion.yaml", DiffusionTrainConfig, stages.train_diffusion),
-    ("export the bundle", "6-bundle.yaml", ExportConfig, stages.make_bundle),
-    ("generate", "7-generate.yaml", GenerateConfig, stages.generate),
+    ("make procedural brains", "1-phantoms.yaml", PhantomConfig, make_phantoms.run),
+    ("prepare the cohort", "2-cohort.yaml", PrepareConfig, prepare_cohort.run),
+    ("train the autoencoder", "3-autoencoder.yaml", AutoencoderTrainConfig, train_autoencoder.run),
+    ("encode the latents", "4-latents.yaml", EncodeConfig, encode_latents.run),
+    ("train the denoiser", "5-diffusion.yaml", DiffusionTrainConfig, train_diffusion.run),
+    ("export the bundle", "6-bundle.yaml", ExportConfig, export_bundle.run),
+    ("generate", "7-generate.yaml", GenerateConfig, generate.run),
 ]
 
 
@@ -37,7 +46,7 @@ def run_demo(configs: Path) -> None:
     began = time.monotonic()
     config = load_config(configs / GENERATION, GenerateConfig)
     with ray_session():
-        stages.generate(config)
+        generate.run(config)
     _verify_and_tell(config, began)
 
 
@@ -70,3 +79,12 @@ read the volumes:
 """)
     if sys.stdout.isatty() and (sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)):
         webbrowser.open(report.as_uri())
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """The demo, or with --train the training demo."""
+    if arguments.train:
+        run_training_demo(Path(arguments.configs or "configs/demo-train"))
+    else:
+        run_demo(Path(arguments.configs or "configs/demo"))
+    return 0

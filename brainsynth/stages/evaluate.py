@@ -32,7 +32,7 @@ from brainsynth.usefulness.tasks import check_usefulness, usefulness_findings, u
 log = logging.getLogger(__name__)
 
 
-def evaluate(config: EvaluateConfig) -> list[Finding]:
+def run(config: EvaluateConfig) -> list[Finding]:
     """Measurements of dataset and reference → report.html, report.json, measured.tsv. Returns the verdict table."""
     _plan(config, make=False)  # every mistake is told before an embedder is trained
     load_functions(config.functions)
@@ -88,7 +88,7 @@ def _network_fact(config: EvaluateConfig, made: str) -> str:
     return f"{found['network']}; {whose}; sha256 {found['sha256'][:16]}"
 
 
-def describe_evaluate(config: EvaluateConfig) -> str:
+def describe(config: EvaluateConfig) -> str:
     """What evaluate would measure."""
     return "\n".join(dry_run(work, config.runtime) for work in _plan(config, make=False))
 

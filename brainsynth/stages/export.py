@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import time
 from collections.abc import Iterator
 
 from brainsynth.errors import UserError
-from brainsynth.export.plan import ExportPlan, ExportRecord, Subject, begin
+from brainsynth.export.plan import ExportPlan, ExportRecord, Subject, begin, plan_export
 from brainsynth.export.run import export_unit, finish
 
 log = logging.getLogger(__name__)
@@ -65,3 +66,16 @@ def _on_ray(export: ExportPlan, units: Units, partial: bool, workers: int) -> It
 def _without_subjects(export: ExportPlan) -> ExportPlan:
     """What a unit needs: its own subjects travel with it."""
     return ExportPlan(export.uri, export.output, export.plan, export.model, export.record, [])
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """See `brainsynth export --help`."""
+    chosen = (arguments.where, arguments.split, arguments.partial)
+    export = plan_export(arguments.uri, arguments.output, arguments.to, *chosen)
+    done = run_export(export, arguments.partial, arguments.workers)
+    print(f"{done.subjects - len(done.left_out)} volumes as {done.format}: {export.output}")
+    if done.left_out:
+        print(f"left out, damaged: {', '.join(done.left_out)}")
+    if export.plan.kind == "generated" and export.model is None:
+        print("the dataset does not say under which licence its model is: it was made before brainsynth recorded that")
+    return 0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from brainsynth.config.job import DAMAGED
 from brainsynth.config.schema import CovariateSource, GenerateConfig, SamplerConfig
 from brainsynth.errors import UserError
 from brainsynth.generate import GeneratedShards, GeneratorSettings
@@ -16,7 +19,7 @@ from brainsynth.plan import Plan, ShardSpec
 from brainsynth.records import from_dict, record
 from brainsynth.storage.arrays import decode_rows
 from brainsynth.storage.commit import read_commit, read_plan, read_samples
-from brainsynth.storage.filesystem import Store, bundle_folder, open_store
+from brainsynth.storage.filesystem import Store, bundle_folder, open_store, resolve_uri
 
 
 @record
@@ -135,3 +138,24 @@ def _compare(
         largest_difference=difference,
         as_recorded=stored is not None and (sample.status != "ok" or stored_sha256([stored]) == sample.voxel_sha256),
     )
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """See `brainsynth regenerate --help`."""
+    uri = resolve_uri(arguments.uri, "uri")
+    rows = rows_named(open_store(uri), arguments.row)
+    if arguments.random:
+        total = read_plan(open_store(uri)).num_samples
+        rows += random.Random(0).sample(range(total), min(arguments.random, total))
+    if not rows:
+        raise UserError("name at least one row: --row ID, or --random N")
+    different = 0
+    for found in regenerate(uri, arguments.bundle, rows, arguments.gpu):
+        different += not found.same_voxels
+        verdict = "same voxels" if found.same_voxels else "DIFFERENT"
+        stored = "" if found.as_recorded else "; what is STORED is not what its record says"
+        print(
+            f"{found.sample_id} (row {found.row}): {verdict}, largest difference {found.largest_difference:.2g}{stored}"
+        )
+    print(f"{len(rows) - different} of {len(rows)} rows have the voxels that their records name")
+    return DAMAGED if different else 0

@@ -105,7 +105,7 @@ def check_release(config: ReleaseConfig) -> tuple[Plan, DatasetManifest, ModelRe
     return plan, manifest, model, bundle, audit
 
 
-def describe_release(config: ReleaseConfig) -> str:
+def describe(config: ReleaseConfig) -> str:
     """What would be released, as far as it can be known without reading the data."""
     _, manifest, _, bundle, audit = check_release(config)
     return (
@@ -114,7 +114,7 @@ def describe_release(config: ReleaseConfig) -> str:
     )
 
 
-def make_release(config: ReleaseConfig) -> ReleaseRecord:
+def run(config: ReleaseConfig) -> ReleaseRecord:
     """Verify, then write the release. Raises UserError, with nothing written, where anything is not as it must be."""
     plan, manifest, model, bundle, audit = check_release(config)
     uri, output = resolve_uri(config.dataset, "dataset"), local_folder(config.output, "output")
@@ -147,6 +147,9 @@ def make_release(config: ReleaseConfig) -> ReleaseRecord:
             sums_sha256=file_sha256(folder / SUMS),
         )
         (folder / RELEASE_KEY).write_bytes(seal(done))
+    print(
+        f"{config.output}: {done.files} files, {done.size_bytes / 1e6:.1f} MB; check them with `sha256sum -c SHA256SUMS`"
+    )
     return done
 
 

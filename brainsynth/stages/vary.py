@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import logging
 import tempfile
@@ -20,14 +21,16 @@ import numpy as np
 import pandas as pd
 
 from brainsynth.bundle.spec import BundleSpec
+from brainsynth.config.load import load_config
 from brainsynth.config.schema import CovariateSource, GenerateConfig
 from brainsynth.covariates.sweep import Sweep, held_values, outside_support, parse_sweep, refuse_outside, sweep_rows
 from brainsynth.errors import UserError
+from brainsynth.executors.preflight import check_layout
 from brainsynth.models.weights import read_bundle
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.report import case_figures
 from brainsynth.report.montage import Volume
-from brainsynth.stages import line as stages
+from brainsynth.stages import generate
 from brainsynth.storage.filesystem import LocalStore, bundle_folder, local_folder
 
 log = logging.getLogger(__name__)
@@ -89,7 +92,7 @@ class Case:
 def describe_case(case: Case) -> str:
     """What would be made."""
     with case.generation() as config:
-        made = stages.describe_generate(config)
+        made = generate.describe(config)
     names = " and ".join(sweep.name for sweep in case.sweeps)
     return f"{len(case.rows)} points of {names}, {case.outside.sum()} extrapolated\n{made}"
 
@@ -97,7 +100,7 @@ def describe_case(case: Case) -> str:
 def make_case(case: Case) -> Path:
     """Generate what is missing, then the table and the pictures anew. Returns the output folder."""
     with case.generation() as config:
-        stages.generate(config)
+        generate.run(config)
     volumes = _volumes(case)
     captions, marked = case.captions(), case.outside.tolist()
     side = len(case.sweeps[1].values) if len(case.sweeps) == 2 else 0
@@ -129,3 +132,19 @@ def _volumes(case: Case) -> list[Volume | None]:
 
 def _tsv(table: pd.DataFrame) -> bytes:
     return table.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.6g", lineterminator="\n").encode()
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Makes the series, or says what it would be."""
+    config = load_config(arguments.config, GenerateConfig, arguments.set)
+    check_layout(config.runtime)
+    chosen = (arguments.sweep, arguments.hold, arguments.seed, arguments.reference, arguments.allow_extrapolation)
+    case = Case(config, arguments.output, *chosen)
+    if arguments.dry_run:
+        print(describe_case(case))
+        return 0
+    folder = make_case(case)
+    print(
+        f"{len(case.rows)} points, {case.outside.sum()} extrapolated: {folder}/grid.png, differences.png, montage.gif"
+    )
+    return 0

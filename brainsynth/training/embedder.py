@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from brainsynth.config.cli import in_minutes
 from brainsynth.errors import UserError
 from brainsynth.models.embedder import Embedder
+from brainsynth.progress import in_minutes
 from brainsynth.records import record
 
 log = logging.getLogger(__name__)

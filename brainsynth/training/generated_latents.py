@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from brainsynth.bundle.spec import BundleSpec
-from brainsynth.config.cli import in_minutes
 from brainsynth.config.distillation import DistillConfig
 from brainsynth.config.training import Precision
 from brainsynth.models.device import autocast
@@ -22,6 +21,7 @@ from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.sampling import sample_rows
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.plan import seed_for
+from brainsynth.progress import in_minutes
 from brainsynth.records import digest, to_dict
 from brainsynth.storage.whole_file import replaced
 from brainsynth.training.loop import Worker

@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from brainsynth.config.cli import in_minutes
 from brainsynth.config.training import OptimisationConfig, TrainRuntimeConfig
 from brainsynth.models.device import choose_device, set_threads
+from brainsynth.progress import in_minutes
 from brainsynth.storage.filesystem import sweep
 from brainsynth.training.checkpoint import restore_newest, save_checkpoint
 from brainsynth.training.data import step_seed

@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from brainsynth.config.cli import configure_logging, guarded
+from brainsynth.config.job import guarded
 from brainsynth.config.schema import RuntimeConfig, SamplerConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.executors.dataset import make_dataset
 from brainsynth.manifest import describe_sample
 from brainsynth.plan import Plan, ShardSpec, generation_plan, generation_samples
+from brainsynth.progress import configure_logging
 from brainsynth.storage.work import Made, Work
 from brainsynth.volume import VolumeSpec
 

@@ -16,7 +16,7 @@ from brainsynth.config.schema import GenerateConfig
 from brainsynth.errors import WorkerBroken
 from brainsynth.executors.dataset import make_dataset
 from brainsynth.generate import GeneratedShards, plan_generation
-from brainsynth.stages import line as stages
+from brainsynth.stages import generate
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset
 from brainsynth.storage.work import Work
@@ -65,7 +65,7 @@ def test_the_books_balance(
     monkeypatch.setattr(Faulty, "fates", {int(work.samples["seed"][row]): fate for row, fate in bad.items()})
     manifest = make_dataset(work, config.runtime)
     peace = as_config(line.generate(tmp_path / "peace", covariates={"draw": rows}), GenerateConfig, tmp_path)
-    stages.generate(peace)
+    generate.run(peace)
     store = open_store(work.root)
     assert verify_dataset(store).ok
     table = pd.read_parquet(tmp_path / "faulty" / "manifest" / "subjects.parquet")
@@ -95,7 +95,7 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(
     line: Line, tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     peace = line.generate(tmp_path / "peace", samples_per_shard=6)
-    stages.generate(as_config(peace, GenerateConfig, tmp_path))
+    generate.run(as_config(peace, GenerateConfig, tmp_path))
     work, config = faulty(line, tmp_path, "small", 12)
     monkeypatch.setattr(Faulty, "most", most)
     monkeypatch.setattr(Faulty, "batches", [])

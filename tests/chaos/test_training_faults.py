@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from brainsynth.config.training import AutoencoderTrainConfig
 from brainsynth.errors import UserError
 from brainsynth.models.weights import load_models, read_bundle
-from brainsynth.stages import line as stages
+from brainsynth.stages import train_autoencoder
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.training.autoencoder import AutoencoderTask
@@ -80,7 +80,7 @@ class Training:
 
     def finish_here(self) -> None:
         """Go on to the end in this process."""
-        stages.train_autoencoder(as_config(self.config, AutoencoderTrainConfig, self.folder.parent))
+        train_autoencoder.run(as_config(self.config, AutoencoderTrainConfig, self.folder.parent))
 
     def curve(self) -> list[dict[str, float]]:
         """All lines of the metrics log but one that is still on its way."""
@@ -418,7 +418,7 @@ from pathlib import Path
 from brainsynth.config.load import load_config
 from brainsynth.config.training import AutoencoderTrainConfig
 from brainsynth.errors import UserError
-from brainsynth.stages import line as stages
+from brainsynth.stages import train_autoencoder
 from brainsynth.training.checkpoint import checkpoints
 _, yaml, kept = sys.argv
 config = load_config(yaml, AutoencoderTrainConfig)
@@ -426,12 +426,12 @@ disk = Path(config.output).parent
 filler = disk / "filler"
 filler.write_bytes(bytes(shutil.disk_usage(disk).free - (900 << 10)))  # what is left holds one checkpoint, not two
 try:
-    stages.train_autoencoder(config)
+    train_autoencoder.run(config)
 except UserError as error:
     print("told:", error)
 print("left:", [step for step, _ in checkpoints(Path(config.output))])
 filler.unlink()
-stages.train_autoencoder(config)
+train_autoencoder.run(config)
 for name in ("autoencoder.safetensors", "metrics.jsonl"):
     (Path(kept) / name).write_bytes((Path(config.output) / name).read_bytes())
 """

@@ -101,7 +101,7 @@ def _python(words: list[str]) -> None:
         assert set(words[2:]) <= {"--train"}
     else:
         module = words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1]
-        assert module.startswith("benchmarks/"), f"what is {module}?"
+        assert module.startswith(("benchmarks/", "recipes/")), f"what is {module}?"
         wanted = {word for word in words[2:] if word.startswith("--")}
         assert wanted <= flags(REPO / module), f"{module} does not know {wanted - flags(REPO / module)}"
 
@@ -116,7 +116,7 @@ def flags(script: Path) -> set[str]:
 
 def _brainsynth(words: list[str]) -> None:
     said = io.StringIO()
-    parser = cli._parser()
+    parser = cli.parser()
     if len(words) == 2:  # the name of a verb
         words = [words[0], "verify", "URI"] if words[1] == "VERB" else [*words, "--help"]
     try:

@@ -108,7 +108,7 @@ def test_every_key_of_every_config_is_in_the_reference(site: Path) -> None:
 
 def test_every_command_is_in_the_reference(site: Path) -> None:
     text = (site / "docs/reference/command-line.html").read_text()
-    verbs = next(a.choices for a in cli._parser()._actions if a.choices)
+    verbs = next(a.choices for a in cli.parser()._actions if a.choices)
     for verb in verbs or ():
         assert f"usage: brainsynth {verb} " in text
     for job in sorted((REPO / "jobs").glob("*.py")):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from brainsynth.config.cli import guarded
+from brainsynth.config.job import guarded
 from brainsynth.executors import session
 from tests.servers.swift import free_ports
 

@@ -18,8 +18,8 @@ from brainsynth.config.audit import AuditConfig
 from brainsynth.config.schema import PrepareConfig
 from brainsynth.errors import UserError
 from brainsynth.reading.dataset import open_dataset
-from brainsynth.stages import line as stages
-from brainsynth.stages.audit import audit
+from brainsynth.stages import prepare_cohort
+from brainsynth.stages.audit import run as audit
 from brainsynth.storage.commit import commit_key
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset
@@ -61,7 +61,7 @@ def cohort(root: Path, name: str, scans: np.ndarray, seed: int, **changes: Any) 
         "samples_per_shard": 12,
         "runtime": {"workers": 0},
     }
-    stages.prepare_cohort(as_config(config | changes, PrepareConfig, root))
+    prepare_cohort.run(as_config(config | changes, PrepareConfig, root))
     return str(root / name)
 
 

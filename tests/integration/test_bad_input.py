@@ -17,7 +17,7 @@ import pytest
 
 from brainsynth.config.schema import GenerateConfig
 from brainsynth.generate import plan_generation
-from brainsynth.stages import line as stages
+from brainsynth.stages import generate
 from tests.line import Line, as_config, write_yaml
 
 REPO = Path(__file__).parents[2]
@@ -173,7 +173,7 @@ def test_empty_cells_are_told_before_anything_is_made(
 def test_a_run_says_what_it_begins(line: Line, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     root = tmp_path / "generated"
-    stages.generate(as_config(line.generate(root), GenerateConfig, tmp_path))
+    generate.run(as_config(line.generate(root), GenerateConfig, tmp_path))
     assert f"making 12 volumes in 4 shards: {root}" in caplog.text
     assert "0 failed\n" in (root / "README.md").read_text()  # and no word of a rejects.tsv that is not there
     assert not (root / "rejects.tsv").exists()

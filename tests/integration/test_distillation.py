@@ -21,7 +21,7 @@ from brainsynth.errors import UserError
 from brainsynth.generate import plan_generation
 from brainsynth.models.weights import load_models, read_bundle
 from brainsynth.records import from_dict, seal, to_dict
-from brainsynth.stages import line as stages
+from brainsynth.stages import distill_decoder, generate
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.training import distillation
@@ -47,7 +47,7 @@ class Made(NamedTuple):
 def made(line: Line, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("distilled")
     config = line.distillation(str(folder / "run"), steps=60, validate_every=10, checkpoint_every=60)
-    stages.distill_decoder(as_config(config, DistillConfig, folder))
+    distill_decoder.run(as_config(config, DistillConfig, folder))
     run = read_run(folder / "run", DistillRun, "")
     return Made(config, run, folder / "run-bundle", read_bundle(folder / "run-bundle"))
 
@@ -86,7 +86,7 @@ def test_the_bundle_records_what_it_is_and_what_it_loses(line: Line, made: Made)
     assert new.provenance["distilled_from"] == old.digest
     assert "distilled" not in to_dict(old)  # a bundle without one keeps its digest
     before = {path.name: path.stat().st_mtime_ns for path in made.bundle.iterdir()}
-    stages.distill_decoder(as_config(made.config, DistillConfig, made.bundle.parent))
+    distill_decoder.run(as_config(made.config, DistillConfig, made.bundle.parent))
     assert {path.name: path.stat().st_mtime_ns for path in made.bundle.iterdir()} == before
 
 
@@ -120,21 +120,21 @@ def test_a_changed_or_unfit_weight_file_is_refused(line: Line, made: Made, tmp_p
     data[-1] ^= 1
     (folder / DECODER_FILE).write_bytes(data)
     with pytest.raises(UserError, match=f"{DECODER_FILE} is not the file that the bundle names"):
-        stages.generate(config)
+        generate.run(config)
     assert made.spec.distilled is not None
     shutil.copy(made.bundle / DECODER_FILE, folder)
     wider = dataclasses.replace(made.spec.distilled.architecture, channels=(24, 8))
     spec = dataclasses.replace(made.spec, distilled=dataclasses.replace(made.spec.distilled, architecture=wider))
     (folder / "bundle.json").write_bytes(seal(spec))
     with pytest.raises(UserError, match=f"{DECODER_FILE} does not fit the architecture"):
-        stages.generate(config)
+        generate.run(config)
 
 
 def test_generation_with_it_is_another_dataset_and_can_be_made_again(line: Line, made: Made, tmp_path: Path) -> None:
     images = {}
     for decoder in ("own", "distilled"):
         config = line.generate(tmp_path / decoder, bundle=str(made.bundle), decoder=decoder)
-        stages.generate(as_config(config, GenerateConfig, tmp_path))
+        generate.run(as_config(config, GenerateConfig, tmp_path))
         images[decoder] = open_dataset(str(tmp_path / decoder)).volumes()
     plans = {name: read_plan(open_store(str(tmp_path / name))) for name in images}
     assert "decoder" not in plans["own"].identity  # fingerprints from before there was a choice stay
@@ -147,14 +147,14 @@ def test_generation_with_it_is_another_dataset_and_can_be_made_again(line: Line,
     assert "12 of 12 rows have the voxels that their records name" in done.stdout, done.stdout + done.stderr
     other = as_config(default | {"output": str(tmp_path / "distilled")}, GenerateConfig, tmp_path)
     with pytest.raises(UserError, match="identity.decoder: the folder has 'distilled'"):
-        stages.generate(other)
+        generate.run(other)
 
 
 def test_no_data_are_needed_and_a_damaged_latents_file_is_sampled_again(line: Line, tmp_path: Path) -> None:
     config = line.distillation(str(tmp_path / "run"))
     del config["latents"]
     config["generated"]["share"] = 1.0
-    stages.distill_decoder(as_config(config, DistillConfig, tmp_path))
+    distill_decoder.run(as_config(config, DistillConfig, tmp_path))
     spec = read_bundle(tmp_path / "run-bundle")
     assert spec.distilled is not None
     assert spec.distilled.on_encoded is None
@@ -166,7 +166,7 @@ def test_no_data_are_needed_and_a_damaged_latents_file_is_sampled_again(line: Li
     files[1].unlink()  # what was read is mapped from it
     files[1].write_bytes(b"cut")
     (tmp_path / "run" / "run.json").unlink()
-    stages.distill_decoder(as_config(config, DistillConfig, tmp_path))
+    distill_decoder.run(as_config(config, DistillConfig, tmp_path))
     assert all(torch.equal(load_file(file)["latents"], found) for file, found in zip(files, before, strict=True))
     assert read_bundle(tmp_path / "run-bundle") == spec
 
@@ -194,7 +194,7 @@ def test_mistakes_are_told_before_it_starts(line: Line, tmp_path: Path, change: 
     config = line.distillation(str(tmp_path / "run"))
     config |= {key: places.get(value, value) if isinstance(value, str) else value for key, value in change.items()}
     with pytest.raises(UserError, match=re.escape(told)):
-        stages.distill_decoder(as_config(config, DistillConfig, tmp_path))
+        distill_decoder.run(as_config(config, DistillConfig, tmp_path))
     assert not (tmp_path / "run").exists()
 
 
@@ -206,13 +206,13 @@ def test_latents_and_bundles_of_others_are_refused(line: Line, made: Made, tmp_p
     )
     foreign = line.distillation(str(tmp_path / "run")) | {"latents": str(tmp_path / "latents")}
     with pytest.raises(UserError, match="were not made by the autoencoder of the bundle"):
-        stages.distill_decoder(as_config(foreign, DistillConfig, tmp_path))
+        distill_decoder.run(as_config(foreign, DistillConfig, tmp_path))
     taken = line.distillation(str(tmp_path / "run"), steps=2) | {"bundle_output": str(made.bundle)}
     with pytest.raises(UserError, match="holds another distilled decoder"):
-        stages.distill_decoder(as_config(taken, DistillConfig, tmp_path))
+        distill_decoder.run(as_config(taken, DistillConfig, tmp_path))
     asked = line.generate(tmp_path / "data", decoder="distilled")
     with pytest.raises(UserError, match="has no distilled decoder"):
-        stages.generate(as_config(asked, GenerateConfig, tmp_path))
+        generate.run(as_config(asked, GenerateConfig, tmp_path))
     assert not (tmp_path / "data").exists()
 
 

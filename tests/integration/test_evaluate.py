@@ -20,8 +20,7 @@ from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.config.schema import PrepareConfig
 from brainsynth.errors import UserError
 from brainsynth.evaluation.finding import Finding
-from brainsynth.stages import line as stages
-from brainsynth.stages.evaluate import describe_evaluate, evaluate
+from brainsynth.stages import evaluate, prepare_cohort
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset
 from tests.line import GRID, Line, as_config
@@ -37,7 +36,7 @@ def prepared(root: Path, phantoms: Path, name: str, change: Change | None = None
     if change:
         change(folder)
     config |= {"source": {"path": str(folder)}, "output": str(root / name), "validation_fraction": 0.3}
-    stages.prepare_cohort(as_config(config, PrepareConfig, root))
+    prepare_cohort.run(as_config(config, PrepareConfig, root))
     return str(root / name)
 
 
@@ -60,7 +59,7 @@ def judged(cohorts: tuple[Path, Path, str], name: str, change: Change | None = N
         for file in first.glob("embedder-*.safetensors"):
             shutil.copy(file, output)
     config = config_of(dataset, reference, output)
-    return {finding.metric: finding for finding in evaluate(as_config(config, EvaluateConfig, root))}
+    return {finding.metric: finding for finding in evaluate.run(as_config(config, EvaluateConfig, root))}
 
 
 def config_of(dataset: str, reference: str, output: Path, **changes: Any) -> dict[str, Any]:
@@ -201,5 +200,5 @@ def test_mistakes_are_told_and_leave_nothing(cohorts: tuple[Path, Path, str], tm
     ):
         config = config_of(reference, reference, output) | changes
         with pytest.raises(UserError, match=message):
-            describe_evaluate(as_config(config, EvaluateConfig, tmp_path))
+            evaluate.describe(as_config(config, EvaluateConfig, tmp_path))
     assert not output.exists()

@@ -18,8 +18,7 @@ from brainsynth.config.schema import PrepareConfig
 from brainsynth.errors import UserError
 from brainsynth.instruments.own_rulers import ALLOWED
 from brainsynth.records import to_dict
-from brainsynth.stages import line as stages
-from brainsynth.stages.evaluate import describe_evaluate, evaluate
+from brainsynth.stages import evaluate, prepare_cohort
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset
 from brainsynth.usefulness import tasks as usefulness_tasks
@@ -50,7 +49,7 @@ def cohorts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
             "output": str(root / name / "cohort"),
             "validation_fraction": 0.3,
         }
-        stages.prepare_cohort(as_config(config, PrepareConfig, root))
+        prepare_cohort.run(as_config(config, PrepareConfig, root))
         made.append(str(root / name / "cohort"))
     return made[0], made[1]
 
@@ -103,7 +102,7 @@ def test_all_at_once(cohorts: tuple[str, str], lab: str, tmp_path: Path, monkeyp
         usefulness=budget,
     )
     before = (Path(cohorts[0]) / "dataset.json").read_bytes()
-    found = {finding.metric: finding for finding in evaluate(config)}
+    found = {finding.metric: finding for finding in evaluate.run(config)}
     numbers = json.loads((tmp_path / "out" / "report.json").read_text())
 
     r = found[f"{VOLUME}: r of measured with asked"]
@@ -168,7 +167,7 @@ def test_bad_rulers_are_told_before_anything_is_written(cohorts: tuple[str, str]
         ({"usefulness": {"batch_size": 16}}, "needed are 64 real training scans"),
     ):
         with pytest.raises(UserError, match=message):
-            describe_evaluate(config_of(cohorts, tmp_path, **changes))
+            evaluate.describe(config_of(cohorts, tmp_path, **changes))
     with pytest.raises(UserError, match=f"functions.age: the module {lab} has no function 'two'"):
-        evaluate(config_of(cohorts, tmp_path, functions={"age": f"{lab}:two"}))
+        evaluate.run(config_of(cohorts, tmp_path, functions={"age": f"{lab}:two"}))
     assert not (tmp_path / "out").exists()

@@ -16,8 +16,7 @@ import pytest
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.config.schema import GenerateConfig
 from brainsynth.errors import UserError
-from brainsynth.stages import line as stages
-from brainsynth.stages.evaluate import describe_evaluate, evaluate
+from brainsynth.stages import evaluate, generate
 from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import open_store
 from tests.line import Line, as_config
@@ -56,7 +55,7 @@ window.addEventListener('load', () => {
 def evaluation(line: Line, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The output of an evaluation of a tiny model's volumes, and its config."""
     root = tmp_path_factory.mktemp("page")
-    stages.generate(as_config(line.generate(root / "generated"), GenerateConfig, root))
+    generate.run(as_config(line.generate(root / "generated"), GenerateConfig, root))
     config = {
         "dataset": str(root / "generated"),
         "reference": str(line.root / "cohort"),
@@ -71,7 +70,7 @@ def evaluation(line: Line, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
         },
         "runtime": {"workers": 0},
     }
-    evaluate(as_config(config, EvaluateConfig, root))
+    evaluate.run(as_config(config, EvaluateConfig, root))
     return root / "evaluation", config
 
 
@@ -120,7 +119,7 @@ def test_mistakes_in_networks_and_trajectories_are_told(
         ({"trajectories": moved | {"bundle": str(tmp_path)}}, "is no bundle"),
     ):
         with pytest.raises(UserError, match=message):
-            describe_evaluate(as_config(config | changes, EvaluateConfig, tmp_path))
+            evaluate.describe(as_config(config | changes, EvaluateConfig, tmp_path))
     assert not (tmp_path / "out").exists()
 
 

@@ -26,7 +26,7 @@ from brainsynth.generate import GeneratedShards, plan_generation
 from brainsynth.models.weights import file_sha256, read_bundle
 from brainsynth.plan import attempt_seed
 from brainsynth.records import seal
-from brainsynth.stages import line as stages
+from brainsynth.stages import export_bundle, generate
 from brainsynth.storage.commit import write_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.finalise import SUBJECTS_KEY
@@ -70,7 +70,7 @@ def gated(line: Line, bundle: str, root: Path, **changes: Any) -> dict[str, Any]
 
 
 def made(config: dict[str, Any], folder: Path) -> pd.DataFrame:
-    stages.generate(as_config(config, GenerateConfig, folder))
+    generate.run(as_config(config, GenerateConfig, folder))
     return pd.read_parquet(io.BytesIO(open_store(config["output"]).read(SUBJECTS_KEY)))
 
 
@@ -187,7 +187,7 @@ def test_resume_regenerate_verify_and_report(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "36 of 36 rows have the voxels that their records name" in done.stdout
     with pytest.raises(UserError, match="gate"):
-        stages.generate(as_config(gated(line, tight, root, gate={"max_attempts": 3}), GenerateConfig, tmp_path))
+        generate.run(as_config(gated(line, tight, root, gate={"max_attempts": 3}), GenerateConfig, tmp_path))
 
 
 @pytest.mark.parametrize("reference", [pytest.param("scans", marks=pytest.mark.slow), "reconstructions"])
@@ -197,7 +197,7 @@ def test_export_fits_a_gate_that_travels(line: Line, tmp_path: Path, reference: 
     if reference == "reconstructions":  # of an autoencoder trained for six steps
         config["gate"]["false_reject_rate"] = 0.2
     for _ in range(2):  # harmless to repeat
-        stages.make_bundle(as_config(config, ExportConfig, tmp_path))
+        export_bundle.run(as_config(config, ExportConfig, tmp_path))
     spec = read_bundle(tmp_path / "bundle")
     gate = load_gate(tmp_path / "bundle" / GATE_FILE)
     assert spec.weights[GATE_FILE] == file_sha256(tmp_path / "bundle" / GATE_FILE)

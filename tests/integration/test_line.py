@@ -18,7 +18,7 @@ from brainsynth import open_dataset
 from brainsynth.config.schema import GenerateConfig
 from brainsynth.manifest import MODEL_KEY, ModelRecord
 from brainsynth.records import unseal
-from brainsynth.stages import line as stages
+from brainsynth.stages import generate
 from brainsynth.storage.commit import read_commit, read_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset
@@ -72,7 +72,7 @@ def test_same_plan_same_voxels_whoever_runs_it(line: Line, ray_cluster: None, tm
     two = line.generate(tmp_path / "two", runtime={"workers": 2, "cpus_per_worker": 0.5, "micro_batch": 4})
     for number, config in enumerate((one, two)):
         (tmp_path / str(number)).mkdir()
-        stages.generate(as_config(config, GenerateConfig, tmp_path / str(number)))
+        generate.run(as_config(config, GenerateConfig, tmp_path / str(number)))
     first, second = (open_dataset(str(tmp_path / name)) for name in ("one", "two"))
     assert records(tmp_path / "one") == records(tmp_path / "two")
     tables = [pd.read_parquet(tmp_path / name / "samples.parquet") for name in ("one", "two")]
@@ -88,7 +88,7 @@ def test_driver_killed_half_way_same_command_same_dataset(line: Line, tmp_path: 
     changes = {"covariates": {"draw": 60}, "sampler": {"method": "ab2", "steps": 20}}
     undisturbed = tmp_path / "undisturbed"
     alone = {"workers": 0, "micro_batch": 1, "threads_per_worker": 1}
-    stages.generate(as_config(line.generate(undisturbed, **changes, runtime=alone), GenerateConfig, tmp_path))
+    generate.run(as_config(line.generate(undisturbed, **changes, runtime=alone), GenerateConfig, tmp_path))
     root = tmp_path / "killed"
     config = write_yaml(line.generate(root, **changes, runtime=runtime), tmp_path, "killed.yaml")
     process = run_generate(config, start_new_session=True)
@@ -119,7 +119,7 @@ def test_appending_rows_leaves_subjects_as_they_were(line: Line, tmp_path: Path)
     for name, draw in (("few", 4), ("more", 9)):
         (tmp_path / name).mkdir()
         config = line.generate(tmp_path / name / "data", covariates={"draw": draw})
-        stages.generate(as_config(config, GenerateConfig, tmp_path / name))
+        generate.run(as_config(config, GenerateConfig, tmp_path / name))
     few, more = (open_dataset(str(tmp_path / name / "data")) for name in ("few", "more"))
     pd.testing.assert_frame_equal(few.table, more.table.iloc[:4])
     assert np.abs(few.volumes() - more.volumes(range(4))).max() <= TOLERANCE
@@ -128,6 +128,6 @@ def test_appending_rows_leaves_subjects_as_they_were(line: Line, tmp_path: Path)
 @pytest.mark.parametrize("dtype", ["float32", "uint16", "uint8"])
 def test_other_stored_types_hold_the_same_pictures(line: Line, generated: Path, tmp_path: Path, dtype: str) -> None:
     other = tmp_path / dtype
-    stages.generate(as_config(line.generate(other, stored_dtype=dtype), GenerateConfig, tmp_path))
+    generate.run(as_config(line.generate(other, stored_dtype=dtype), GenerateConfig, tmp_path))
     assert np.abs(open_dataset(str(other)).volumes() - open_dataset(str(generated)).volumes()).max() <= 1 / 255
     assert verify_dataset(open_store(str(other))).ok

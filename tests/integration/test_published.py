@@ -39,7 +39,7 @@ from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.sampling import draw_noise, sample_latents
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_models
-from brainsynth.stages.published import PAPER, import_bundle
+from brainsynth.stages.import_bundle import PAPER, import_bundle
 from brainsynth.stages.regenerate import regenerate
 from brainsynth.volume import VolumeSpec
 

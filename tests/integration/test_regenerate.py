@@ -15,7 +15,7 @@ import pytest
 from brainsynth import open_dataset
 from brainsynth.cli import main
 from brainsynth.config.schema import GenerateConfig
-from brainsynth.stages import line as stages
+from brainsynth.stages import generate
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset
 from tests.line import Line, as_config
@@ -70,7 +70,7 @@ def test_rows_by_name_and_a_stored_row_that_was_changed(line: Line, generated: P
 def test_verify_repair_and_the_same_job(line: Line, tmp_path: Path) -> None:
     root = tmp_path / "data"
     config = as_config(line.generate(root), GenerateConfig, tmp_path)
-    stages.generate(config)
+    generate.run(config)
     before = open_dataset(str(root))
     digest, volumes = before.manifest["shards_digest"], before.volumes()
     flip(open_store(str(root)), KEY, 8 * 3000)
@@ -80,7 +80,7 @@ def test_verify_repair_and_the_same_job(line: Line, tmp_path: Path) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     assert f"corrupt: {KEY}" in done.stdout
     assert "re-planned: 1 rows in 1 shards" in done.stdout
-    stages.generate(config)
+    generate.run(config)
     assert verify_dataset(open_store(str(root))).ok
     after = open_dataset(str(root))
     assert abs(after.volumes() - volumes).max() <= 2.0**-11  # a row alone may round otherwise than in its micro-batch

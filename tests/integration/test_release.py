@@ -30,8 +30,8 @@ from brainsynth.manifest import MODEL_KEY, ModelRecord, SampleRecord, describe_s
 from brainsynth.plan import generation_plan, generation_samples
 from brainsynth.records import seal, unseal
 from brainsynth.stages import release
-from brainsynth.stages.audit import audit
-from brainsynth.stages.published import PAPER
+from brainsynth.stages.audit import run as audit
+from brainsynth.stages.import_bundle import PAPER
 from brainsynth.storage.commit import commit_shard, write_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.finalise import SHARDS_KEY, SUBJECTS_KEY, finalise
@@ -135,7 +135,7 @@ class World:
         } | changes
 
     def release(self, output: Path, **changes: Any) -> release.ReleaseRecord:
-        return release.make_release(as_config(self.config(output, **changes), ReleaseConfig, self.root))
+        return release.run(as_config(self.config(output, **changes), ReleaseConfig, self.root))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from brainsynth.config.schema import SHIPPED_BUNDLE, CovariateSource, GenerateCo
 from brainsynth.gate.file import load_gate
 from brainsynth.models.weights import check_bundle_files, read_bundle
 from brainsynth.reading.dataset import open_dataset
-from brainsynth.stages.line import generate
+from brainsynth.stages import generate
 from brainsynth.storage.filesystem import bundle_folder
 
 FOLDER = bundle_folder(SHIPPED_BUNDLE)
@@ -28,7 +28,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shipped")
     person = {"age": 70.0, "sex": "F", "brain_volume": 1250.0, "cohort": "oasis1", "noise_seed": 1}
     pd.DataFrame([{**person, "ventricular_volume": ml} for ml in ASKED_ML]).to_csv(folder / "rows.csv", index=False)
-    generate(
+    generate.run(
         GenerateConfig(
             output=str(folder / "data"),
             covariates=CovariateSource(table=str(folder / "rows.csv"), allow_extrapolation=True),

@@ -23,7 +23,7 @@ from brainsynth.models.sampling import sample_rows
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_models, read_bundle
 from brainsynth.records import from_dict, seal, to_dict
-from brainsynth.stages import line as stages
+from brainsynth.stages import distill_decoder, distill_steps, export_bundle, generate, train_diffusion
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.training import step_distillation
@@ -51,9 +51,9 @@ class Made(NamedTuple):
 def taught(line: Line, folder: Path, prediction: str, kind: str, **optimisation: Any) -> Path:
     """A teacher's bundle."""
     config = line.diffusion(str(folder / "diffusion"), prediction, kind, **optimisation)
-    stages.train_diffusion(as_config(config | {"runtime": ONE_THREAD}, DiffusionTrainConfig, folder))
+    train_diffusion.run(as_config(config | {"runtime": ONE_THREAD}, DiffusionTrainConfig, folder))
     bundle = line.bundle(str(folder / "diffusion"), str(folder / "teacher"))
-    stages.make_bundle(as_config(bundle, ExportConfig, folder))
+    export_bundle.run(as_config(bundle, ExportConfig, folder))
     return folder / "teacher"
 
 
@@ -66,7 +66,7 @@ def made(line: Line, tmp_path_factory: pytest.TempPathFactory) -> Made:
     config = line.step_distillation(str(folder / "run"), **options) | {"bundle": str(teacher)}
     config["trajectories"]["count"] = 48
     config["trajectories"]["sampler"]["guidance_scale"] = 4.0
-    stages.distill_steps(as_config(config, StepDistillConfig, folder))
+    distill_steps.run(as_config(config, StepDistillConfig, folder))
     run, bundle = read_run(folder / "run", StepDistillRun, ""), folder / "run-bundle"
     return Made(config, run, read_bundle(teacher), bundle, read_bundle(bundle))
 
@@ -107,7 +107,7 @@ def test_the_bundle_records_its_teacher_and_is_written_once(made: Made) -> None:
     assert new.weights[DIFFUSION_FILE] != old.weights[DIFFUSION_FILE]
     assert "few_steps" not in to_dict(old)  # a bundle without one keeps its digest
     before = {path.name: path.stat().st_mtime_ns for path in made.bundle.iterdir()}
-    stages.distill_steps(as_config(made.config, StepDistillConfig, made.bundle.parent))
+    distill_steps.run(as_config(made.config, StepDistillConfig, made.bundle.parent))
     assert {path.name: path.stat().st_mtime_ns for path in made.bundle.iterdir()} == before
 
 
@@ -135,7 +135,7 @@ def test_a_record_that_says_too_little_is_refused(made: Made) -> None:
 
 def test_generation_with_it_is_another_dataset_and_can_be_made_again(line: Line, made: Made, tmp_path: Path) -> None:
     config = line.generate(tmp_path / "student", bundle=str(made.bundle), sampler=STUDENT, covariates={"draw": 3})
-    stages.generate(as_config(config, GenerateConfig, tmp_path))
+    generate.run(as_config(config, GenerateConfig, tmp_path))
     plan = read_plan(open_store(str(tmp_path / "student")))
     assert plan.identity["bundle"] == made.spec.digest != made.teacher.digest
     assert plan.identity["sampler"] == {"guidance_scale": 1.0, **STUDENT}
@@ -144,7 +144,7 @@ def test_generation_with_it_is_another_dataset_and_can_be_made_again(line: Line,
     teachers = {"method": "ab2", "steps": 4, "guidance_scale": 4.0}
     other = config | {"bundle": made.config["bundle"], "sampler": teachers}
     with pytest.raises(UserError, match="identity.bundle: the folder has"):
-        stages.generate(as_config(other, GenerateConfig, tmp_path))
+        generate.run(as_config(other, GenerateConfig, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -163,12 +163,12 @@ def test_it_runs_with_its_own_sampler_only(line: Line, made: Made, tmp_path: Pat
     )
     config = line.generate(tmp_path / "data", bundle=str(made.bundle), sampler=sampler)
     with pytest.raises(UserError, match=re.escape(told)):
-        stages.generate(as_config(config, GenerateConfig, tmp_path))
+        generate.run(as_config(config, GenerateConfig, tmp_path))
     assert not (tmp_path / "data").exists()
     decoder = line.distillation(str(tmp_path / "run")) | {"bundle": str(made.bundle)}
     decoder["generated"]["sampler"] = sampler
     with pytest.raises(UserError, match=re.escape(told)):
-        stages.distill_decoder(as_config(decoder, DistillConfig, tmp_path))
+        distill_decoder.run(as_config(decoder, DistillConfig, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -216,24 +216,24 @@ def test_mistakes_are_told_before_it_starts(
     config = line.step_distillation(str(tmp_path / "run"))
     config |= {key: places.get(value, value) if isinstance(value, str) else value for key, value in change.items()}
     with pytest.raises(UserError, match=re.escape(told)):
-        stages.distill_steps(as_config(config, StepDistillConfig, tmp_path))
+        distill_steps.run(as_config(config, StepDistillConfig, tmp_path))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_student_that_was_not_worth_it_is_told(line: Line, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = line.step_distillation(str(tmp_path / "run"), steps=1)
     config["trajectories"]["sampler"]["guidance_scale"] = 4.0
-    stages.distill_steps(as_config(config, StepDistillConfig, tmp_path))
+    distill_steps.run(as_config(config, StepDistillConfig, tmp_path))
     assert "the student is not nearer in both than its teacher in as few steps" in caplog.text
 
 
 def test_a_student_is_no_teacher(line: Line, made: Made, tmp_path: Path) -> None:
     config = line.step_distillation(str(tmp_path / "run")) | {"bundle": str(made.bundle)}
     with pytest.raises(UserError, match=f"is itself distilled, for 2 evaluations.*{made.teacher.digest[:12]}"):
-        stages.distill_steps(as_config(config, StepDistillConfig, tmp_path))
+        distill_steps.run(as_config(config, StepDistillConfig, tmp_path))
     taken = made.config | {"output": str(tmp_path / "run"), "optimisation": made.config["optimisation"] | {"steps": 1}}
     with pytest.raises(UserError, match="holds another distilled denoiser"):
-        stages.distill_steps(as_config(taken, StepDistillConfig, tmp_path))
+        distill_steps.run(as_config(taken, StepDistillConfig, tmp_path))
 
 
 def test_without_a_distribution_it_needs_latents_of_scans(line: Line, made: Made, tmp_path: Path) -> None:
@@ -242,9 +242,9 @@ def test_without_a_distribution_it_needs_latents_of_scans(line: Line, made: Made
     (tmp_path / "bundle" / "bundle.json").write_bytes(seal(spec))
     config = line.step_distillation(str(tmp_path / "run"), steps=1) | {"bundle": str(tmp_path / "bundle")}
     with pytest.raises(UserError, match="no covariate distribution from which to draw rows; name latents of scans"):
-        stages.distill_steps(as_config(config, StepDistillConfig, tmp_path))
+        distill_steps.run(as_config(config, StepDistillConfig, tmp_path))
     config |= {"latents": str(line.root / "latents")}
-    stages.distill_steps(as_config(config, StepDistillConfig, tmp_path))
+    distill_steps.run(as_config(config, StepDistillConfig, tmp_path))
     assert read_bundle(tmp_path / "run-bundle").few_steps is not None
 
 
@@ -262,12 +262,12 @@ def test_every_prediction_teaches(
     teacher = taught(line, tmp_path, prediction, kind, steps=2, checkpoint_every=2)
     config = line.step_distillation(str(tmp_path / "run"), steps=2) | {"bundle": str(teacher)}
     config["trajectories"]["sampler"] = sampler
-    stages.distill_steps(as_config(config, StepDistillConfig, tmp_path))
+    distill_steps.run(as_config(config, StepDistillConfig, tmp_path))
     spec = read_bundle(tmp_path / "run-bundle")
     student = STUDENT | {"time_shift": 2.0} if prediction == "flow" else {"method": "ddim", "steps": 2}
     assert spec.schedule.prediction == ("v" if prediction == "epsilon" else prediction)
     config = line.generate(tmp_path / "data", bundle=str(tmp_path / "run-bundle"), sampler=student)
-    stages.generate(as_config(config | {"covariates": {"draw": 3}}, GenerateConfig, tmp_path))
+    generate.run(as_config(config | {"covariates": {"draw": 3}}, GenerateConfig, tmp_path))
     assert open_dataset(str(tmp_path / "data")).volumes().std() > 0
 
 

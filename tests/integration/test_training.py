@@ -28,7 +28,14 @@ from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainCon
 from brainsynth.errors import UserError
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.records import seal
-from brainsynth.stages import line as stages
+from brainsynth.stages import (
+    distill_decoder,
+    encode_latents,
+    export_bundle,
+    generate,
+    train_autoencoder,
+    train_diffusion,
+)
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.training import autoencoder
@@ -68,10 +75,10 @@ SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("unet", "transfo
 def test_killed_training_goes_on_with_an_identical_curve(line: Line, tmp_path: Path, kind: str) -> None:
     """All denoisers' and the distilled decoder's; tests/chaos kills the autoencoder's."""
     job, weights_file, cls = "train_diffusion.py", "diffusion.safetensors", DiffusionTrainConfig
-    stage, make = stages.train_diffusion, functools.partial(line.diffusion, kind=kind)
+    stage, make = train_diffusion.run, functools.partial(line.diffusion, kind=kind)
     if kind == "decoder":
         job, weights_file, cls = "distill_decoder.py", "decoder.safetensors", DistillConfig
-        stage, make = stages.distill_decoder, line.distillation
+        stage, make = distill_decoder.run, line.distillation
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     threads = {"workers": 0, "threads_per_worker": 1, "trackers": []}
     stage(as_config(make(str(undisturbed), **STEPS) | {"runtime": threads}, cls, tmp_path))
@@ -88,14 +95,14 @@ def test_killed_training_goes_on_with_an_identical_curve(line: Line, tmp_path: P
 def test_damaged_newest_checkpoint_falls_back(line: Line, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "run"
     config = as_config(line.autoencoder(str(folder)), AutoencoderTrainConfig, tmp_path)
-    stages.train_autoencoder(config)
+    train_autoencoder.run(config)
     before = load_file(folder / "autoencoder.safetensors")
     (folder / "run.json").unlink()
     newest = sorted((folder / "checkpoints").glob("step-*"))[-1] / "tensors.safetensors"
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     newest.write_bytes(data)
-    stages.train_autoencoder(config)
+    train_autoencoder.run(config)
     assert "checkpoint step-000006 is damaged and is passed over" in caplog.text
     after = load_file(folder / "autoencoder.safetensors")
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -103,13 +110,13 @@ def test_damaged_newest_checkpoint_falls_back(line: Line, tmp_path: Path, caplog
 
 def test_another_config_is_refused(line: Line, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    stages.train_autoencoder(as_config(line.autoencoder(str(folder)), AutoencoderTrainConfig, tmp_path))
+    train_autoencoder.run(as_config(line.autoencoder(str(folder)), AutoencoderTrainConfig, tmp_path))
     other = as_config(line.autoencoder(str(folder), seed=9), AutoencoderTrainConfig, tmp_path)
     with pytest.raises(UserError, match="another config"):
-        stages.train_autoencoder(other)
+        train_autoencoder.run(other)
     (folder / "run.json").unlink()
     with pytest.raises(UserError, match="another config"):
-        stages.train_autoencoder(other)
+        train_autoencoder.run(other)
 
 
 @pytest.mark.parametrize(
@@ -123,16 +130,16 @@ def test_every_prediction_trains_and_generates(
     training = line.diffusion(name, prediction, denoiser)
     if prediction == "v":
         training["schedule"]["zero_terminal_snr"] = True
-    stages.train_diffusion(as_config(training, DiffusionTrainConfig, tmp_path))
+    train_diffusion.run(as_config(training, DiffusionTrainConfig, tmp_path))
     bins = [key for key in curve(Path(name))[-1] if key.startswith("validation/loss_t")]
     assert len(bins) == 5
-    stages.make_bundle(as_config(line.bundle(name, str(tmp_path / "bundle")), ExportConfig, tmp_path))
+    export_bundle.run(as_config(line.bundle(name, str(tmp_path / "bundle")), ExportConfig, tmp_path))
     config = line.generate(
         tmp_path / "generated",
         bundle=str(tmp_path / "bundle"),
         sampler={"method": method, "steps": 3, "guidance_scale": 1.5},
     )
-    stages.generate(as_config(config, GenerateConfig, tmp_path))
+    generate.run(as_config(config, GenerateConfig, tmp_path))
 
 
 def test_the_line_for_small_cohorts_trains_and_generates(line: Line, tmp_path: Path) -> None:
@@ -140,9 +147,9 @@ def test_the_line_for_small_cohorts_trains_and_generates(line: Line, tmp_path: P
     training = line.autoencoder(str(tmp_path / "autoencoder"))
     training["architecture"] = {"kind": "patch", "patch": 4, "latent_channels": 4, "width": 8, "blocks": 1}
     training["losses"] |= {"kl_weight": 0.0, "square_weight": 1.0}
-    stages.train_autoencoder(as_config(training, AutoencoderTrainConfig, tmp_path))
+    train_autoencoder.run(as_config(training, AutoencoderTrainConfig, tmp_path))
     latents = line.latents() | {"autoencoder": str(tmp_path / "autoencoder"), "output": str(tmp_path / "latents")}
-    stages.encode_latents(as_config(latents | {"mirror": True, "whitening": 0.5}, EncodeConfig, tmp_path))
+    encode_latents.run(as_config(latents | {"mirror": True, "whitening": 0.5}, EncodeConfig, tmp_path))
     plain, mirror = open_dataset(line.root / "cohort", split="train"), open_dataset(tmp_path / "latents", split="train")
     assert len(mirror) == 2 * len(plain)
     ids = set(plain.sample_ids)
@@ -153,19 +160,19 @@ def test_the_line_for_small_cohorts_trains_and_generates(line: Line, tmp_path: P
     training = line.diffusion(str(tmp_path / "diffusion"), kind="gaussian")
     training["schedule"] |= {"logit_mean": -0.5}
     training |= {"latents": str(tmp_path / "latents"), "autoencoder": str(tmp_path / "autoencoder")}
-    stages.train_diffusion(as_config(training, DiffusionTrainConfig, tmp_path))
+    train_diffusion.run(as_config(training, DiffusionTrainConfig, tmp_path))
     first = next(row for row in curve(tmp_path / "diffusion") if "validation/loss" in row)
     assert first["validation/loss"] < 3, "in units of what the Gaussian model leaves open"
     bundle = line.bundle(str(tmp_path / "diffusion"), str(tmp_path / "bundle"))
-    stages.make_bundle(as_config(bundle, ExportConfig, tmp_path))
+    export_bundle.run(as_config(bundle, ExportConfig, tmp_path))
     half = bundle | {"output": str(tmp_path / "half"), "weights": "float16"}
     for _ in range(2):  # harmless to repeat
-        stages.make_bundle(as_config(half, ExportConfig, tmp_path))
+        export_bundle.run(as_config(half, ExportConfig, tmp_path))
     for name in ("bundle", "half"):
         config = line.generate(tmp_path / f"from-{name}", bundle=str(tmp_path / name))
-        stages.generate(as_config(config, GenerateConfig, tmp_path))
+        generate.run(as_config(config, GenerateConfig, tmp_path))
     config = line.generate(tmp_path / "in-bfloat16", bundle=str(tmp_path / "bundle"), precision="bfloat16")
-    stages.generate(as_config(config, GenerateConfig, tmp_path))
+    generate.run(as_config(config, GenerateConfig, tmp_path))
     images, rounded = (open_dataset(tmp_path / f"from-{name}").volumes() for name in ("bundle", "half"))
     short = open_dataset(tmp_path / "in-bfloat16").volumes()
     assert 0 < np.abs(images - short).max() < 0.1
@@ -181,21 +188,21 @@ def test_the_line_for_small_cohorts_trains_and_generates(line: Line, tmp_path: P
 
 def test_a_denoiser_goes_on_from_another_ones_weights(line: Line, tmp_path: Path) -> None:
     first = line.diffusion(str(tmp_path / "first"), kind="gaussian")
-    stages.train_diffusion(as_config(first, DiffusionTrainConfig, tmp_path))
+    train_diffusion.run(as_config(first, DiffusionTrainConfig, tmp_path))
     weights = tmp_path / "first" / "diffusion.safetensors"
     second = line.diffusion(str(tmp_path / "second"), kind="gaussian", steps=1, warmup_steps=0, learning_rate=1e-9)
     second |= {"start_from": str(weights), "architecture": second["architecture"] | {"finest_blocks": 2}}
-    stages.train_diffusion(as_config(second, DiffusionTrainConfig, tmp_path))
+    train_diffusion.run(as_config(second, DiffusionTrainConfig, tmp_path))
     before, after = (load_file(tmp_path / name / "diffusion.safetensors") for name in ("first", "second"))
     assert set(before) < set(after)
     assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
-    stages.train_diffusion(as_config(second, DiffusionTrainConfig, tmp_path))  # finished: nothing to do
+    train_diffusion.run(as_config(second, DiffusionTrainConfig, tmp_path))  # finished: nothing to do
     weights.write_bytes((tmp_path / "second" / "diffusion.safetensors").read_bytes())
     with pytest.raises(UserError, match="another config"):
-        stages.train_diffusion(as_config(second, DiffusionTrainConfig, tmp_path))
+        train_diffusion.run(as_config(second, DiffusionTrainConfig, tmp_path))
     lost = second | {"start_from": str(tmp_path / "nowhere"), "output": str(tmp_path / "third")}
     with pytest.raises(UserError, match="start_from"):
-        stages.train_diffusion(as_config(lost, DiffusionTrainConfig, tmp_path))
+        train_diffusion.run(as_config(lost, DiffusionTrainConfig, tmp_path))
     assert not (tmp_path / "third").exists()
 
 
@@ -227,7 +234,7 @@ def test_data_parallel_workers_train_one_model(line: Line, ray_cluster: None, tm
     (folder / ".stop-of-an-earlier-run").touch()
     config: dict[str, Any] = line.autoencoder(str(folder), steps=4, validate_every=4, checkpoint_every=4)
     config["runtime"] = {"workers": 2, "cpus_per_worker": 0.5, "threads_per_worker": 1, "trackers": []}
-    stages.train_autoencoder(as_config(config, AutoencoderTrainConfig, tmp_path))
+    train_autoencoder.run(as_config(config, AutoencoderTrainConfig, tmp_path))
     assert (folder / "run.json").exists()
     assert [row["step"] for row in curve(folder) if "train/loss" in row] == [1, 2, 3, 4]
 
@@ -236,7 +243,7 @@ def test_a_mistake_that_only_a_worker_sees_reads_the_same(line: Line, ray_cluste
     config = line.autoencoder(seed=9)
     config["runtime"] = {"workers": 1, "cpus_per_worker": 0.5, "threads_per_worker": 1, "max_failures": 0}
     with pytest.raises(UserError, match="^[^\n]*holds a finished training with another config[^\n]*$"):
-        stages.train_autoencoder(as_config(config, AutoencoderTrainConfig, tmp_path))
+        train_autoencoder.run(as_config(config, AutoencoderTrainConfig, tmp_path))
 
 
 def test_asked_to_save_a_training_saves_at_once_and_goes_on(line: Line, tmp_path: Path) -> None:
@@ -261,16 +268,16 @@ def test_lost_weights_of_a_finished_training_are_made_again(
 ) -> None:
     folder = tmp_path / "run"
     config = as_config(line.diffusion(str(folder)), DiffusionTrainConfig, tmp_path)
-    stages.train_diffusion(config)
+    train_diffusion.run(config)
     files = [folder / name for name in ("diffusion.safetensors", "autoencoder.safetensors")]
     before = [file.read_bytes() for file in files]
     for file in files:
         file.write_bytes(b"")
-        stages.train_diffusion(config)
+        train_diffusion.run(config)
         assert f"{file} is missing or damaged" in caplog.text
         assert [file.read_bytes() for file in files] == before
     caplog.set_level("INFO")
-    stages.train_diffusion(config)
+    train_diffusion.run(config)
     assert "already trained" in caplog.text
 
 
@@ -303,7 +310,7 @@ def test_training_refuses_before_it_starts(line: Line, tmp_path: Path, change: d
         pytest.skip("mlflow is installed here")
     config = line.autoencoder(str(tmp_path / "run")) | change
     with pytest.raises(UserError, match=re.escape(expected)):
-        stages.train_autoencoder(as_config(config, AutoencoderTrainConfig, tmp_path))
+        train_autoencoder.run(as_config(config, AutoencoderTrainConfig, tmp_path))
     assert not (tmp_path / "run").exists()
 
 
@@ -314,7 +321,7 @@ def test_conditioning_dropout_needs_a_null_context(line: Line, tmp_path: Path) -
     (tmp_path / "latents" / "plan.json").write_bytes(seal(refusing))
     config = line.diffusion(str(tmp_path / "run")) | {"latents": str(tmp_path / "latents")}
     with pytest.raises(UserError, match="conditioning_dropout must be 0"):
-        stages.train_diffusion(as_config(config, DiffusionTrainConfig, tmp_path))
+        train_diffusion.run(as_config(config, DiffusionTrainConfig, tmp_path))
 
 
 def test_kl_matches_torch() -> None:

@@ -14,7 +14,7 @@ from brainsynth.errors import UserError
 from brainsynth.models import device, selfcheck
 from brainsynth.models.selfcheck import ConvolutionShape, check_bfloat16
 from brainsynth.models.weights import _convolution_shapes
-from brainsynth.stages.published import PAPER
+from brainsynth.stages.import_bundle import PAPER
 
 CPU = torch.device("cpu")
 SHAPES = [

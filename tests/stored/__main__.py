@@ -21,7 +21,14 @@ from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig,
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.models.weights import read_bundle
 from brainsynth.records import SCHEMA_VERSION
-from brainsynth.stages import line as stages
+from brainsynth.stages import (
+    encode_latents,
+    export_bundle,
+    generate,
+    prepare_cohort,
+    train_autoencoder,
+    train_diffusion,
+)
 from tests.line import GRID, Line, as_config
 
 EXPECTED, REPORTS = "expected.json", ("report.html", "report.json")
@@ -34,15 +41,15 @@ def make(folder: Path, scratch: Path) -> None:
     """The bundle of a tiny line for small cohorts, six rows that it generated, and the figures that a reader must find."""
     line = Line(scratch)
     write_phantom_cohort(scratch / "phantoms", 32, 3, GRID)
-    stages.prepare_cohort(as_config(line.prepare(), PrepareConfig, scratch))
+    prepare_cohort.run(as_config(line.prepare(), PrepareConfig, scratch))
     autoencoder = line.autoencoder() | {"architecture": PATCHES}
     autoencoder["losses"] |= {"kl_weight": 0.0, "square_weight": 1.0}
-    stages.train_autoencoder(as_config(autoencoder, AutoencoderTrainConfig, scratch))
-    stages.encode_latents(as_config(line.latents(), EncodeConfig, scratch))
-    stages.train_diffusion(as_config(line.diffusion(kind="gaussian"), DiffusionTrainConfig, scratch))
-    stages.make_bundle(as_config(line.bundle() | {"weights": "float16"}, ExportConfig, scratch))
+    train_autoencoder.run(as_config(autoencoder, AutoencoderTrainConfig, scratch))
+    encode_latents.run(as_config(line.latents(), EncodeConfig, scratch))
+    train_diffusion.run(as_config(line.diffusion(kind="gaussian"), DiffusionTrainConfig, scratch))
+    export_bundle.run(as_config(line.bundle() | {"weights": "float16"}, ExportConfig, scratch))
     rows = {"covariates": {"draw": 6}, "samples_per_shard": 3}
-    stages.generate(as_config(line.generate(scratch / "dataset", **rows), GenerateConfig, scratch))
+    generate.run(as_config(line.generate(scratch / "dataset", **rows), GenerateConfig, scratch))
     for report in REPORTS:
         (scratch / "dataset" / report).unlink()
     for part in ("bundle", "dataset"):

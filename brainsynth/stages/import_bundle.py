@@ -7,6 +7,7 @@ ranges, geometry, noise schedule) is here, from the paper (Pinaya et al. 2022, a
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -226,3 +227,21 @@ def _expected(model: BundleSpec) -> list[tuple[str, tuple[str, ...], Any, Any]]:
         ("scheduler", ("prediction_type",), "epsilon", s.prediction),
         ("scheduler", ("clip_sample",), True, False),
     ]
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """See `brainsynth import-bundle --help`."""
+    own = (arguments.licence, arguments.training_data)
+    if (own[0] is None) != (own[1] is None):
+        raise UserError("--licence and --training-data describe weights of your own: give both")
+    spec = import_bundle(
+        arguments.autoencoder,
+        arguments.diffusion,
+        arguments.output,
+        inference=arguments.inference,
+        covariates=arguments.covariates,
+        own=None if own[0] is None else own,
+        origin_mm=None if arguments.origin_mm is None else tuple(arguments.origin_mm),
+    )
+    print(f"bundle {spec.name}: {arguments.output} (digest {spec.digest[:12]}), licence {spec.licence}")
+    return 0

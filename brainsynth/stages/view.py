@@ -6,26 +6,12 @@ import argparse
 import os
 import sys
 import webbrowser
-from typing import Any
 
 from brainsynth.storage.filesystem import resolve_uri
 
 
-def add_view_verb(verbs: Any) -> argparse.ArgumentParser:
-    """Its parser, without the dataset's address, which other verbs take, too."""
-    view: argparse.ArgumentParser = verbs.add_parser(
-        "view", help="look at a dataset in the browser: filter, scroll slices, compare asked with measured"
-    )
-    view.add_argument("--port", type=int, default=0, help="of 127.0.0.1; a free one by default")
-    view.add_argument("--no-browser", action="store_true", help="only print the address")
-    view.add_argument(
-        "--measured", metavar="DIGEST", help="of several evaluations, whose measured values: the start of its digest"
-    )
-    view.set_defaults(run=_view)
-    return view
-
-
-def _view(arguments: argparse.Namespace) -> int:
+def command(arguments: argparse.Namespace) -> int:
+    """Serves the dataset until Ctrl-C."""
     from brainsynth.viewer.server import ViewServer
     from brainsynth.viewer.view import View
 

@@ -1,0 +1,8 @@
+"""`brainsynth release`, as a file for `ray job submit`."""
+
+import sys
+
+from brainsynth.__main__ import main
+
+if __name__ == "__main__":
+    main(["release", *sys.argv[1:]])
