@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from brainsynth import open_dataset
+from brainsynth.bundle.files import read_bundle
 from brainsynth.metrics.intervals import bootstrap_interval
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import autocast, choose_device
 from brainsynth.models.distilled_decoder import DistilledDecoder, decode_flops
-from brainsynth.models.weights import load_models, read_bundle
+from brainsynth.models.weights import load_models
 from brainsynth.records import to_dict
 from brainsynth.training.diffusion import LatentTable
 from brainsynth.training.image_quality import closeness, sharpness

@@ -24,9 +24,10 @@ from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 from monai.networks.schedulers import DDIMScheduler
 from torch import Tensor, nn
 
+from brainsynth.bundle.files import read_bundle
 from brainsynth.bundle.spec import BundleSpec
 from brainsynth.models.schedule import NoiseSchedule
-from brainsynth.models.weights import load_models, read_bundle
+from brainsynth.models.weights import load_models
 from brainsynth.stages.import_bundle import PAPER, import_bundle
 
 RESULT = Path(__file__).parents[1] / "docs" / "published-weights.json"

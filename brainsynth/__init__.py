@@ -28,17 +28,16 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from brainsynth.bundle.files import bundle_folder, read_bundle
     from brainsynth.bundle.spec import BundleSpec
     from brainsynth.config.load import load_config
     from brainsynth.config.schema import GenerateConfig
     from brainsynth.errors import OtherVersion, UserError
-    from brainsynth.models.weights import read_bundle
     from brainsynth.reading.dataset import SyntheticDataset, open_dataset
     from brainsynth.reading.monai import VolumeReader, monai_items
     from brainsynth.reading.ray import ray_dataset
     from brainsynth.reading.torch import ShardSampler
     from brainsynth.stages.generate import run as generate_dataset
-    from brainsynth.storage.filesystem import bundle_folder
     from brainsynth.storage.verify import VerifyReport, verify_dataset
 
 _PLACES = {
@@ -50,13 +49,13 @@ _PLACES = {
     "UserError": "errors.UserError",
     "VerifyReport": "storage.verify.VerifyReport",
     "VolumeReader": "reading.monai.VolumeReader",
-    "bundle_folder": "storage.filesystem.bundle_folder",
+    "bundle_folder": "bundle.files.bundle_folder",
     "generate_dataset": "stages.generate.run",
     "load_config": "config.load.load_config",
     "monai_items": "reading.monai.monai_items",
     "open_dataset": "reading.dataset.open_dataset",
     "ray_dataset": "reading.ray.ray_dataset",
-    "read_bundle": "models.weights.read_bundle",
+    "read_bundle": "bundle.files.read_bundle",
     "verify_dataset": "storage.verify.verify_dataset",
 }
 

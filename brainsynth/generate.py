@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from brainsynth.bundle.files import bundle_folder, check_bundle_files, check_decoder, read_bundle
 from brainsynth.bundle.spec import GATE_FILE, BundleSpec
 from brainsynth.config.gate import GateConfig
 from brainsynth.config.schema import SHIPPED_BUNDLE, CovariateSource, GenerateConfig
@@ -32,14 +33,15 @@ from brainsynth.models.device import (
     is_out_of_memory,
     set_threads,
 )
-from brainsynth.models.sampling import check_bundle_sampler, sample_rows
+from brainsynth.models.sampler_rules import check_bundle_sampler
+from brainsynth.models.sampling import sample_rows
 from brainsynth.models.schedule import NoiseSchedule
-from brainsynth.models.weights import check_bundle_files, check_decoder, load_models, read_bundle
+from brainsynth.models.weights import load_models
 from brainsynth.plan import Plan, ShardSpec, attempt_seed, generation_plan, generation_samples
 from brainsynth.records import from_dict, record, seal, to_dict
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_samples
-from brainsynth.storage.filesystem import bundle_folder, open_store, read_table, resolve_uri
+from brainsynth.storage.filesystem import open_store, read_table, resolve_uri
 from brainsynth.storage.work import Made, Work
 from brainsynth.volume import VolumeSpec
 

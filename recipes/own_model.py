@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.ladder import CPU, REPO, RUNGS, Size, arranged, build, timed, volumes
+from brainsynth.bundle.files import bundle_folder, read_bundle
 from brainsynth.bundle.spec import LatentSpec
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import SHIPPED_BUNDLE, GenerateConfig
@@ -29,9 +30,8 @@ from brainsynth.config.training import Precision
 from brainsynth.models.device import autocast, has_bfloat16
 from brainsynth.models.sampling import sample_rows
 from brainsynth.models.schedule import NoiseSchedule
-from brainsynth.models.weights import load_models, read_bundle
+from brainsynth.models.weights import load_models
 from brainsynth.stages.import_bundle import PAPER
-from brainsynth.storage.filesystem import bundle_folder
 
 ZOO_CELLS = (12, 16, 12)
 

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from brainsynth import open_dataset
+from brainsynth.bundle.files import read_bundle
 from brainsynth.bundle.spec import AUTOENCODER_FILE
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
-from brainsynth.models.weights import load_weights, read_bundle
+from brainsynth.models.weights import load_weights
 from brainsynth.report import figures
 from brainsynth.training.autoencoder import reconstruction_quality
 from recipes.reconstruction import psnr_inside

@@ -18,17 +18,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from brainsynth.bundle.files import bundle_folder, read_bundle
 from brainsynth.bundle.spec import GATE_FILE
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig
 from brainsynth.gate.file import load_gate
-from brainsynth.models.weights import read_bundle
 from brainsynth.progress import configure_logging
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.records import to_dict
 from brainsynth.report import figures
 from brainsynth.stages import generate
-from brainsynth.storage.filesystem import bundle_folder
 
 GENERATION = Path(__file__).parents[1] / "configs" / "t1w-2mm" / "6-generate.yaml"
 SEEDS = 4

@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from brainsynth.audit.memorisation import OTHERS, Null
+from brainsynth.bundle.files import bundle_folder, read_bundle
 from brainsynth.config.audit import AuditConfig
 from brainsynth.errors import UserError
 from brainsynth.evaluation.measurement import check_same_grid, open_volumes
-from brainsynth.models.weights import read_bundle
 from brainsynth.plan import Plan
 from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.storage.commit import read_plan, read_samples
-from brainsynth.storage.filesystem import bundle_folder, open_store
+from brainsynth.storage.filesystem import open_store
 
 I64 = npt.NDArray[np.int64]
 _ATTACKED = 10

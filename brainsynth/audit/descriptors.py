@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brainsynth.audit.memorisation import Spaces
+from brainsynth.bundle.files import file_sha256
 from brainsynth.config.schema import RuntimeConfig
 from brainsynth.errors import UserError
 from brainsynth.evaluation.measurement import measured_blocks, measured_plan
@@ -30,7 +31,6 @@ from brainsynth.instruments.alignment import (
 from brainsynth.manifest import describe_sample
 from brainsynth.models.device import choose_device, describe, set_threads
 from brainsynth.models.embedder import EMBEDDING_SIZE, load_embedder
-from brainsynth.models.weights import file_sha256
 from brainsynth.plan import ArraySpec, Plan, ShardSpec
 from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.records import digest

@@ -12,20 +12,20 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from brainsynth.bundle.files import bundle_folder, read_bundle
 from brainsynth.cohort.scan_file import FileRejected, read_volume
 from brainsynth.config.schema import RulerConfig
 from brainsynth.covariates.distribution import CovariateDistribution
 from brainsynth.errors import UserError
 from brainsynth.gate.report import gate_section
 from brainsynth.instruments.ventricles import RulerError, VentricleRuler, agreement, ruler_error
-from brainsynth.models.weights import read_bundle
 from brainsynth.plan import Plan
 from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.records import to_dict
 from brainsynth.report import figures
 from brainsynth.report.html import Page
 from brainsynth.storage.commit import read_plan
-from brainsynth.storage.filesystem import LocalStore, bundle_folder, open_store, resolve_uri
+from brainsynth.storage.filesystem import LocalStore, open_store, resolve_uri
 from brainsynth.storage.finalise import SHARDS_KEY, SUBJECTS_KEY
 from brainsynth.volume import resample
 

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from brainsynth.bundle.files import file_sha256
 from brainsynth.config.evaluation import VENTRICLES, EvaluateConfig
 from brainsynth.config.schema import RuntimeConfig
 from brainsynth.errors import UserError
@@ -32,7 +33,6 @@ from brainsynth.instruments.tissue_features import left_right_difference, tissue
 from brainsynth.manifest import describe_sample
 from brainsynth.models.device import choose_device, describe, set_threads
 from brainsynth.models.segmenter import STRUCTURES
-from brainsynth.models.weights import file_sha256
 from brainsynth.plan import ArraySpec, Plan, ShardSpec, table_digest
 from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.storage.arrays import decode_shard, empty_arrays, shard_key

@@ -23,12 +23,12 @@ import pandas as pd
 import torch
 from scipy import ndimage
 
+from brainsynth.bundle.files import file_sha256
 from brainsynth.config.evaluation import SegmentationConfig
 from brainsynth.errors import UserError
 from brainsynth.models import segmenter as networks
 from brainsynth.models.device import able
 from brainsynth.models.segmenter import STRIPPER_CUBE, STRUCTURES
-from brainsynth.models.weights import file_sha256
 from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.records import record
 from brainsynth.storage.filesystem import resolve_uri

@@ -20,15 +20,8 @@ from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import ScheduleConfig
 from brainsynth.errors import UserError
 from brainsynth.models.diffusion import Denoiser
-from brainsynth.models.sampling import (
-    FLOW_METHODS,
-    LAST_LOG_SNR,
-    check_sampler,
-    draw_noise,
-    guided,
-    log_snr_grid,
-    sample_latents,
-)
+from brainsynth.models.sampler_rules import FLOW_METHODS, LAST_LOG_SNR, check_sampler, log_snr_grid
+from brainsynth.models.sampling import draw_noise, guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule, flow_times, timesteps
 from brainsynth.models.solvers import Predict, dpmpp_2m
 

@@ -7,12 +7,15 @@ training grid; rectified flow (2209.03003) has x_t = (1 - t) x_0 + t e. Predicti
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from brainsynth.config.training import ScheduleConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Float64s = npt.NDArray[np.float64]
 LOWEST_LOG_SNR = -5.0
@@ -52,8 +55,8 @@ class NoiseSchedule:
     def _coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         index = t.cpu().numpy()
         shape = (-1, *(1,) * (like.ndim - 1))
-        a = torch.from_numpy(self.a[index]).to(like).view(shape)
-        s = torch.from_numpy(self.s[index]).to(like).view(shape)
+        a = like.new_tensor(self.a[index]).view(shape)
+        s = like.new_tensor(self.s[index]).view(shape)
         return a, s
 
     def denoised(self, prediction: Tensor, x: Tensor, t: int) -> tuple[Tensor, Tensor]:

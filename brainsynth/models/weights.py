@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -10,8 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from brainsynth.bundle.spec import AUTOENCODER_FILE, BUNDLE_FILE, DECODER_FILE, DIFFUSION_FILE, BundleSpec
-from brainsynth.config.schema import SHIPPED_BUNDLE
+from brainsynth.bundle.files import check_bundle_files, check_decoder, file_sha256
+from brainsynth.bundle.spec import AUTOENCODER_FILE, DECODER_FILE, DIFFUSION_FILE, BundleSpec
 from brainsynth.config.training import DecoderChoice, Precision
 from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
@@ -20,13 +19,6 @@ from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.distilled_decoder import DistilledDecoder
 from brainsynth.models.rewrites import rewrite
 from brainsynth.models.selfcheck import ConvolutionShape, check_bfloat16, convolution_shapes
-from brainsynth.records import unseal
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 (hex) of a file's bytes."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def save_weights(module: nn.Module, path: Path) -> str:
@@ -60,51 +52,6 @@ def load_weights(module: nn.Module, path: Path, may_lack: str | None = None) -> 
     module.load_state_dict({**{k: current[k] for k in lacking}, **state})
 
 
-def read_bundle(folder: Path) -> BundleSpec:
-    """The bundle's record: architectures, covariates, their distribution, grid, terms; of its weights the digests alone.
-
-    Raises UserError when it is missing or damaged.
-    """
-    try:
-        return unseal(BundleSpec, _inside(folder, BUNDLE_FILE).read_bytes(), str(folder / BUNDLE_FILE))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise UserError(
-            f"{folder} is no bundle: it has no {BUNDLE_FILE}; make one with jobs/export_bundle.py, "
-            f"or name the one that travels along, {SHIPPED_BUNDLE}"
-        ) from None
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """A file of a bundle. Raises UserError when it is a link that leaves the bundle: a bundle may come from anyone."""
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{path} leads out of the bundle {folder}: copy the file itself into it")
-    return path
-
-
-def check_bundle_files(folder: Path, spec: BundleSpec) -> None:
-    """Raises UserError when a weight file is missing or is not the one that the bundle names."""
-    for name, sha in spec.weights.items():
-        path = _inside(folder, name)
-        if not path.is_file():
-            raise UserError(f"the bundle {folder} is incomplete: {name} is missing")
-        found = file_sha256(path)
-        if found != sha:
-            raise UserError(
-                f"{path} is not the file that the bundle names: its sha256 is {found[:12]}…, bundle.json says {sha[:12]}…; "
-                "copy the bundle again"
-            )
-
-
-def check_decoder(folder: Path, spec: BundleSpec, decoder: DecoderChoice) -> None:
-    """Raises UserError when the distilled decoder is asked for and the bundle has none."""
-    if decoder == "distilled" and spec.distilled is None:
-        raise UserError(
-            f"decoder: the bundle {folder} has no distilled decoder; make a bundle that has one with "
-            "jobs/distill_decoder.py, or leave decoder out"
-        )
-
-
 def load_models(
     folder: Path,
     spec: BundleSpec,
@@ -136,9 +83,9 @@ def load_models(
         module.requires_grad_(False).eval().to(device)
     _arrange(autoencoder, denoiser, rewrites)
     if precision == "bfloat16":
-        for module in (denoiser, autoencoder.distilled, autoencoder.network if autoencoder.rounds else None):
-            if module is not None:
-                round_weights(module)
+        for part in (denoiser, autoencoder.distilled, autoencoder.network if autoencoder.rounds else None):
+            if part is not None:
+                round_weights(part)
     return autoencoder, denoiser
 
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from brainsynth.bundle.files import bundle_folder, check_bundle_files, file_sha256, read_bundle
 from brainsynth.bundle.spec import (
     BUNDLE_FILE,
     DECODER_FILE,
@@ -27,9 +28,8 @@ from brainsynth.config.gate import GateFitConfig
 from brainsynth.config.schema import ExportConfig
 from brainsynth.errors import UserError
 from brainsynth.models.few_steps import reference_sampler, student_sampler, student_schedule
-from brainsynth.models.weights import check_bundle_files, file_sha256, read_bundle
 from brainsynth.records import seal
-from brainsynth.storage.filesystem import bundle_folder, local_folder
+from brainsynth.storage.filesystem import local_folder
 from brainsynth.training.runs import HELD_OUT_FILE, MEASURED, DiffusionRun, DistillRun, StepDistillRun, read_run
 
 

@@ -10,15 +10,16 @@ from typing import Any
 
 import pandas as pd
 
+from brainsynth.bundle.files import bundle_folder
 from brainsynth.covariates.described import draw_cohort
 from brainsynth.covariates.sweep import outside_support, refuse_outside
 from brainsynth.errors import UserError
-from brainsynth.storage.filesystem import LocalStore, bundle_folder
+from brainsynth.storage.filesystem import LocalStore
 
 
 def command(arguments: argparse.Namespace) -> int:
     """Draws the table, or finds it made by the same request."""
-    from brainsynth.models.weights import read_bundle
+    from brainsynth.bundle.files import read_bundle
 
     path = Path(arguments.output).expanduser()
     _check_name(path)

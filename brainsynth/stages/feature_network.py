@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from brainsynth.bundle.files import file_sha256
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.evaluation.measurement import open_volumes, weights_file
 from brainsynth.instruments.alignment import to_working_grid, working_grid
@@ -16,7 +17,6 @@ from brainsynth.instruments.feature_network import FeatureNetwork
 from brainsynth.models.device import choose_device
 from brainsynth.models.embedder import load_embedder, save_embedder
 from brainsynth.models.medicalnet import load_medicalnet
-from brainsynth.models.weights import file_sha256
 from brainsynth.records import digest, to_dict
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store, resolve_uri

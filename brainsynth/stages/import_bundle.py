@@ -15,6 +15,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from brainsynth.bundle.files import check_bundle_files, file_sha256, read_bundle
 from brainsynth.bundle.spec import AUTOENCODER_FILE, BUNDLE_FILE, DIFFUSION_FILE, BundleSpec, LatentSpec
 from brainsynth.config.architectures import AutoencoderArchitecture, DiffusionArchitecture
 from brainsynth.config.training import ScheduleConfig
@@ -22,9 +23,8 @@ from brainsynth.covariates.distribution import fit_distribution
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError, problems_error
 from brainsynth.models.published_weights import file_digests, read_autoencoder, read_denoiser
-from brainsynth.models.weights import file_sha256, read_bundle
 from brainsynth.records import seal
-from brainsynth.stages.bundle import check_bundle_files, new_bundle
+from brainsynth.stages.bundle import new_bundle
 from brainsynth.storage.filesystem import local_folder, read_table
 from brainsynth.storage.untrusted import plain_json
 from brainsynth.volume import VolumeSpec

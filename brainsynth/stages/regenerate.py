@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
+from brainsynth.bundle.files import bundle_folder, check_bundle_files, read_bundle
 from brainsynth.config.job import DAMAGED
 from brainsynth.config.schema import CovariateSource, GenerateConfig, SamplerConfig
 from brainsynth.errors import UserError
 from brainsynth.generate import GeneratedShards, GeneratorSettings
 from brainsynth.manifest import ShardManifest, stored_sha256
-from brainsynth.models.weights import check_bundle_files, read_bundle
 from brainsynth.plan import Plan, ShardSpec
 from brainsynth.records import from_dict, record
 from brainsynth.storage.arrays import decode_rows
 from brainsynth.storage.commit import read_commit, read_plan, read_samples
-from brainsynth.storage.filesystem import Store, bundle_folder, open_store, resolve_uri
+from brainsynth.storage.filesystem import Store, open_store, resolve_uri
 
 
 @record

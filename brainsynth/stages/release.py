@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from brainsynth.audit.verdict import AUDIT_KEY, AuditRecord, read_audit
+from brainsynth.bundle.files import bundle_folder, file_sha256, read_bundle
 from brainsynth.bundle.spec import BundleSpec
 from brainsynth.cards import pages
 from brainsynth.cards.croissant import croissant
@@ -30,14 +31,13 @@ from brainsynth.export.formats import whole
 from brainsynth.export.plan import EXPORT_KEY, plan_export, read_model
 from brainsynth.export.tables import tables
 from brainsynth.manifest import MODEL_KEY, DatasetManifest, ModelRecord, for_publication
-from brainsynth.models.weights import file_sha256, read_bundle
 from brainsynth.plan import Plan
 from brainsynth.records import record, seal, unseal
 from brainsynth.stages.export import run_export
 from brainsynth.storage import measured as quality
 from brainsynth.storage.arrays import metadata_keys, shard_key
 from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, read_commit, read_plan
-from brainsynth.storage.filesystem import LocalStore, Store, bundle_folder, local_folder, open_store, resolve_uri
+from brainsynth.storage.filesystem import LocalStore, Store, local_folder, open_store, resolve_uri
 from brainsynth.storage.finalise import DATASET_KEY, SHARDS_KEY, SUBJECTS_KEY, finalise, pretty_json
 from brainsynth.storage.verify import VerifyReport, verify_dataset
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from brainsynth.bundle.files import bundle_folder, read_bundle
 from brainsynth.config.evaluation import EvaluateConfig, TrajectoryConfig
 from brainsynth.config.schema import CovariateSource, GenerateConfig
 from brainsynth.errors import UserError
 from brainsynth.evaluation.trajectories import trajectory_rows
 from brainsynth.generate import plan_generation
-from brainsynth.models.weights import read_bundle
 from brainsynth.storage.commit import read_plan
-from brainsynth.storage.filesystem import bundle_folder, open_store
+from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.work import Work
 
 FOLDER = "trajectories"

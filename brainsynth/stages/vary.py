@@ -20,18 +20,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from brainsynth.bundle.files import bundle_folder, read_bundle
 from brainsynth.bundle.spec import BundleSpec
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import CovariateSource, GenerateConfig
 from brainsynth.covariates.sweep import Sweep, held_values, outside_support, parse_sweep, refuse_outside, sweep_rows
 from brainsynth.errors import UserError
 from brainsynth.executors.preflight import check_layout
-from brainsynth.models.weights import read_bundle
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.report import case_figures
 from brainsynth.report.montage import Volume
 from brainsynth.stages import generate
-from brainsynth.storage.filesystem import LocalStore, bundle_folder, local_folder
+from brainsynth.storage.filesystem import LocalStore, local_folder
 
 log = logging.getLogger(__name__)
 DATASET = "dataset"

@@ -17,7 +17,6 @@ from typing import Protocol
 
 import pandas as pd
 
-from brainsynth.config.schema import SHIPPED_BUNDLE
 from brainsynth.errors import UserError
 from brainsynth.storage.keys import check_address, check_key
 from brainsynth.storage.object_store import ObjectStore
@@ -201,16 +200,6 @@ def local_folder(uri: str, what: str) -> Path:
     if not isinstance(store, LocalStore):
         raise UserError(f"{what}: {uri} must be a folder that every worker reaches as a path (a shared filesystem)")
     return store.path
-
-
-def bundle_folder(bundle: str, what: str = "bundle") -> Path:
-    """The folder of a bundle: of the one that travels with the package by its name, of any other by its path.
-
-    Raises UserError as `local_folder` does. A folder of your own that has the shipped bundle's name is `./t1w-2mm`.
-    """
-    if bundle == SHIPPED_BUNDLE:
-        return Path(__file__).parents[1] / "bundled" / bundle
-    return local_folder(bundle, what)
 
 
 def read_table(path: str, what: str, ids: Sequence[str] = ("sample_id",)) -> pd.DataFrame:

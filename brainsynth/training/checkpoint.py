@@ -20,8 +20,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from brainsynth.bundle.files import file_sha256
 from brainsynth.errors import UserError
-from brainsynth.models.weights import file_sha256
 from brainsynth.records import record, seal, unseal
 from brainsynth.storage.filesystem import TEMPORARY_PREFIX, sync
 from brainsynth.storage.whole_file import full_disk_told

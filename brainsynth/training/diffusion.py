@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from brainsynth.bundle.files import file_sha256
 from brainsynth.bundle.spec import AUTOENCODER_FILE, DIFFUSION_FILE, BundleSpec, LatentSpec, check_latent_grid
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import DiffusionTrainConfig
@@ -25,7 +26,7 @@ from brainsynth.models.diffusion import Denoiser, drop_context
 from brainsynth.models.gaussian_denoiser import FINEST
 from brainsynth.models.sampling import draw_noise, guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule
-from brainsynth.models.weights import file_sha256, load_weights
+from brainsynth.models.weights import load_weights
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.records import digest, to_dict
 from brainsynth.report.montage import grid

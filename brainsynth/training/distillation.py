@@ -15,20 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from brainsynth.bundle.files import bundle_folder, check_bundle_files, read_bundle
 from brainsynth.bundle.spec import AUTOENCODER_FILE, DECODER_FILE, BundleSpec, DecoderFidelity, DistilledSpec
 from brainsynth.config.distillation import DistillConfig
 from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import able, autocast, layout
 from brainsynth.models.distilled_decoder import DistilledDecoder, decode_flops
-from brainsynth.models.sampling import check_bundle_sampler
-from brainsynth.models.weights import check_bundle_files, load_models, read_bundle
+from brainsynth.models.sampler_rules import check_bundle_sampler
+from brainsynth.models.weights import load_models
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.records import digest, to_dict
 from brainsynth.report.montage import grid
 from brainsynth.stages.bundle import check_bundle_output
 from brainsynth.storage.commit import read_plan
-from brainsynth.storage.filesystem import bundle_folder, local_folder, open_store
+from brainsynth.storage.filesystem import local_folder, open_store
 from brainsynth.storage.whole_file import full_disk_told
 from brainsynth.training.data import batch_indices
 from brainsynth.training.diffusion import LatentTable

@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from brainsynth.bundle.files import file_sha256
 from brainsynth.bundle.spec import AUTOENCODER_FILE, DECODER_FILE, BundleSpec, DistilledSpec
 from brainsynth.config.architectures import AnyAutoencoderArchitecture
 from brainsynth.config.training import TrainRuntimeConfig
 from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.errors import UserError
-from brainsynth.models.weights import file_sha256, save_weights
+from brainsynth.models.weights import save_weights
 from brainsynth.records import digest, record, seal, to_dict, unseal
 from brainsynth.storage.whole_file import replaced
 from brainsynth.volume import VolumeSpec

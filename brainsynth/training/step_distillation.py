@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from brainsynth.bundle.files import bundle_folder, check_bundle_files, file_sha256, read_bundle
 from brainsynth.bundle.spec import DIFFUSION_FILE, BundleSpec
 from brainsynth.config.distillation import StepDistillConfig
 from brainsynth.errors import UserError
@@ -34,13 +35,13 @@ from brainsynth.models.few_steps import (
 )
 from brainsynth.models.sampling import guided, sample_latents, sample_rows
 from brainsynth.models.schedule import NoiseSchedule
-from brainsynth.models.weights import check_bundle_files, file_sha256, load_models, read_bundle
+from brainsynth.models.weights import load_models
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.records import digest, to_dict
 from brainsynth.report.montage import grid
 from brainsynth.stages.bundle import check_bundle_output
 from brainsynth.storage.commit import read_plan
-from brainsynth.storage.filesystem import bundle_folder, local_folder, open_store
+from brainsynth.storage.filesystem import local_folder, open_store
 from brainsynth.storage.whole_file import full_disk_told, replaced
 from brainsynth.training.data import batch_indices
 from brainsynth.training.ema import Ema

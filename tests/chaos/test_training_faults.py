@@ -22,9 +22,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from brainsynth.bundle.files import read_bundle
 from brainsynth.config.training import AutoencoderTrainConfig
 from brainsynth.errors import UserError
-from brainsynth.models.weights import load_models, read_bundle
+from brainsynth.models.weights import load_models
 from brainsynth.stages import train_autoencoder
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from brainsynth.bundle.files import read_bundle
 from brainsynth.bundle.spec import BundleSpec, check_latent_grid
 from brainsynth.config.architectures import AutoencoderArchitecture, DiffusionArchitecture, TransformerArchitecture
 from brainsynth.config.load import load_config
 from brainsynth.config.training import DiffusionTrainConfig
 from brainsynth.errors import UserError
-from brainsynth.models.weights import read_bundle
 from brainsynth.records import digest, from_dict, to_dict
 from brainsynth.training.runs import training_digest
 from brainsynth.volume import VolumeSpec

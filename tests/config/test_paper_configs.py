@@ -18,7 +18,7 @@ from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainCon
 from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.distilled_decoder import DistilledDecoder, decode_flops
-from brainsynth.models.sampling import check_sampler
+from brainsynth.models.sampler_rules import check_sampler
 
 FOLDER = Path(__file__).parents[2] / "configs" / "paper"
 CLASSES: dict[str, type[Any]] = {

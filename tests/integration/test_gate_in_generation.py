@@ -17,13 +17,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from brainsynth.bundle.files import file_sha256, read_bundle
 from brainsynth.bundle.spec import BUNDLE_FILE, GATE_FILE
 from brainsynth.config.schema import ExportConfig, GenerateConfig
 from brainsynth.errors import UserError
 from brainsynth.gate.file import load_gate, save_gate
 from brainsynth.gate.gate import CHECKS, QualityGate
 from brainsynth.generate import GeneratedShards, plan_generation
-from brainsynth.models.weights import file_sha256, read_bundle
 from brainsynth.plan import attempt_seed
 from brainsynth.records import seal
 from brainsynth.stages import export_bundle, generate

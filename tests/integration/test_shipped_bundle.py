@@ -10,13 +10,12 @@ import pandas as pd
 import pytest
 
 import brainsynth
+from brainsynth.bundle.files import bundle_folder, check_bundle_files, read_bundle
 from brainsynth.bundle.spec import GATE_FILE
 from brainsynth.config.schema import SHIPPED_BUNDLE, CovariateSource, GenerateConfig, RuntimeConfig, SamplerConfig
 from brainsynth.gate.file import load_gate
-from brainsynth.models.weights import check_bundle_files, read_bundle
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.stages import generate
-from brainsynth.storage.filesystem import bundle_folder
 
 FOLDER = bundle_folder(SHIPPED_BUNDLE)
 ASKED_ML = (10.0, 80.0)

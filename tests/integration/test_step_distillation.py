@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from brainsynth import open_dataset
+from brainsynth.bundle.files import read_bundle
 from brainsynth.bundle.spec import DIFFUSION_FILE, BundleSpec
 from brainsynth.config.distillation import DistillConfig, StepDistillConfig
 from brainsynth.config.schema import ExportConfig, GenerateConfig
@@ -21,7 +22,7 @@ from brainsynth.config.training import DiffusionTrainConfig
 from brainsynth.errors import UserError
 from brainsynth.models.sampling import sample_rows
 from brainsynth.models.schedule import NoiseSchedule
-from brainsynth.models.weights import load_models, read_bundle
+from brainsynth.models.weights import load_models
 from brainsynth.records import from_dict, seal, to_dict
 from brainsynth.stages import distill_decoder, distill_steps, export_bundle, generate, train_diffusion
 from brainsynth.storage.commit import read_plan

@@ -23,7 +23,8 @@ from brainsynth.models.few_steps import (
     student_schedule,
     teacher_states,
 )
-from brainsynth.models.sampling import check_sampler, sample_latents, sample_rows
+from brainsynth.models.sampler_rules import check_sampler
+from brainsynth.models.sampling import sample_latents, sample_rows
 from brainsynth.models.schedule import NoiseSchedule
 from tests.models.analytic import network
 

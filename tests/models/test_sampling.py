@@ -9,7 +9,8 @@ import torch
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import ScheduleConfig
 from brainsynth.errors import UserError
-from brainsynth.models.sampling import check_sampler, draw_noise, guided, sample_latents
+from brainsynth.models.sampler_rules import check_sampler
+from brainsynth.models.sampling import draw_noise, guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule, timesteps
 from brainsynth.plan import seed_for
 

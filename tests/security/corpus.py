@@ -58,7 +58,8 @@ def _weights(data: Callable[[Place], bytes]) -> Case:
     def case(place: Place) -> str:
         import torch
 
-        from brainsynth.models.weights import load_models, read_bundle
+        from brainsynth.bundle.files import read_bundle
+        from brainsynth.models.weights import load_models
 
         folder = place.folder / "bundle"
         shutil.copytree(place.bundle, folder)
@@ -110,7 +111,7 @@ WEIGHTS: dict[str, Case] = {
 
 def _bundle_record(data: Callable[[Place], bytes]) -> Case:
     def case(place: Place) -> str:
-        from brainsynth.models.weights import read_bundle
+        from brainsynth.bundle.files import read_bundle
 
         folder = place.folder / "bundle"
         shutil.copytree(place.bundle, folder)
@@ -126,7 +127,7 @@ def _bundle_record(data: Callable[[Place], bytes]) -> Case:
 
 def _monai_folder(place: Place) -> str:
     """The folder layout of a MONAI bundle."""
-    from brainsynth.models.weights import read_bundle
+    from brainsynth.bundle.files import read_bundle
 
     for name, data in {
         "configs/inference.json": json.dumps(payloads.monai_config(place.flag)).encode(),

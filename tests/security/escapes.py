@@ -261,7 +261,7 @@ def _weights_name(name: str) -> Case:
     def case(root: Path, bundle: Path) -> str:
         import hashlib
 
-        from brainsynth.models.weights import check_bundle_files, read_bundle
+        from brainsynth.bundle.files import check_bundle_files, read_bundle
 
         folder = root / "bundle"
         shutil.copytree(bundle, folder)
@@ -320,7 +320,7 @@ def _written_through(key: str) -> Case:
 
 def _linked_bundle(name: str) -> Case:
     def case(root: Path, bundle: Path) -> str:
-        from brainsynth.models.weights import check_bundle_files, read_bundle
+        from brainsynth.bundle.files import check_bundle_files, read_bundle
 
         folder = root / "bundle"
         shutil.copytree(bundle, folder)

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from brainsynth import open_dataset
+from brainsynth.bundle.files import read_bundle
 from brainsynth.cohort.phantom_cohort import write_phantom_cohort
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PrepareConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
-from brainsynth.models.weights import read_bundle
 from brainsynth.records import SCHEMA_VERSION
 from brainsynth.stages import (
     encode_latents,

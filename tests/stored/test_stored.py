@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from brainsynth import open_dataset
+from brainsynth.bundle.files import read_bundle
 from brainsynth.errors import OtherVersion
-from brainsynth.models.weights import read_bundle
 from brainsynth.records import SCHEMA_VERSION, canonical_json
 from brainsynth.stages.regenerate import regenerate
 from brainsynth.storage.commit import commit_key

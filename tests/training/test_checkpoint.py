@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from brainsynth.bundle.files import file_sha256
 from brainsynth.errors import UserError
-from brainsynth.models.weights import file_sha256
 from brainsynth.records import seal, unseal
 from brainsynth.training import checkpoint
 from brainsynth.training.checkpoint import CheckpointRecord, checkpoints, restore_newest, save_checkpoint
