@@ -29,7 +29,7 @@ test-all: $(VENV)/.ready   ## the tests and the long suites
 
 chaos: $(VENV)/.ready   ## breaks everything on purpose and writes the table of docs/reliability.md
 	$(BIN)/python -m pytest -q --chaos tests/chaos
-	$(BIN)/python benchmarks/protocol_cost.py
+	$(BIN)/python -m benchmarks.protocol_cost
 
 lint: $(VENV)/.ready   ## ruff, mypy, import contracts, known vulnerabilities of the locked packages
 	$(BIN)/ruff check .
@@ -42,14 +42,14 @@ docs: $(VENV)/.ready   ## the site, into docs/_build/html; a broken link or an u
 	$(BIN)/python -m sphinx -q -W --keep-going -b html -c docs . docs/_build/html
 
 bench: $(VENV)/.ready   ## speed on this machine, about 15 minutes on two quiet cores; writes into docs/
-	$(BIN)/python benchmarks/ladder.py --rounds 3 --figure docs/images/ladder.png
-	$(BIN)/python benchmarks/training_speed.py
-	$(BIN)/python benchmarks/overhead.py --rounds 1 --per-shard 8
-	$(BIN)/python benchmarks/covariate_distribution.py
+	$(BIN)/python -m benchmarks.ladder --rounds 3 --figure docs/images/ladder.png
+	$(BIN)/python -m benchmarks.training_speed
+	$(BIN)/python -m benchmarks.overhead --rounds 1 --per-shard 8
+	$(BIN)/python -m benchmarks.covariate_distribution
 
 bench-long: bench   ## also what takes longer: the paper's size on a CPU, 100,000 rows
-	$(BIN)/python benchmarks/ladder.py --full --rounds 2 --figure docs/images/ladder.png
-	$(BIN)/python benchmarks/control_plane.py
+	$(BIN)/python -m benchmarks.ladder --full --rounds 2 --figure docs/images/ladder.png
+	$(BIN)/python -m benchmarks.control_plane
 
 lock: pyproject.toml   ## requirements.lock from pyproject.toml
 	uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate --no-emit-index-url --quiet pyproject.toml -o requirements.lock

@@ -1,11 +1,11 @@
-"""Measures how well the tissue ruler reads age and sex from real scans; writes the figures as JSON.
+"""Measures how well the tissue ruler reads age and sex from real scans. Writes results/age-sex-ruler.json.
 
-    python benchmarks/age_sex_ruler.py [--data FOLDER] [--output docs/age-sex-ruler.json]
+    python -m benchmarks.age_sex_ruler [--data FOLDER] [--output FILE]
 
-FOLDER (default: $BRAINSYNTH_DATA, or ../shared/data beside the repository) holds ixi_2mm and oasis1_2mm. Skull-stripped
-scans on their own 2 mm grid and on a 4 mm grid. Within a cohort: nested 10-fold cross-validation by subject. Between
-cohorts: fitted on all of one, tested on all of the other. `unseen`: the half of the subjects (drawn with seed 77) that no
-choice about the features was made on; the ruler that predicts them was fitted on people of both halves.
+FOLDER (default: $BRAINSYNTH_DATA, or ../shared/data next to the repository) holds ixi_2mm and oasis1_2mm: skull-stripped
+scans, measured on their own 2 mm grid and on a 4 mm grid. Within a cohort: nested 10-fold cross-validation by subject.
+Between cohorts: fitted on all of one, tested on all of the other. `unseen`: the half of the subjects (drawn with seed 77)
+that was not used to choose the features; the ruler that predicts them was fitted on people of both halves.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def main() -> None:
     repository = Path(__file__).resolve().parents[1]
     beside = repository.parent / "shared" / "data"
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("BRAINSYNTH_DATA", beside)))
-    parser.add_argument("--output", type=Path, default=repository / "docs" / "age-sex-ruler.json")
+    parser.add_argument("--output", type=Path, default=repository / "benchmarks" / "results" / "age-sex-ruler.json")
     a = parser.parse_args()
     tables = {name: subjects(a.data / folder) for name, folder in COHORTS.items()}
     read = {name: features(a.data / COHORTS[name], table) for name, table in tables.items()}

@@ -1,12 +1,12 @@
-"""Measures the memorisation audit on real scans: which planted copies it finds, and how often it accuses the innocent.
+"""Measures the memorisation audit on real scans: which planted copies it detects, and its false-alarm rate.
 
-    python benchmarks/audit_power.py --cache FOLDER [--data FOLDER] [--set oasis|ixi] [--steps 160] [--out FILE]
+    python -m benchmarks.audit_power --cache FOLDER [--data FOLDER] [--set oasis|ixi] [--steps 160] [--out FILE]
 
-Half of the subjects are "training": the template and the embedder are fitted on them alone. The others are stand-ins for
-generated volumes that copy nobody, and the held-out scans of the calibration. Copies are training scans, exact and under
-seven changes whose severities were fixed before anything was measured (SEVERITIES). All is drawn from fixed seeds.
-With --steps 0 no embedder is trained, and voxels are the only space.
-FOLDER of --cache keeps features of real scans: outside the repository, please. IXI was used to choose the method.
+Half of the subjects are "training": the template and the embedder are fitted on them alone. The others stand in for
+generated volumes that copy nobody, and for the held-out scans of the calibration. Copies are training scans, exact and
+under seven changes whose severities were fixed before any measurement (SEVERITIES). All draws use fixed seeds.
+--steps 0 trains no embedder; voxels are then the only space.
+The --cache FOLDER stores features of real scans: keep it outside the repository. IXI was used to choose the method.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""What the control plane costs as a dataset grows: plan, resume, finalise, verify, the driver's memory, overhead per shard.
+"""Cost of the control plane as a dataset grows: plan, resume, finalise, verify, driver memory, overhead per shard.
 
-    python benchmarks/control_plane.py                 # 1,000, 10,000 and 100,000 rows: about half an hour on two cores
-    python benchmarks/control_plane.py --rows 1000     # one size
+    python -m benchmarks.control_plane                 # 1,000, 10,000 and 100,000 rows: about half an hour on two cores
+    python -m benchmarks.control_plane --rows 1000     # one size
 
-Every size runs through the real line (plan, Ray actors, a denoiser and a decoder with random weights, commits, manifest)
-with volumes of 16³ voxels. The driver is killed when half of the shards are committed, and two actors in the second half.
-Writes docs/control-plane.json and .md, the line in docs/reliability.md, and a simulation of 10 million rows on 1,000 actors.
+Every size runs through the real pipeline (plan, Ray actors, a denoiser and a decoder with random weights, commits,
+manifest) with volumes of 16³ voxels. The driver is killed when half of the shards are committed, and two actors in the
+second half. Writes results/control-plane.json, docs/control-plane.md, its row of docs/reliability.md, and a simulation of
+10 million rows on 1,000 actors.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).parents[1]
-sys.path.insert(0, str(REPO))
 
 from recipes.random_bundle import TINY, make_random_bundle  # noqa: E402
 
@@ -81,7 +81,17 @@ def measure(rows: int) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="control-plane-"))
     root, bundle, result = folder / "data", folder / "bundle", folder / "result.json"
     shards = -(-rows // PER_SHARD)
-    command = [sys.executable, __file__, "--child", str(root), str(bundle), str(result), "--rows", str(rows)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.control_plane",
+        "--child",
+        str(root),
+        str(bundle),
+        str(result),
+        "--rows",
+        str(rows),
+    ]
     try:
         make_random_bundle(bundle, TINY, (EDGE,) * 3)
         first = subprocess.Popen(command, start_new_session=True)
@@ -206,7 +216,7 @@ def page(found: list[dict[str, Any]], far: dict[str, float]) -> str:
     lines = [
         "# What the control plane costs as a dataset grows",
         "",
-        "Made by `python benchmarks/control_plane.py` on two CPU cores: the real line with volumes of 16³ voxels from",
+        "Made by `python -m benchmarks.control_plane` on two CPU cores: the real line with volumes of 16³ voxels from",
         f"random weights, shards of {PER_SHARD}, {WORKERS} actors; the driver killed at half, two actors killed after it.",
         "",
         "| rows | shards | plan s | resume scan s | overhead per shard ms | finalise s | verify s | driver peak MiB | "
@@ -255,7 +265,7 @@ def main() -> None:
     far = simulate(driver_s_per_shard(found))
     print(page(found, far))
     if arguments.rows == [1000, 10_000, 100_000]:
-        (REPO / "docs" / "control-plane.json").write_text(
+        (REPO / "benchmarks" / "results" / "control-plane.json").write_text(
             json.dumps({"sizes": found, "simulation": far}, indent=1) + "\n"
         )
         (REPO / "docs" / "control-plane.md").write_text(page(found, far))

@@ -1,9 +1,9 @@
-"""Prints, as markdown, how well drawn covariates match real cohorts, the people fitted and people held out.
+"""Prints, as Markdown, how well drawn covariates match real cohorts, on the subjects fitted and on held-out subjects.
 
-    python benchmarks/covariate_distribution.py [--data FOLDER]
+    python -m benchmarks.covariate_distribution [--data FOLDER]
 
-FOLDER (default: $BRAINSYNTH_DATA, or ../shared/data beside the repository) holds the cohort tables named in COHORTS.
-Tables that are not there are left out and named.
+FOLDER (default: $BRAINSYNTH_DATA, or ../shared/data next to the repository) holds the cohort tables named in COHORTS.
+Missing tables are skipped and listed.
 """
 
 from __future__ import annotations

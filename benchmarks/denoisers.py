@@ -1,11 +1,11 @@
-"""The UNet and the transformer of configs/ixi-4mm on the same latents with the same CPU-seconds; writes docs/denoisers.json.
+"""UNet against transformer of configs/ixi-4mm: same latents, same CPU seconds. Writes results/denoisers.json.
 
-    python benchmarks/denoisers.py --run runs/ixi-4mm [--budget-s 200] [--seed 0]
+    python -m benchmarks.denoisers --run runs/ixi-4mm [--budget-s 200] [--seed 0]
 
-One thread; the two take turns step by step, so that whatever else the machine does meets both. Each has its config's batch,
-learning rate and precision. The number of steps is what fits into the budget by steps timed before, so that its rate
-ends low; the averaged weights are those of about the last tenth. Judged is the squared error on the validation
-subjects in float32, with the same times (stratified, uniform) and noise for both.
+One thread; the two alternate step by step, so that other load on the machine affects both. Each uses its config's batch,
+learning rate and precision. The number of steps is what fits into the budget, from steps timed beforehand, so that the
+learning-rate schedule completes; the averaged weights are those of about the last tenth. The score is the squared error
+on the validation subjects in float32, with the same times (stratified, uniform) and noise for both.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--budget-s", type=float, default=200.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=REPO / "docs" / "denoisers.json")
+    parser.add_argument("--out", type=Path, default=REPO / "benchmarks" / "results" / "denoisers.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     runners = [Runner(name, arguments.run.resolve(), arguments.seed) for name in CONFIGS]

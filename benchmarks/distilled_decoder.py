@@ -1,7 +1,7 @@
 """What a distilled decoder saves and what it loses, for docs/distilled-decoder.md. One thread; shows no scan.
 
-python benchmarks/distilled_decoder.py --bundle runs/ixi-4mm/bundle-distilled --training runs/ixi-4mm/distilled \
-    --latents runs/ixi-4mm/latents --cohort runs/ixi-4mm/cohort --out docs/distilled-decoder.json
+    python -m benchmarks.distilled_decoder --bundle runs/ixi-4mm/bundle-distilled --training runs/ixi-4mm/distilled \
+        --latents runs/ixi-4mm/latents --cohort runs/ixi-4mm/cohort --out benchmarks/results/distilled-decoder.json
 """
 
 from __future__ import annotations

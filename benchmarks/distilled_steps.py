@@ -1,12 +1,12 @@
-"""Few-step distillation on toy latents: which method, and what a student costs in quality; writes docs/distilled-steps.json.
+"""Few-step distillation on toy latents: which method, and its cost in quality. Writes results/distilled-steps.json.
 
-    python benchmarks/distilled_steps.py --cache FOLDER [--only TEACHER ...]
+    python -m benchmarks.distilled_steps --cache FOLDER [--only TEACHER ...]
 
 Teachers: the flow and v networks of benchmarks/toy_latents.py (700 updates) with guidance 1.5 folded in, and a Gaussian
-denoiser of the same latents (300 updates, guidance 1). Every student begins with its teacher's weights and gets UPDATES
-updates of BATCH. Judged on ROWS rows that no student saw, against a reference of 200 steps of the teacher from the same
-noise, by `measure_steps`: what a bundle records. All methods are tried on the flow teacher, the chosen one on the others.
-What is made is kept in FOLDER. One thread, about 15 CPU minutes.
+denoiser of the same latents (300 updates, guidance 1). Every student starts from its teacher's weights and gets UPDATES
+updates of BATCH. Scored on ROWS rows that no student saw, against a reference of 200 teacher steps from the same noise,
+by `measure_steps`: what a bundle records. All methods are tried on the flow teacher, the chosen one on the others.
+Results are cached in FOLDER. One thread, about 15 CPU minutes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from toy_latents import CHANNELS, SCHEDULES, SHAPE, Latents, trained, training_set
 
+from benchmarks.toy_latents import CHANNELS, SCHEDULES, SHAPE, Latents, trained, training_set
 from brainsynth.config.architectures import GaussianArchitecture
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.evaluation.step_fidelity import measure_steps
@@ -42,7 +42,7 @@ MOST = 2048
 GAUSSIAN = GaussianArchitecture(
     kind="gaussian", rank=16, rank_channels=1, channels=(16, 32), embedding=32, norm_groups=8
 )
-DOCS = Path(__file__).parents[1] / "docs"
+RESULTS = Path(__file__).parent / "results"
 Batch = Callable[[Denoiser], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
 """Student as it is → x, network times, contexts, targets, weights of their errors."""
 
@@ -278,7 +278,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--only", nargs="*", choices=TEACHERS, default=TEACHERS)
-    parser.add_argument("--out", type=Path, default=DOCS / "distilled-steps.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "distilled-steps.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.cache.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.fidelity_faults [--data FOLDER] [--output FOLDER] [--steps 300] [--pairs 60]
 
-IXI at 4 mm: 80 people are the reference, the others stand in for a generated dataset, first as they are and then with one
-fault each. Then, for volumes 5 % too large: how often the evaluation's bias figure sees it, by n.
+IXI at 4 mm: 80 people are the reference; the others stand in for a generated dataset, first unchanged and then with one
+fault each. Then, for volumes 5 % too large: how often the evaluation's bias figure detects it, by n.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Measures the quality gate on real scans and planted artefacts; writes docs/gate.json.
+"""Measures the quality gate on real scans and planted artefacts. Writes results/gate.json.
 
     python -m benchmarks.gate [--data FOLDER] [--grids "4 mm"] [--splits 5] [--plant-every 3] [--workers 2] [--out FILE]
 
-FOLDER (default: $BRAINSYNTH_DATA, or ../shared/data beside the repository) holds the scans. The gate was built on one half
-of the OASIS-1 subjects (`development`); everything here is measured on the other half and on IXI, one session a subject.
-In each split, 60 % of those subjects make the gate and the other 40 % are judged, as they are and with each artefact.
+FOLDER (default: $BRAINSYNTH_DATA, or ../shared/data next to the repository) holds the scans. The gate was developed on one
+half of the OASIS-1 subjects (`development`); all figures come from the other half and from IXI, one session per subject.
+In each split, 60 % of those subjects fit the gate and the other 40 % are judged, unchanged and with each artefact.
 """
 
 from __future__ import annotations
@@ -23,51 +23,20 @@ import numpy as np
 import pandas as pd
 from scipy.stats import beta
 
-from benchmarks.artefacts import ARTEFACTS, BESIDE
-from benchmarks.segmentation_ruler import COARSE, brain
-from brainsynth.cohort.prepare import scale_intensities
 from brainsynth.gate.features import Measured, measure
 from brainsynth.gate.gate import QualityGate
-from brainsynth.volume import VolumeSpec, resample
+from brainsynth.volume import VolumeSpec
+from tests.gate.artefacts import ARTEFACTS, FURTHER
+from tests.gate.scans import FOLDERS, GRIDS, prepared, scans
 
-FOLDERS = {"OASIS-1": "oasis1_2mm", "IXI": "ixi_2mm"}
-FINE = VolumeSpec(shape_xyz=(80, 112, 80), spacing_mm=(2.0, 2.0, 2.0), origin_mm=(-80.0, -128.0, -72.0))
-GRIDS = {"2 mm": FINE, "4 mm": COARSE}
 MASKED = ("ghosting", "noise", "blur", "spike", "motion", "doubled")
 """Kinds that leave signal outside the brain; measured a second time with that signal removed."""
-
-
-def development(ids: list[str]) -> set[str]:
-    """The half of the OASIS-1 subjects on which the gate was built: never reported on."""
-    ordered = sorted(ids)
-    return set(np.random.default_rng(2024).permutation(ordered)[: len(ordered) // 2])
-
-
-def scans(data: Path, cohort: str) -> pd.DataFrame:
-    """Sessions to report on, with `good` for those that make the gate and count as false rejects."""
-    table = pd.read_csv(data / FOLDERS[cohort] / "participants.tsv", sep="\t").assign(
-        folder=str(data / FOLDERS[cohort])
-    )
-    if cohort == "IXI":
-        return table.assign(good=True, qc="ok")
-    kept = table.assign(good=(table.qc != "fail") & ~table.participant_id.duplicated())
-    seen = development(table.participant_id.unique().tolist())
-    return kept[~kept.participant_id.isin(seen) | (kept.qc != "ok")].assign(
-        good=lambda t: t.good & ~t.participant_id.isin(seen)
-    )
-
-
-def prepared(row: Any, grid: VolumeSpec) -> np.ndarray:
-    """The scan as a prepared cohort stores it: on the grid, in [0, 1], rounded."""
-    image, source = brain(row)
-    scaled = scale_intensities(resample(image, source.affine, grid), (0.0, 99.8))
-    return grid.dequantise(grid.quantise(scaled))
 
 
 def planted(volume: np.ndarray, other: np.ndarray, subject: str, grid: VolumeSpec) -> dict[str, Measured | None]:
     """Artefact → what the gate measures on the volume with it; the same subject always gets the same fault."""
     found = {}
-    for kind, plant in (ARTEFACTS | BESIDE).items():
+    for kind, plant in (ARTEFACTS | FURTHER).items():
         rng = np.random.default_rng(zlib.crc32(f"{kind} {subject}".encode()))
         broken = np.ascontiguousarray(plant(volume, grid.spacing_mm, rng, other), np.float32)
         found[kind] = measure(broken, grid.spacing_mm)
@@ -152,7 +121,7 @@ def report(table: pd.DataFrame, grid: VolumeSpec, splits: int, plant_every: int)
         },
         "twelve_kinds": {kind: share(caught[kind]) for kind in ARTEFACTS},
         "masked": {kind: share(caught[f"{kind}, masked"]) for kind in MASKED},
-        "beside": {kind: share(caught[kind]) for kind in BESIDE},
+        "beside": {kind: share(caught[kind]) for kind in FURTHER},
         "mean_of_twelve": round(float(np.mean([share(caught[kind])["caught"] for kind in ARTEFACTS])), 4),
         "flip_accuracy_left_out": [round(a, 3) for a in accuracy],
         "flip_check_alone_catches": share(flips),
@@ -187,7 +156,7 @@ def main() -> None:
     parser.add_argument("--grids", nargs="+", choices=list(GRIDS), default=list(GRIDS))
     parser.add_argument("--plant-every", type=int, default=3, help="artefacts in every n-th scan only, for time")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("docs/gate.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gate.json"))
     a = parser.parse_args()
     tasks = [(a.data, cohort, label, a.splits, a.plant_every) for label in a.grids for cohort in FOLDERS]
     with ProcessPoolExecutor(a.workers) as pool:

@@ -1,13 +1,13 @@
-"""Everything that needs a GPU to be measured, in one call of under ten minutes; writes one JSON.
+"""All measurements that need a GPU, in one call of under ten minutes. Writes one JSON file.
 
-    python benchmarks/h200.py --out h200.json        # on the GPU machine
-    python benchmarks/h200.py --dry-run              # the same sections on a CPU at toy size: does it all run?
+    python -m benchmarks.h200 --out h200.json        # on the GPU machine
+    python -m benchmarks.h200 --dry-run              # the same sections on a CPU at toy size: does everything run?
 
-Sections, each a process of its own with a share of the time: `facts` (device, versions, the rate of large matrix products),
+Sections, each in its own process with a share of the time: `facts` (device, versions, the rate of large matrix products),
 `ladder` (the zoo's loop against ours, rung by rung, at the paper's size with random weights), `batch` (denoiser and decoder
-by micro-batch, until memory ends), `pipeline` (a real generation through Ray, written and committed: how busy is the device)
-and `training` (steps against MONAI's tutorial). Whatever fails, hangs or lacks a package is recorded with its reason, and
-the rest goes on. This file imports nothing but the standard library until a section needs it.
+by micro-batch, until memory runs out), `pipeline` (a real generation through Ray, written and committed: how busy is the
+device) and `training` (steps against MONAI's tutorial). Anything that fails, hangs or lacks a package is recorded with its
+reason, and the rest continues. This file imports only the standard library until a section needs more.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).parents[1]
-sys.path.insert(0, str(REPO))
+ITSELF = ("-m", "benchmarks.h200")
 
 BUDGET_S = {"facts": 40.0, "ladder": 215.0, "batch": 50.0, "pipeline": 175.0, "training": 100.0}
 """Seconds of each section; what one leaves over goes to those after it."""
@@ -391,7 +391,7 @@ def in_a_process(section: str, dry: bool, limit_s: float, folder: Path) -> dict[
     if missing:
         return {"skipped": f"not installed: {', '.join(missing)}"}
     notes = folder / f"{section}.jsonl"
-    command = [sys.executable, __file__, "--section", section, "--notes", str(notes), "--limit-s", str(limit_s)]
+    command = [sys.executable, *ITSELF, "--section", section, "--notes", str(notes), "--limit-s", str(limit_s)]
     began = time.monotonic()
     with (folder / f"{section}.log").open("w+") as log:
         # A group of its own, so that what the section started ends with it.

@@ -1,14 +1,14 @@
 """Seconds per volume: the model zoo's loop against ours, rung by rung, with the same weights.
 
-`python benchmarks/ladder.py`: whole loops on the paper's structure with a quarter of its channels and a 15th of its cells,
-rungs in turn in one process with one thread, so that a busy machine burdens all alike. `--full` measures single steps and
-whole decodes at the paper's own size (about 25 CPU minutes in float32, 12 GB) and says what the full loops come to.
-FLOPs are counted at the paper's size. Weights are random: this measures cost alone; how many steps a solver needs for the
-same quality, and what a distilled decoder loses, are other measurements. Results are kept per kind of CPU in
-docs/ladder.json; `--figure` draws them.
+`python -m benchmarks.ladder`: whole loops on the paper's structure with a quarter of its channels and a 15th of its cells.
+Rungs alternate in one process with one thread, so that load on the machine affects all alike. `--full` measures single
+steps and whole decodes at the paper's own size (about 25 CPU minutes in float32, 12 GB) and computes the full loops from
+them. FLOPs are counted at the paper's size. Weights are random: only cost is measured. How many steps a solver needs for
+the same quality, and what a distilled decoder loses, are other measurements. Results are kept per CPU type in
+results/ladder.json; `--figure` plots them.
 
-Where the CPU has no bfloat16 instructions, bfloat16 runs hundreds of times slower; those rungs are then left out, with
-that reason, and the rungs after them run in float32.
+Where the CPU has no bfloat16 instructions, bfloat16 runs hundreds of times slower; those rungs are skipped with that
+reason, and the rungs after them run in float32.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.stages.import_bundle import PAPER
 
 REPO = Path(__file__).parents[1]
-RESULT = REPO / "docs" / "ladder.json"
+RESULT = REPO / "benchmarks" / "results" / "ladder.json"
 CPU = torch.device("cpu")
 Networks = tuple[Autoencoder, Denoiser]
 
@@ -316,7 +316,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Print the table and write docs/ladder.json."""
+    """Print the table and write benchmarks/results/ladder.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--full", action="store_true", help="instead: single steps and decodes at the paper's size")

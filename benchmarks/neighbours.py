@@ -1,6 +1,6 @@
 """Prints how long exact nearest neighbours of a large dataset take: 100,000 × 30,000 rows, d = 128, on 2 cores.
 
-    python benchmarks/neighbours.py [--queries 100000] [--references 30000] [--width 128] [--k 6] [--threads 2]
+    python -m benchmarks.neighbours [--queries 100000] [--references 30000] [--width 128] [--k 6] [--threads 2]
 
 The rows are unit vectors of Gaussian noise; a sample of the answers is compared with a loop over all pairs in float64.
 """

@@ -1,18 +1,18 @@
-"""What generation through Ray costs beside sampling and decoding, and how busy its devices are; writes docs/overhead.json.
+"""Overhead of generation through Ray next to sampling and decoding, and device utilisation. Writes results/overhead.json.
 
-    python benchmarks/overhead.py                   # about ten minutes on two cores
-    python benchmarks/overhead.py --part device     # only the stand-in for a fast device
+    python -m benchmarks.overhead                   # about ten minutes on two cores
+    python -m benchmarks.overhead --part device     # only the stand-in for a fast device
 
 Part `ray`: the same plan (random weights, the networks of configs/ixi-4mm) through a bare sampling loop in this process,
-through two of them in two processes, and through the generation's own executors (one process; Ray with 1, 2 and 4 actors),
-in turn, one thread each. Everything comes from the commit records; actors are asked for their CPU seconds, too, because
-these say more than the clock on a machine that others use.
-Busy share: seconds inside sampling and decoding over the seconds between an actor's first and last shard.
+through two of them in two processes, and through the real executors (one process; Ray with 1, 2 and 4 actors), in turn,
+one thread each. All figures come from the commit records; actors also report their CPU seconds, which say more than wall
+time on a shared machine. Busy share: seconds inside sampling and decoding over the seconds between an actor's first and
+last shard.
 
-Part `device`: volumes of the paper's size on a device that is a stand-in, a sleep of so many seconds a volume, so that all
-else (copy, quantising, digests, encoding, writes, commits, Ray) is real and can be seen to keep up or not. `serial` finishes
-each shard before the next one begins, as generation did before. Two such devices are two that share nothing but this
-machine's cores and Ray: their rate against one is the scaling. A real GPU is measured by benchmarks/h200.py.
+Part `device`: volumes of the paper's size on a stand-in for a device, a sleep of fixed length per volume. Everything else
+(copy, quantising, digests, encoding, writes, commits, Ray) is real, so one sees whether it keeps up. `serial` finishes each
+shard before the next one begins, as generation used to. Two such devices share only this machine's cores and Ray: their
+rate against one is the scaling. benchmarks/h200.py measures a real GPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import multiprocessing
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -36,7 +35,6 @@ from typing import Any
 import torch
 
 REPO = Path(__file__).parents[1]
-sys.path.insert(0, str(REPO))
 
 from benchmarks.rounding import rounded  # noqa: E402
 from benchmarks.timed_shards import StandInShards, TimedShards  # noqa: E402
@@ -268,7 +266,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--device-s", type=float, nargs="+", default=[1.0, 0.3, 0.1])
-    parser.add_argument("--out", type=Path, default=REPO / "docs" / "overhead.json")
+    parser.add_argument("--out", type=Path, default=REPO / "benchmarks" / "results" / "overhead.json")
     arguments = parser.parse_args()
     found: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     found |= {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}

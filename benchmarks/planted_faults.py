@@ -1,12 +1,12 @@
-"""From how many volumes on does an evaluation see a planted fault? On real scans at 4 mm; prints Markdown.
+"""How many volumes does an evaluation need to detect a planted fault? On real scans at 4 mm; prints Markdown.
 
-    python -m benchmarks.planted_faults [--data FOLDER] [--measurements FILE] [--output docs/planted-faults.json]
+    python -m benchmarks.planted_faults [--data FOLDER] [--measurements FILE] [--output FILE]
 
-Real scans stand in for generated ones, so that nothing is wrong with them but what is planted: volumes a twentieth larger
-than asked, or labels shuffled between the scans. Measured values come from the tissue ruler, out of fold, and from the
-segmentation (FILE, as benchmarks/segmentation_ruler.py keeps it; calibrated without the scan itself). Dataset and
-validation scans are drawn from them with replacement, 27 validation scans as in configs/ixi-4mm; the verdict is that of
-jobs/evaluate.py. Drawing with replacement lets n exceed the scans there are; it adds no new kinds of heads.
+Real scans stand in for generated ones, so that the planted fault is the only one: volumes 5 % larger than asked, or labels
+shuffled between the scans. Measured values come from the tissue ruler, out of fold, and from the segmentation (FILE, as
+benchmarks/segmentation_ruler.py writes it; calibrated without the scan itself). Dataset and validation scans are drawn from
+them with replacement, 27 validation scans as in configs/ixi-4mm; the verdict is that of `brainsynth evaluate`. Drawing with
+replacement lets n exceed the number of scans; it adds no new kinds of heads.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
     beside = repository.parent / "shared" / "data"
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("BRAINSYNTH_DATA", beside)))
     parser.add_argument("--measurements", type=Path, help="of benchmarks/segmentation_ruler.py")
-    parser.add_argument("--output", type=Path, default=repository / "docs" / "planted-faults.json")
+    parser.add_argument("--output", type=Path, default=repository / "benchmarks" / "results" / "planted-faults.json")
     a = parser.parse_args()
     table = subjects(a.data / "ixi_2mm")
     people = table["participant_id"].to_numpy()

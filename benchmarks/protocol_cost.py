@@ -1,21 +1,19 @@
-"""What commits and digests cost: the same rows sampled and decoded only, and with everything that makes a shard true.
+"""Cost of commits and digests: the same rows only sampled and decoded, and with everything that commits a shard.
 
-    python benchmarks/protocol_cost.py
+    python -m benchmarks.protocol_cost
 
-Shards alternate between the two in one process, so that both see the same machine. Writes its line into docs/reliability.md.
+Shards alternate between the two in one process, so that both see the same machine. Writes its row of docs/reliability.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 REPO = Path(__file__).parents[1]
-sys.path.insert(0, str(REPO))
 
 from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig, SamplerConfig  # noqa: E402
 from brainsynth.generate import GeneratedShards, plan_generation  # noqa: E402

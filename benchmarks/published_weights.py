@@ -1,8 +1,10 @@
 """Full-size proof that a bundle of the published files computes what MONAI's own networks compute from the same files.
 
-The published files are not needed: random weights of the same size and both key styles take their place. They are made by
+    python -m benchmarks.published_weights --work SCRATCH
+
+The published files are not needed: random weights of the same size and both key styles replace them. They are made by
 MONAI core's networks and, when the package `monai-generative` can be imported, by the classes that wrote the published
-files. Takes about ten CPU minutes, 12 GB of memory and 7 GB of disk below --work; writes docs/published-weights.json.
+files. Takes about ten CPU minutes, 12 GB of memory and 7 GB of disk below --work. Writes results/published-weights.json.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_models
 from brainsynth.stages.import_bundle import PAPER, import_bundle
 
-RESULT = Path(__file__).parents[1] / "docs" / "published-weights.json"
+RESULT = Path(__file__).parents[1] / "benchmarks" / "results" / "published-weights.json"
 AUTOENCODER = {
     "spatial_dims": 3,
     "in_channels": 1,

@@ -1,11 +1,11 @@
-"""What reading costs: whole volumes and 64-voxel patches from shards, NIfTI, HDF5 and by plain zarr, in one run.
+"""Cost of reading: whole volumes and 64-voxel patches from shards, NIfTI, HDF5 and plain zarr, in one run.
 
-    python benchmarks/reading.py                  # prints, and writes docs/reading.json
-    python benchmarks/reading.py --volumes 2 --rounds 3 --json ''
+    python -m benchmarks.reading                  # prints, and writes results/reading.json
+    python -m benchmarks.reading --volumes 2 --rounds 3 --json ''
 
 The same voxels in every format: procedural heads of 160×224×160 at 1 mm, as a model makes them (air is not exactly zero)
 and with the background set to zero. CPU time of one thread that does what a DataLoader worker does for an item: read,
-decode, float32 tensor. Sources take turns, round by round, so that a busy machine burdens all alike; ratios are what counts.
+decode, float32 tensor. Sources alternate round by round, so that load on the machine affects all alike; only ratios count.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--volumes", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", default="docs/reading.json")
+    parser.add_argument("--json", default="benchmarks/results/reading.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     people, stored = heads(arguments.volumes)

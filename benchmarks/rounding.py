@@ -1,4 +1,4 @@
-"""Numbers as benchmarks write them."""
+"""Rounding of the numbers that benchmarks write."""
 
 from __future__ import annotations
 

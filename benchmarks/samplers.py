@@ -1,14 +1,14 @@
-"""Quality against network evaluations for every sampler, on trained toy denoisers; writes docs/samplers.json and a figure.
+"""Quality against network evaluations for every sampler, on trained toy denoisers. Writes results/samplers.json, a figure.
 
-    python benchmarks/samplers.py --cache FOLDER [--only NAME ...] [--samples 96]
+    python -m benchmarks.samplers --cache FOLDER [--only NAME ...] [--samples 96]
 
-Trains what FOLDER lacks (benchmarks/toy_latents.py) and keeps every sample there. Judged are (1) the distance of each
+Trains what FOLDER lacks (benchmarks/toy_latents.py) and caches every sample there. Scored are (1) the distance of each
 latent to a reference of about 200 evaluations of the same network from the same noise (at the same first timestep, where
-that was sampled), (2) a Fréchet distance to fresh heads and (3) how well the requested volumes are obeyed. The peer is
-MONAI's scheduler at 50 steps, in the installed version and, for DDIM, with the timesteps of the version that the paper's
-bundle pins. Non-inferior at n evaluations means: the upper end of the 95 % interval (bootstrap over samples, the same for
-both) of our latent error minus the peer's is not above 0, and that of our Fréchet distance minus the peer's not above
-MARGIN of the peer's.
+that was sampled), (2) a Fréchet distance to fresh heads and (3) how closely the requested volumes are followed. The
+comparison is MONAI's scheduler at 50 steps, in the installed version and, for DDIM, with the timesteps of the version that
+the paper's bundle pins. Non-inferior at n evaluations means: the upper end of the 95 % interval (bootstrap over samples,
+the same for both) of our latent error minus theirs is not above 0, and that of our Fréchet distance minus theirs not above
+MARGIN of theirs.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from monai.networks.schedulers import DDIMScheduler, RFlowScheduler
 from scipy.linalg import sqrtm
 from torch import Tensor
 from torch.nn.functional import conv3d
-from toy_latents import SCHEDULES, SHAPE, Latents, trained
 
+from benchmarks.toy_latents import SCHEDULES, SHAPE, Latents, trained
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.models.sampling import Predict, draw_noise, guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule
@@ -41,7 +41,7 @@ MARGIN = 0.05
 STEPS = {"epsilon": 12000}  # epsilon needs far longer; the others 700
 FEW, MORE = (4, 5, 6, 8, 10), (12, 15, 20)
 BOOTSTRAP = 400
-DOCS = Path(__file__).parents[1] / "docs"
+RESULTS, IMAGES = Path(__file__).parent / "results", Path(__file__).parents[1] / "docs" / "images"
 Run = Callable[[Predict, Tensor, NoiseSchedule], Tensor]
 
 
@@ -239,7 +239,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["epsilon", "v", "flow"])
     parser.add_argument("--samples", type=int, default=96)
     parser.add_argument("--labels", nargs="*", help="only these runs; must include reference and peer")
-    parser.add_argument("--out", type=Path, default=DOCS / "samplers.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "samplers.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     judge_by, results = Judge(), {}
@@ -250,7 +250,7 @@ def main() -> None:
     text = json.dumps(head | {"frechet_of_96_true_heads": floor, "networks": results}, indent=1)
     options.out.write_text(text + "\n")
     if options.labels is None:
-        figure(results, DOCS / "images" / "samplers.png")
+        figure(results, IMAGES / "samplers.png")
     print("\n".join(line for name, table in results.items() for line in markdown(name, table)))
 
 

@@ -1,15 +1,15 @@
 """Prints, as Markdown, how well the segmentation ruler measures real scans, and what a volume costs on one core.
 
-    python benchmarks/segmentation_ruler.py [--data FOLDER] [--measurements FILE] [--subjects 48] [--grids "4 mm"] [--quick]
+    python -m benchmarks.segmentation_ruler [--data FOLDER] [--measurements FILE] [--subjects 48] [--grids "4 mm"] [--quick]
 
-FOLDER (default: $BRAINSYNTH_DATA, or ../shared/data beside the repository) holds scans, tables and weights. Subjects are
+FOLDER (default: $BRAINSYNTH_DATA, or ../shared/data next to the repository) holds scans, tables and weights. Subjects are
 the first ones of a seeded shuffle; the network was trained on none of them. Each scan is measured on its own 2 mm grid and
-on the 4 mm grid of configs/ixi-4mm. `calibrated` volumes come from a line through all the other subjects. FILE keeps what
-was measured: a second run goes on from there. The errors are also written as JSON.
+on the 4 mm grid of configs/ixi-4mm. `calibrated` volumes come from a line fitted to all the other subjects. FILE stores the
+measurements: a second run resumes from it. The errors are also written to results/rulers.json.
 
-    python benchmarks/segmentation_ruler.py --evaluation runs/ixi-4mm/evaluation
+    python -m benchmarks.segmentation_ruler --evaluation runs/ixi-4mm/evaluation
 
-measures nothing, and takes what jobs/evaluate.py measured on all scans of its reference.
+measures nothing, and reads what `brainsynth evaluate` measured on all scans of its reference.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
@@ -33,8 +32,8 @@ from brainsynth.instruments.segmentation import Calibration, SegmentationRuler, 
 from brainsynth.instruments.ventricles import ruler_error
 from brainsynth.records import to_dict
 from brainsynth.volume import VolumeSpec, resample
+from tests.gate.scans import COARSE, brain, load
 
-COARSE = VolumeSpec(shape_xyz=(40, 56, 40), spacing_mm=(4.0, 4.0, 4.0), origin_mm=(-79.0, -127.0, -71.0))
 SEGMENTER, STRIPPER = "instruments/meshnet18/model.safetensors", "instruments/mindgrab/model.safetensors"
 CPU = torch.device("cpu")
 FLOAT32_SCANS = 6
@@ -43,15 +42,6 @@ SETS = {
     "IXI": {"ventricles": "vent_ml", "brain": "brain_ml"},
     "OASIS-1": {"ventricles": "vent_mni_ml", "brain": "brain_mni_ml"},
 }
-
-
-def load(path: Path) -> tuple[np.ndarray, VolumeSpec]:
-    """Intensities and grid of a file that is stored in RAS+ without rotation."""
-    image: Any = nib.as_closest_canonical(nib.load(path))
-    spacing, origin = np.diag(image.affine)[:3].tolist(), image.affine[:3, 3].tolist()
-    return np.asarray(image.dataobj, np.float32), VolumeSpec(
-        shape_xyz=image.shape, spacing_mm=tuple(spacing), origin_mm=tuple(origin)
-    )
 
 
 def coarse(image: np.ndarray, grid: VolumeSpec) -> np.ndarray:
@@ -69,12 +59,6 @@ def subjects(data: Path, name: str, count: int) -> pd.DataFrame:
         table = table[table["qc"] != "fail"].drop_duplicates("participant_id")
     table = table.assign(folder=str(data / folder)).reset_index(drop=True)
     return table.iloc[np.random.default_rng(0).permutation(len(table))[:count]].reset_index(drop=True)
-
-
-def brain(row: Any) -> tuple[np.ndarray, VolumeSpec]:
-    """The scan of a row without skull: IXI's by its label map, OASIS-1's is stored so."""
-    image, grid = load(Path(row.folder) / row.t1w)
-    return (image * (load(Path(row.folder) / row.dseg)[0] > 0) if hasattr(row, "dseg") else image), grid
 
 
 class Measurements:
@@ -210,7 +194,9 @@ def main() -> None:
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("BRAINSYNTH_DATA", beside)))
     parser.add_argument("--measurements", type=Path, help="CSV file that keeps what was measured")
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "rulers.json")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "rulers.json"
+    )
     parser.add_argument("--grids", nargs="+", default=["2 mm", "4 mm"], choices=["2 mm", "4 mm"])
     parser.add_argument("--quick", action="store_true", help="only the errors on IXI")
     for name, default in (("subjects", 48), ("oasis-subjects", 24), ("heads", 4)):

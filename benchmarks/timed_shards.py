@@ -1,4 +1,4 @@
-"""Generation as benchmarks run it in an actor: with its CPU seconds in the commit records, or on a stand-in for a device."""
+"""Generation as benchmarks run it in an actor: with CPU seconds in the commit records, or on a stand-in for a device."""
 
 from __future__ import annotations
 

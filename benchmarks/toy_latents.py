@@ -1,9 +1,9 @@
 """A conditional latent diffusion small enough for a CPU: procedural heads of known volumes, a linear autoencoder, a UNet.
 
-A head is a brain and two ventricles (ellipsoids with soft edges, of exactly known volume up to rasterising), a smooth random
+A head is a brain and two ventricles (ellipsoids with soft edges, their volumes exact up to rasterising), a smooth random
 texture inside the brain and voxel noise, on 16³ voxels. The latent is 4 channels on 4³ cells: the first four principal
 components of 4³ patches, each scaled to unit variance, as a trained autoencoder's latents are. Training sees 8192 heads a
-few times; the truth is known to any precision, for more heads cost milliseconds.
+few times; the true distribution is known to any precision, because more heads cost milliseconds.
 """
 
 from __future__ import annotations

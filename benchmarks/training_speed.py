@@ -1,12 +1,12 @@
-"""Denoiser training steps against the loop of MONAI's 3d_ldm tutorial; writes docs/training-speed.json.
+"""Denoiser training steps against the loop of MONAI's 3d_ldm tutorial. Writes results/training-speed.json.
 
-    python benchmarks/training_speed.py [--rounds 5] [--compile]
+    python -m benchmarks.training_speed [--rounds 5] [--compile]
 
-The peer is the tutorial's training step: `LatentDiffusionInferer` encodes the images at every step, Adam, no averaged
-weights; on a GPU with its float16 autocast and gradient scaler, on a CPU in float32. Its images lie in memory: no reading is
-counted. Ours is `DiffusionTask.step` as in jobs/train_diffusion.py: latents encoded once, gradient clipping, AdamW, averaged
-weights. Both train the same network on the same covariates, with random weights and made-up data: only cost is measured.
-Rungs take turns step by step in one process with one thread. The networks are those of benchmarks/ladder.py.
+The baseline is the tutorial's training step: `LatentDiffusionInferer` encodes the images at every step, Adam, no averaged
+weights; on a GPU with its float16 autocast and gradient scaler, on a CPU in float32. Its images are in memory: reading is
+not counted. Ours is `DiffusionTask.step` as in `brainsynth train-diffusion`: latents encoded once, gradient clipping, AdamW,
+averaged weights. Both train the same network on the same covariates, with random weights and made-up data: only cost is
+measured. Rungs alternate step by step in one process with one thread. The networks are those of benchmarks/ladder.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import copy
 import dataclasses
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 REPO = Path(__file__).parents[1]
-sys.path.insert(0, str(REPO))
 
 from benchmarks.ladder import FULL, NO_BFLOAT16, REDUCED, Size, build  # noqa: E402
 from benchmarks.rounding import rounded  # noqa: E402
@@ -235,7 +233,7 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="also the compiled denoiser: minutes of compiling on a CPU"
     )
-    parser.add_argument("--out", type=Path, default=REPO / "docs" / "training-speed.json")
+    parser.add_argument("--out", type=Path, default=REPO / "benchmarks" / "results" / "training-speed.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, Any] = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(), "threads": 1}

@@ -1,11 +1,11 @@
-"""CPU seconds per volume at 2 mm: the model zoo's loop against the model that travels with brainsynth, side by side.
+"""CPU seconds per volume at 2 mm: the model zoo's loop against the bundled model.
 
-    python -m recipes.own_model --rounds 2 --out docs/own-model.json
+    python -m recipes.own_model --rounds 2 --out benchmarks/results/own-model.json
 
-The zoo's networks (random weights: cost alone) on the smallest grid that they take and that holds the 80×112×80 of the
-shipped model: 96×128×96 voxels, latents 12×16×12, 50 steps of MONAI's DDIM in float32, one volume at a time. Ours: the
-shipped bundle, whole, with the sampler of configs/t1w-2mm/6-generate.yaml. One thread, whole loops in turn in one process,
-so that a busy machine burdens all alike. How good the volumes are is another measurement: the bundle's model card.
+The zoo's networks (random weights: only cost is measured) on the smallest grid that they accept and that holds the
+80×112×80 of the bundled model: 96×128×96 voxels, latents 12×16×12, 50 steps of MONAI's DDIM in float32, one volume at a
+time. Ours: the bundled model, whole, with the sampler of configs/t1w-2mm/6-generate.yaml. One thread, whole loops
+alternating in one process, so that load on the machine affects all alike. For the quality of the volumes see the model card.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Bundles with random weights: their volumes are noise, their cost is that of a trained model of the same size."""
+"""Bundles with random weights: their volumes are noise; their cost is that of a trained model of the same size."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What an autoencoder of patches keeps of validation scans, and what its linear beginning keeps by number of channels.
+"""What a patch autoencoder preserves of validation scans, and what its linear initialisation preserves, by channels.
 
-    python recipes/reconstruction.py --cohort runs/t1w-2mm/cohort --autoencoder runs/t1w-2mm/autoencoder \
-        --out docs/t1w-2mm-reconstruction.json
+    python -m recipes.reconstruction --cohort runs/t1w-2mm/cohort --autoencoder runs/t1w-2mm/autoencoder \
+        --out benchmarks/results/t1w-2mm-reconstruction.json
 
-Per category of the covariate `cohort` and over all: PSNR over the volume and inside the brain (voxels above 0.02), SSIM, and
-the tissue volumes that the tissue ruler's soft shares give on the reconstruction against those on the scan, and the same of
-the ventricular volume (a ridge regression on tissue maps of the training scans). 95 % BCa bootstrap intervals over scans.
+Per category of the covariate `cohort` and over all: PSNR over the volume and inside the brain (voxels above 0.02), SSIM,
+the tissue volumes by the tissue ruler's soft shares on the reconstruction against those on the scan, and the ventricular
+volume likewise (a ridge regression on tissue maps of the training scans). 95 % BCa bootstrap intervals over scans.
 """
 
 from __future__ import annotations

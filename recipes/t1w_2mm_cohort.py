@@ -1,11 +1,11 @@
-"""The table of configs/t1w-2mm: both cohorts in one, and volumes that are missing filled by a ruler whose error is measured.
+"""The table of configs/t1w-2mm: both cohorts in one, missing volumes filled in by a ruler whose error is measured.
 
     python -m recipes.t1w_2mm_cohort [--data FOLDER] [--output runs/t1w-2mm/participants.tsv]
 
-FOLDER (default: $BRAINSYNTH_DATA, or ../shared/data beside the repository) holds ixi_2mm and oasis1_2mm. Volumes keep the
-instrument of their cohort, which the covariate `cohort` tells: IXI native ml by DLMUSE, OASIS-1 ml in MNI space (its head
-size is removed) by the segmentation network. Where OASIS-1 has none, a ridge regression on tissue maps, fitted on the rest
-of OASIS-1, gives them; its error is that of 10-fold cross-validation by subject, written beside the table as JSON.
+FOLDER (default: $BRAINSYNTH_DATA, or ../shared/data next to the repository) holds ixi_2mm and oasis1_2mm. Volumes keep the
+instrument of their cohort, which the covariate `cohort` names: IXI native ml by DLMUSE, OASIS-1 ml in MNI space (head size
+removed) by the segmentation network. Where OASIS-1 has none, a ridge regression on tissue maps, fitted on the rest of
+OASIS-1, estimates them; its error from 10-fold cross-validation by subject is written next to the table as JSON.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Which sampler for a bundle of configs/t1w-2mm? Generates and evaluates the same people and noises with each.
 
     python -m recipes.t1w_2mm_sampler --bundle t1w-2mm --cohort runs/t1w-2mm/cohort --work runs/t1w-2mm/samplers \
-        --out docs/t1w-2mm-samplers.json --samplers 8:1:1 8:6:1 8:6:1.5
+        --out benchmarks/results/t1w-2mm-samplers.json --samplers 8:1:1 8:6:1 8:6:1.5
 
-A sampler is STEPS:TIME_SHIFT:GUIDANCE of `ab2`. The people are drawn from the bundle's distribution, as many as the cohort
-has validation scans, by a seed of their own. One embedder serves all; Fréchet distances are also given as multiples of the
-validation scans' own. Run again, it goes on where it ended.
+A sampler is STEPS:TIME_SHIFT:GUIDANCE of `ab2`. The people are drawn from the bundle's distribution with a fixed seed, as
+many as the cohort has validation scans. One embedder serves all; Fréchet distances are also given as multiples of the
+validation scans' own. Rerun the command to resume.
 """
 
 from __future__ import annotations

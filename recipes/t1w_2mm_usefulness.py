@@ -1,12 +1,12 @@
 """Train on synthetic, test on real: does a dataset teach what real scans teach? Minutes; one JSON file.
 
     python -m recipes.t1w_2mm_usefulness --dataset runs/t1w-2mm/generated --cohort runs/t1w-2mm/cohort \
-        --out docs/t1w-2mm-usefulness.json
+        --out benchmarks/results/t1w-2mm-usefulness.json
 
 For each covariate a ridge regression on tissue maps is fitted on n generated volumes (labels: what was asked) and on n
 training scans, and tested on the validation scans, which neither saw. n is the size of the dataset; real subsets of n are
-drawn 200 times, and with them the test scans (bootstrap), so that the interval has both. `all real` has every training
-scan. Scans without the covariate are left out. The small networks of `usefulness` in jobs/evaluate.py are the stronger
+drawn 200 times, and with them the test scans (bootstrap), so that the interval covers both. `all real` has every training
+scan. Scans without the covariate are left out. The small networks of `usefulness` in `brainsynth evaluate` are the stronger
 instrument, and take hours at this size.
 """
 

@@ -1,10 +1,10 @@
 """Runs the usefulness instrument on real scans at 4 mm, other real scans in place of synthetic ones; prints Markdown.
 
-    python recipes/usefulness_stand_in.py [--data FOLDER] [--seeds 3]
+    python -m recipes.usefulness_stand_in [--data FOLDER] [--seeds 3]
 
-A third of the IXI subjects is the test set. Age and sex: OASIS-1 stands in for synthetic data, so that a stand-in that is
-real but of another scanner, registration and population shows what the instrument makes of such a shift. Lateral
-ventricles (labels of IXI): half of the training subjects stand in. About 20 minutes on one shared core.
+A third of the IXI subjects is the test set. Age and sex: OASIS-1 stands in for synthetic data, so a real stand-in from
+another scanner, registration and population shows how the instrument reacts to such a shift. Lateral ventricles (labels of
+IXI): half of the training subjects stand in. About 20 minutes on one shared core.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 REPO = Path(__file__).parents[2]
-RESULTS = REPO / "docs" / "reliability.json"
+RESULTS = REPO / "benchmarks" / "results" / "reliability.json"
 PAGE = REPO / "docs" / "reliability.md"
 BEGIN, END = "<!-- table: made by `make chaos` -->", "<!-- end of table -->"
 _COLUMNS = ("promise", "fault", "tries", "lost", "duplicated", "wrong", "seconds lost", "figure", "asked for")
@@ -45,7 +45,7 @@ class Ledger:
         self.findings.append(finding)
 
     def write(self) -> None:
-        """Merge into docs/reliability.json by (promise, fault), and put the table into docs/reliability.md."""
+        """Merge into benchmarks/results/reliability.json by (promise, fault), and put the table into docs/reliability.md."""
         if not (self.keep and self.findings):
             return
         rows = {(r["promise"], r["fault"]): r for r in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}

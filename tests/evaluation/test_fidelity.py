@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.judge_memory import write_measurements
 from brainsynth.errors import UserError
 from brainsynth.evaluation.fidelity import Fidelity, fidelity
 from brainsynth.evaluation.measured_sample import MeasuredSample
 from brainsynth.evaluation.measurement import measured_blocks, measured_table
 from brainsynth.metrics.frechet import GaussianStats
+from tests.evaluation.noise import write_measurements
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,6 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from benchmarks.artefacts import ARTEFACTS, BESIDE
-from benchmarks.gate import GRIDS, prepared, scans
 from brainsynth.cohort.phantom import make_phantom, phantom_covariates, phantom_grid
 from brainsynth.errors import UserError
 from brainsynth.gate.envelope import fit_envelope, tail_quantile
@@ -19,6 +17,8 @@ from brainsynth.gate.file import gate_tensors, load_gate, save_gate
 from brainsynth.gate.gate import CHECKS, QualityGate
 from brainsynth.gate.maps import COMPONENTS
 from brainsynth.records import to_dict
+from tests.gate.artefacts import ARTEFACTS, FURTHER
+from tests.gate.scans import GRIDS, prepared, scans
 
 GRID = phantom_grid(6.0, (28, 36, 28))
 MM = GRID.spacing_mm
@@ -62,7 +62,7 @@ def test_planted_artefacts_are_stopped(gate: QualityGate, brains: list[np.ndarra
 
 def test_there_are_twelve_kinds_and_they_change_the_volume(brains: list[np.ndarray]) -> None:
     assert len(ARTEFACTS) == 12
-    for kind, plant in (ARTEFACTS | BESIDE).items():
+    for kind, plant in (ARTEFACTS | FURTHER).items():
         before = brains[0].copy()
         broken = plant(brains[0], MM, np.random.default_rng(1), brains[1])
         assert broken.shape == before.shape, kind
@@ -118,7 +118,7 @@ def test_left_and_right_are_told_apart_where_they_differ(brains: list[np.ndarray
         x[6:12, 20:28, 10:18] *= 0.6 + 0.1 * np.sin(i)
     gate = QualityGate.fit(marked[:56], GRID)
     assert gate.spec.flip_accuracy == 1.0
-    mirrored = [gate.check(BESIDE["mirrored"](x, MM, np.random.default_rng(0), x)).values["flip"] for x in marked[56:]]
+    mirrored = [gate.check(FURTHER["mirrored"](x, MM, np.random.default_rng(0), x)).values["flip"] for x in marked[56:]]
     assert np.mean(np.array(mirrored) >= 1) > 0.9
     assert np.mean([gate.check(x).values["flip"] >= 1 for x in marked[56:]]) < 0.1
 

@@ -1,9 +1,9 @@
-"""Twelve kinds of artefact to plant in a volume, to see whether the quality gate catches them; and six more beside them.
+"""Twelve kinds of artefact to plant in a volume, to see whether the quality gate catches them; and six more.
 
-Each takes a skull-stripped volume (X, Y, Z, float32 in [0, 1]), its spacing in mm, a random generator that chooses where
-and in which direction, and another volume of the cohort; it returns the volume with the fault, clipped to [0, 1].
-Severities were fixed before anything was measured: what somebody who looks at brains all day sees at a glance in one
-slice, but no more. Sizes are in mm, so that a fault is the same on any grid.
+Each takes a skull-stripped volume (X, Y, Z, float32 in [0, 1]), its spacing in mm, a random generator that chooses position
+and direction, and another volume of the cohort; it returns the volume with the fault, clipped to [0, 1].
+Severities were fixed before any measurement: what an experienced reader sees at a glance in one slice, but no more. Sizes
+are in mm, so that a fault is the same on any grid.
 """
 
 from __future__ import annotations
@@ -202,5 +202,7 @@ ARTEFACTS: dict[str, Artefact] = {
     )
 }
 """The twelve kinds that the figures are about."""
-BESIDE: dict[str, Artefact] = {f.__name__: f for f in (blended, inverted, slice_jitter, slice_loss, squashed, mirrored)}
-"""Reported beside them; `mirrored` is the left-right flip."""
+FURTHER: dict[str, Artefact] = {
+    f.__name__: f for f in (blended, inverted, slice_jitter, slice_loss, squashed, mirrored)
+}
+"""Reported separately; `mirrored` is the left-right flip."""
