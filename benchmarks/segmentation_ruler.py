@@ -117,7 +117,7 @@ def error(measured: np.ndarray, true: np.ndarray) -> dict[str, Any]:
 
 
 def evaluated(folder: Path) -> dict[str, dict[str, Any]]:
-    """The same of the reference scans that jobs/evaluate.py measured with the segmentation (its output folder)."""
+    """The same of the reference scans that brainsynth evaluate measured with the segmentation (its output folder)."""
     table = measured_table(str(folder / "measured-reference"))
     found = {}
     for quantity, column, covariate in (

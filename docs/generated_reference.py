@@ -1,18 +1,14 @@
-"""Two Sphinx directives that write reference pages from the code: keys of the configs, and `--help` of the commands."""
+"""Sphinx directives that write reference pages from the code: the keys of the configs, and `--help` of every command."""
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import dataclasses
 import importlib
-import io
 import os
-import runpy
-import sys
 import types
 import typing
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 from unittest import mock
 
 from docutils import nodes
@@ -20,14 +16,16 @@ from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
-REPO = Path(__file__).parents[1]
+from brainsynth import cli
+from brainsynth.stages.jobs import JOBS
+
 WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "anything"}
 HELP_COLUMNS = "100"
 HOW_TO_READ = """\
 ## How to read the tables
 
-A key that is **required** has no default. Where a key holds a record, its kind is a link to that record's table, and
-`its own defaults` means that the key may be left out whole. `null` is YAML's word for nothing.
+A **required** key has no default. If a key holds a record, its kind links to that record's table, and `its own defaults`
+means that the whole key may be omitted. `null` is YAML for no value.
 """
 
 
@@ -40,30 +38,39 @@ class ConfigKeys(SphinxDirective):
         """One section a record."""
         wanted = [line.split() for line in self.content if line.strip()]
         text = "\n\n".join(section(cls) for module, *names in wanted for cls in records_of(module, names))
-        # The first thing of a directive is a heading: MyST loses an anchor that stands before its first section.
+        # A directive starts with a heading: MyST loses an anchor that precedes its first section.
         return self.parse_text_to_nodes(f"{HOW_TO_READ}\n\n{text}", allow_section_headings=True)
 
 
-class CommandHelp(SphinxDirective):
-    """What `--help` says of each command, one section a command: `brainsynth VERB`, or the path of a job."""
-
-    has_content = True
-    option_spec: ClassVar[dict[str, Any]] = {}
+class JobConfigs(SphinxDirective):
+    """Which record each job's config file is read into, as a table."""
 
     def run(self) -> list[nodes.Node]:
-        """One section a command."""
-        text = "\n\n".join(
-            f"## `{line}`\n\n```text\n{help_of(line.split())}\n```" for line in self.content if line.strip()
+        """The table."""
+        rows = [
+            f"| `brainsynth {name}` | [{job.config.__name__}](#{anchor(job.config)}) | {cell(job.summary)} |"
+            for name, job in JOBS.items()
+        ]
+        return self.parse_text_to_nodes(
+            "\n".join(["| command | config | what it does |", "| --- | --- | --- |", *rows])
         )
+
+
+class CommandHelp(SphinxDirective):
+    """What `--help` prints for `brainsynth` and each of its commands, one section per command."""
+
+    def run(self) -> list[nodes.Node]:
+        """One section per command."""
+        text = "\n\n".join(f"## `{name}`\n\n```text\n{words}\n```" for name, words in command_help().items())
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 
 
 def records_of(module: str, names: list[str]) -> list[type[Any]]:
     """The records that a module defines, or those of them that are named, in the module's order."""
-    found = importlib.import_module(module)
+    defining = importlib.import_module(module)
     return [
         cls
-        for name, cls in vars(found).items()
+        for name, cls in vars(defining).items()
         if dataclasses.is_dataclass(cls) and cls.__module__ == module and (name in names or not names)
     ]
 
@@ -83,7 +90,7 @@ def section(cls: type[Any]) -> str:
 
 
 def anchor(cls: type[Any]) -> str:
-    """Where a record's section is found."""
+    """The anchor of a record's section."""
     return f"config-{cls.__name__.lower()}"
 
 
@@ -108,12 +115,12 @@ def kind(hint: Any) -> str:
 
 
 def first_sentence(hint: Any) -> str:
-    """Of the record that a key holds, where the key itself is not explained."""
+    """Of the record that a key holds, if the key itself has no explanation."""
     return (hint.__doc__ or "").partition(". ")[0].partition("\n")[0] if dataclasses.is_dataclass(hint) else ""
 
 
 def default(key: dataclasses.Field[Any]) -> str:
-    """What holds where the key is left out."""
+    """The value of a key that is omitted."""
     value = key.default
     if key.default_factory is not dataclasses.MISSING:
         value = key.default_factory()
@@ -130,7 +137,7 @@ def default(key: dataclasses.Field[Any]) -> str:
 
 
 def cell(text: str) -> str:
-    """Text that may stand in a table of Markdown."""
+    """Text that is safe in a Markdown table."""
     return text.replace("|", "\\|").replace("\n", " ").strip()
 
 
@@ -140,24 +147,19 @@ def dedented(text: str) -> str:
     return "\n".join([first, *(line.strip() for line in rest)]).strip()
 
 
-def help_of(command: list[str]) -> str:
-    """What a command prints for `--help`, run in this process."""
-    said = io.StringIO()
-    with (
-        mock.patch.object(sys, "argv", [*command, "--help"]),
-        mock.patch.dict(os.environ, {"COLUMNS": HELP_COLUMNS, "NO_COLOR": "1"}),
-        contextlib.redirect_stdout(said),
-        contextlib.suppress(SystemExit),
-    ):
-        if command[0] == "brainsynth":
-            importlib.import_module("brainsynth.cli").main()
-        else:
-            runpy.run_path(str(REPO / command[0]), run_name="__main__")
-    return said.getvalue().strip()
+def command_help() -> dict[str, str]:
+    """`brainsynth` and each `brainsynth VERB` → its help."""
+    with mock.patch.dict(os.environ, {"COLUMNS": HELP_COLUMNS, "NO_COLOR": "1"}):
+        whole = cli.parser()
+        verbs = next(a for a in whole._actions if isinstance(a, argparse._SubParsersAction)).choices
+        return {"brainsynth": whole.format_help().strip()} | {
+            f"brainsynth {verb}": parser.format_help().strip() for verb, parser in verbs.items()
+        }
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
     app.add_directive("config-keys", ConfigKeys)
+    app.add_directive("job-configs", JobConfigs)
     app.add_directive("command-help", CommandHelp)
     return {"parallel_read_safe": True}

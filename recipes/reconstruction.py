@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--autoencoder", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    run = read_run(arguments.autoencoder, AutoencoderRun, "jobs/train_autoencoder.py")
+    run = read_run(arguments.autoencoder, AutoencoderRun, "brainsynth train-autoencoder")
     network = build_autoencoder(run.architecture)
     load_weights(network, autoencoder_weights(arguments.autoencoder, run))
     network.eval()

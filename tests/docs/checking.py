@@ -14,34 +14,21 @@ from typing import Any
 import yaml
 
 from brainsynth import cli
-from brainsynth.config.audit import AuditConfig
-from brainsynth.config.distillation import DistillConfig, StepDistillConfig
-from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.config.load import load_config
-from brainsynth.config.release import ReleaseConfig
-from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PhantomConfig, PrepareConfig
-from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
+from brainsynth.config.schema import GenerateConfig
+from brainsynth.records import from_dict
+from brainsynth.stages.jobs import JOBS
 from tests.docs.pages import REPO, Block, Command
 
-JOBS: dict[str, type[Any]] = {
-    "jobs/make_phantoms.py": PhantomConfig,
-    "jobs/prepare_cohort.py": PrepareConfig,
-    "jobs/train_autoencoder.py": AutoencoderTrainConfig,
-    "jobs/encode_latents.py": EncodeConfig,
-    "jobs/train_diffusion.py": DiffusionTrainConfig,
-    "jobs/export_bundle.py": ExportConfig,
-    "jobs/generate.py": GenerateConfig,
-    "jobs/evaluate.py": EvaluateConfig,
-    "jobs/audit.py": AuditConfig,
-    "jobs/distill_decoder.py": DistillConfig,
-    "jobs/distill_steps.py": StepDistillConfig,
-    "brainsynth release": ReleaseConfig,
+CONFIGS: dict[str, type[Any]] = {
+    **{f"brainsynth {name}": job.config for name, job in JOBS.items()},
     "brainsynth vary": GenerateConfig,
 }
+"""Command → what its `--config` is read into."""
 BASES: dict[str, dict[str, Any]] = {
-    "jobs/evaluate.py": {"dataset": "d", "reference": "r", "output": "o"},
-    "jobs/export_bundle.py": {"diffusion": "d", "output": "o", "name": "n", "licence": "l", "training_data": "t"},
-    "jobs/generate.py": {"output": "o", "covariates": {"draw": 1}, "sampler": {"method": "ab2", "steps": 8}},
+    "brainsynth evaluate": {"dataset": "d", "reference": "r", "output": "o"},
+    "brainsynth export-bundle": {"diffusion": "d", "output": "o", "name": "n", "licence": "l", "training_data": "t"},
+    "brainsynth generate": {"output": "o", "covariates": {"draw": 1}, "sampler": {"method": "ab2", "steps": 8}},
 }
 """The keys that a fragment of a config leaves out."""
 
@@ -71,12 +58,10 @@ def check_yaml(block: Block) -> None:
     """A block of YAML begins with a comment that names who reads it, and is a config of that, or a part of one."""
     first, _, rest = block.text.partition("\n")
     reader = first.removeprefix("# ")
-    if reader not in JOBS:
-        raise NotStartable(f"{block.page}:{block.line}: begin with `# jobs/….py` or `# brainsynth VERB`, not {first!r}")
+    if reader not in CONFIGS:
+        raise NotStartable(f"{block.page}:{block.line}: begin with `# brainsynth VERB`, not {first!r}")
     value = {**BASES.get(reader, {}), **yaml.safe_load(rest)}
-    from brainsynth.records import from_dict
-
-    from_dict(JOBS[reader], value, f"{block.page}:{block.line}")
+    from_dict(CONFIGS[reader], value, f"{block.page}:{block.line}")
 
 
 def options(words: list[str], name: str) -> list[str]:
@@ -87,22 +72,21 @@ def options(words: list[str], name: str) -> list[str]:
 def _config(reader: str, words: list[str]) -> None:
     for config in options(words, "--config"):
         if (REPO / config).parent != REPO:  # one in the folder itself is the reader's own
-            load_config(REPO / config, JOBS[reader], options(words, "--set"))
+            load_config(REPO / config, CONFIGS[reader], options(words, "--set"))
 
 
 def _python(words: list[str]) -> None:
-    if words[1] in JOBS:
-        assert set(words[2::2]) <= {"--config", "--set", "--dry-run"}, words[2::2]
-        assert options(words, "--config"), "a job needs --config"
-        _config(words[1], words)
+    if words[1].startswith("jobs/"):
+        script = Path(words[1])
+        assert (REPO / script).is_file(), script
+        _brainsynth(["brainsynth", script.stem.replace("_", "-"), *words[2:]])
     elif words[1:3] == ["-m", "pytest"]:
         assert (REPO / words[3]).is_file(), words[3]
-    elif words[1] == "jobs/demo.py":
-        assert set(words[2:]) <= {"--train"}
     else:
-        module = words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1]
+        assert words[1] == "-m", f"{words[1]} is started in no other way than by `python -m`"
+        module = words[2].replace(".", "/") + ".py"
         assert module.startswith(("benchmarks/", "recipes/")), f"what is {module}?"
-        wanted = {word for word in words[2:] if word.startswith("--")}
+        wanted = {word for word in words[3:] if word.startswith("--")}
         assert wanted <= flags(REPO / module), f"{module} does not know {wanted - flags(REPO / module)}"
 
 

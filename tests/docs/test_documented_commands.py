@@ -16,7 +16,7 @@ from tests.docs.sandbox import Sandbox
 EXCEPTIONS = {
     r"^make demo(-train)?$": "minutes; the long suite runs them on smaller configs, below",
     r"^make (test|test-all|lint|chaos|bench|bench-long)$": "the suites and benchmarks themselves",
-    r"^python (benchmarks/|-m benchmarks\.)": "minutes to hours, mostly on real scans; its JSON is what came of it",
+    r"^python -m (benchmarks|recipes)\.": "minutes to hours, mostly on real scans; its JSON is the result",
     r"^(python )?-m pytest|^ROCRATE_VALIDATOR=": "a test, with a tool that the lock does not hold",
     r"^uv tool install ": "installs a tool that the lock does not hold",
     r"^source .venv/bin/activate$": "the tests run in such an environment",
@@ -91,8 +91,8 @@ def test_every_page_that_has_something_to_run_is_run() -> None:
 
 
 def test_every_exception_is_needed() -> None:
-    told = [command.text for page in PAGES for command in commands(page)]
-    assert [pattern for pattern in EXCEPTIONS if not any(re.search(pattern, text) for text in told)] == []
+    written = [command.text for page in PAGES for command in commands(page)]
+    assert [pattern for pattern in EXCEPTIONS if not any(re.search(pattern, text) for text in written)] == []
 
 
 def test_every_config_that_a_page_shows_is_one() -> None:
@@ -105,9 +105,10 @@ def test_every_config_that_a_page_shows_is_one() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "python jobs/generate.py --config configs/demo/generate.yaml --set covariates.drew=10",
+        "brainsynth generate --config configs/demo/generate.yaml --set covariates.drew=10",
         "python jobs/generate.py --config configs/demo/absent.yaml",
-        "python benchmarks/ladder.py --fool",
+        "python jobs/generates.py --config configs/demo/generate.yaml",
+        "python -m benchmarks.ladder --fool",
         "brainsynth verify URI --repare",
         "make everything",
         "curl https://example.org",
@@ -183,26 +184,21 @@ def test_the_demos_run(target: str, tmp_path: Path) -> None:
 
 
 def documented_benchmarks() -> list[str]:
-    """As a reader starts them: `benchmarks/x.py` or `-m benchmarks.x`."""
-    found = {
-        " ".join(command.words[1:3]) if command.words[1] == "-m" else command.words[1]
-        for page in PAGES
-        for command in commands(page)
-        if re.search(r"^python (benchmarks/|-m benchmarks\.)", command.text)
-    }
-    return sorted(found)
+    """Their modules."""
+    documented = [command for page in PAGES for command in commands(page)]
+    return sorted({c.words[2] for c in documented if re.search(r"^python -m (benchmarks|recipes)\.", c.text)})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("benchmark", documented_benchmarks())
 def test_a_documented_benchmark_starts(benchmark: str, tmp_path: Path) -> None:
     """Its imports work and its parser answers; a benchmark without a parser would run in earnest."""
-    script = REPO / (benchmark.removeprefix("-m ").replace(".", "/") + ".py" if benchmark[0] == "-" else benchmark)
+    script = REPO / (benchmark.replace(".", "/") + ".py")
     if "ArgumentParser" not in script.read_text():
         assert flags(script) == set()
         return
     done = subprocess.run(
-        [sys.executable, *benchmark.split(), "--help"], cwd=REPO, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", benchmark, "--help"], cwd=REPO, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout

@@ -17,6 +17,8 @@ import pytest
 import brainsynth
 import brainsynth.config
 from brainsynth import cli
+from brainsynth.config.load import load_config
+from brainsynth.stages.jobs import JOBS
 from tests.docs.pages import REPO
 from tests.docs.sandbox import made_by
 
@@ -109,10 +111,25 @@ def test_every_key_of_every_config_is_in_the_reference(site: Path) -> None:
 def test_every_command_is_in_the_reference(site: Path) -> None:
     text = (site / "docs/reference/command-line.html").read_text()
     verbs = next(a.choices for a in cli.parser()._actions if a.choices)
+    assert set(verbs or ()) >= {*JOBS}
     for verb in verbs or ():
         assert f"usage: brainsynth {verb} " in text
-    for job in sorted((REPO / "jobs").glob("*.py")):
-        assert f"usage: {job.name} " in text
+
+
+def test_every_job_is_in_the_configuration_reference(site: Path) -> None:
+    text = (site / "docs/reference/configuration.html").read_text()
+    for name, job in JOBS.items():
+        assert f">{name}</span>" in text
+        assert f'href="#config-{job.config.__name__.lower()}"' in text
+
+
+def test_the_readme_lists_every_job_as_the_table_of_jobs_does() -> None:
+    rows = re.findall(
+        r"^\| `brainsynth ([a-z-]+)` \| (.+?) \| `(configs/.+?)` \|$", (REPO / "README.md").read_text(), re.M
+    )
+    assert [(name, summary) for name, summary, _ in rows] == [(name, job.summary) for name, job in JOBS.items()]
+    for name, _, config in rows:
+        load_config(REPO / config, JOBS[name].config)
 
 
 def test_what_a_program_may_call_is_in_the_reference(site: Path) -> None:
