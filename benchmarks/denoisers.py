@@ -23,12 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from brainsynth.config.load import load_config
 from brainsynth.config.training import DiffusionTrainConfig, TrainRuntimeConfig
-from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import autocast
 from brainsynth.models.diffusion import Denoiser
-from brainsynth.storage.filesystem import open_store
 from brainsynth.training.diffusion import DiffusionTask, check
-from brainsynth.training.latents import read_latent_spec
 from brainsynth.training.loop import Worker, optimise
 
 REPO = Path(__file__).parents[1]
@@ -52,11 +49,8 @@ class Runner:
         self.options = dataclasses.replace(
             options, steps=steps, warmup_steps=max(1, steps // 20), ema_decay=max(0.0, 1 - 10 / steps)
         )
-        schema, record = check(self.config)
-        latents = read_latent_spec(open_store(self.config.latents))
-        unused = Autoencoder(build_autoencoder(record.architecture), latents)
         config = dataclasses.replace(self.config, optimisation=self.options)
-        self.task = DiffusionTask(config, Worker(config.runtime), schema, latents, unused)
+        self.task = DiffusionTask(config, check(config), Worker(config.runtime, Path(config.output)))
         self.done, self.cpu_s, self.curve = 0, 0.0, {}
 
     def step(self) -> None:
@@ -74,7 +68,7 @@ class Runner:
 @torch.no_grad()
 def losses(task: DiffusionTask) -> np.ndarray:
     """(subjects,) squared error on the validation split, a mean over DRAWS times and noises."""
-    network, schedule, table = task.averaged(), task.schedule, task.validation
+    network, schedule, table = task.learner.averaged(), task.schedule, task.validation
     rng, total = torch.Generator().manual_seed(1), task.config.schedule.num_train_timesteps
     found = []
     for draw in range(DRAWS):
@@ -103,7 +97,7 @@ def forward_costs(tasks: dict[str, DiffusionTask]) -> dict[str, dict[str, Any]]:
                     z, context = task.train.mean[:batch], task.train.context[:batch]
                     with torch.no_grad(), autocast(torch.device("cpu"), precision):
                         began = time.process_time()
-                        task.denoiser(z, torch.full((batch,), 500.0), context)
+                        task.learner.network(z, torch.full((batch,), 500.0), context)
                     taken[name].append(time.process_time() - began)
             for name, times in taken.items():  # the first is a warm-up
                 found[name][f"cpu_s_{precision}_batch_{batch}"] = float(np.median(times[1:]))

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from monai.inferers import LatentDiffusionInferer
 from monai.networks.schedulers import DDPMScheduler
@@ -49,6 +50,7 @@ class MadeUpTable(diffusion.LatentTable):
         shape = (SUBJECTS, *size.spec.latents.shape_cxyz)
         self.mean, self.sigma = torch.randn(shape), torch.full(shape, 0.1)
         self.context = torch.rand(SUBJECTS, size.spec.covariates.context_size)
+        self.scans = pd.DataFrame()
 
 
 class Network(nn.Module):
@@ -119,15 +121,16 @@ KINDS = (
 @contextmanager
 def made_up_latents(size: Size) -> Iterator[None]:
     """While it lasts a DiffusionTask trains on made-up latents."""
-    real = diffusion.LatentTable
+    real = diffusion.LatentTable, diffusion.fit_distribution
     diffusion.LatentTable = lambda *ignored: MadeUpTable(size)  # type: ignore[assignment, misc]
+    diffusion.fit_distribution = lambda *ignored: None  # type: ignore[assignment]
     try:
         yield
     finally:
-        diffusion.LatentTable = real  # type: ignore[misc]
+        diffusion.LatentTable, diffusion.fit_distribution = real  # type: ignore[misc]
 
 
-def ours(kind: Kind, autoencoder: Autoencoder, size: Size, batch: int, device: torch.device) -> Callable[[int], Any]:
+def ours(kind: Kind, size: Size, batch: int, device: torch.device) -> Callable[[int], Any]:
     """One step of our training as a function of its number."""
     options = OptimisationConfig(steps=1000, batch_size=batch, learning_rate=1e-5, precision=kind.precision)  # type: ignore[arg-type]
     config = DiffusionTrainConfig(
@@ -143,13 +146,13 @@ def ours(kind: Kind, autoencoder: Autoencoder, size: Size, batch: int, device: t
         ),
     )
     with made_up_latents(size):
-        task = diffusion.DiffusionTask(
-            config, Worker(config.runtime), size.spec.covariates, size.spec.latents, autoencoder
-        )
+        none: Any = None
+        inputs = diffusion.Inputs(none, size.spec.covariates, size.spec.latents, "made up")
+        task = diffusion.DiffusionTask(config, inputs, Worker(config.runtime, Path()))
     if kind.channels_last:
-        task.denoiser.to(memory_format=torch.channels_last_3d)
+        task.learner.network.to(memory_format=torch.channels_last_3d)
     if kind.compiled:
-        task._denoiser = torch.compile(task._denoiser)  # type: ignore[assignment]
+        task.learner.parallel = torch.compile(task.learner.parallel)  # type: ignore[assignment]
     return lambda number: optimise(task, options, number, 0)
 
 
@@ -178,7 +181,7 @@ def measure(size: Size, batch: int, rounds: int, device: torch.device, kinds: Se
             if kind.peer:
                 steps[kind.name] = Tutorial(autoencoder, denoiser, size, batch, device).step
             else:
-                steps[kind.name] = ours(kind, autoencoder, size, batch, device)
+                steps[kind.name] = ours(kind, size, batch, device)
         except Exception as error:
             reasons[kind.name] = _reason(error)
     seconds: dict[str, list[float]] = {name: [] for name in steps}

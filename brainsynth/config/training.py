@@ -91,8 +91,8 @@ class TrainRuntimeConfig:
     """Workers may die this often before the run gives up."""
     wait_for_nodes: bool = False
     """On a cluster that grows: start although not all workers fit yet. Else such a layout is refused."""
-    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
-    """Where curves go."""
+    trackers: tuple[Literal["tensorboard"], ...] = ("tensorboard",)
+    """Where curves go besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
         if self.workers < 0 or self.threads_per_worker < 0:

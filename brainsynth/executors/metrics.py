@@ -51,7 +51,9 @@ class ShardMetrics:
         from ray.util.metrics import Counter
 
         def counter(name: str, description: str, *more: str) -> Counter:
-            return Counter(name, description, (*labels, *more)).set_default_tags(labels)
+            made = Counter(name, description, (*labels, *more))
+            made.set_default_tags(labels)
+            return made
 
         self._volumes = counter(
             VOLUMES, "Rows that have a commit record, by outcome: ok, rejected or failed.", "outcome"

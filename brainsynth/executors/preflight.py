@@ -37,7 +37,7 @@ def check_cluster(workers: int, cpus: float, gpus: float, wait_for_nodes: bool) 
     """Refuse what the joined cluster cannot hold; where nodes are still to come, say so and go on."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     problem = _problem(workers, {"CPU": cpus, "GPU": gpus}, nodes)
     if problem and wait_for_nodes:
         log.warning("runtime: %s; waiting for nodes to join (runtime.wait_for_nodes)", problem)
@@ -65,11 +65,12 @@ def resource_table() -> str:
 
     if not ray.is_initialized():
         return "no Ray in this process"
-    have, free = ray.cluster_resources(), ray.available_resources()
+    have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    free = ray.available_resources()  # type: ignore[no-untyped-call]
     lines = ["resource                     total      free"]
     lines += [f"{name:<25} {have[name]:>9.6g} {free.get(name, 0.0):>9.6g}" for name in sorted(have)]
     lines += [
         f"node {node['NodeID'][:8]} {node['NodeManagerAddress']}: {'alive' if node['Alive'] else 'DEAD'}"
-        for node in ray.nodes()
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
     ]
     return "\n".join(lines)

@@ -94,6 +94,6 @@ def run(work: Work, shards: list[ShardSpec], runtime: RuntimeConfig, watch: Watc
             for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
                 columns = {key: np.asarray(column).tolist() for key, column in batch.items()}
                 for row in zip(*columns.values(), strict=True):
-                    result = ShardResult(**dict(zip(columns, row, strict=True)))
+                    result = ShardResult(**dict(zip(map(str, columns), row, strict=True)))
                     left.rows -= result.ok + result.rejected + result.failed
                     yield result

@@ -1,7 +1,7 @@
-"""Ray Train around the plain training loops: data-parallel workers that are restarted when they die.
+"""Ray Train around the plain training: data-parallel workers that are restarted when they die.
 
-SIGTERM (a job that is stopped, a spot machine that goes) reaches the driver alone, so it leaves a file with the name of
-this very run in the output folder, which every worker sees. The workers save, leave, and the job ends with exit code 143.
+SIGTERM (a job that is stopped, a spot machine that is reclaimed) reaches the driver alone, so it leaves a file named after
+this run in the output folder, which every worker sees. The workers save, leave, and the job ends with exit code 143.
 """
 
 from __future__ import annotations
@@ -14,37 +14,27 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from brainsynth.config.distillation import DistillConfig, StepDistillConfig
-from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.errors import UserError
 from brainsynth.executors.preflight import check_cluster, check_this_machine
 from brainsynth.executors.session import ray_session
 from brainsynth.executors.watch import TERMINATED, leave
 from brainsynth.progress import configure_logging
-from brainsynth.records import digest, from_dict, to_dict
+from brainsynth.records import digest
 from brainsynth.storage.filesystem import local_folder, resolve_uri
-from brainsynth.training import autoencoder, diffusion, distillation, step_distillation
 from brainsynth.training.preemption import Left, Request
+from brainsynth.training.runner import C, I, TrainConfig, Training, fit
 
 log = logging.getLogger(__name__)
 _LOOK_S = 0.5
-TrainConfig = AutoencoderTrainConfig | DiffusionTrainConfig | DistillConfig | StepDistillConfig
-_TRAININGS: dict[str, tuple[type[Any], Callable[..., object], Callable[..., None]]] = {
-    "autoencoder": (AutoencoderTrainConfig, autoencoder.check, autoencoder.fit),
-    "diffusion": (DiffusionTrainConfig, diffusion.check, diffusion.fit),
-    "decoder": (DistillConfig, distillation.check, distillation.fit),
-    "steps": (StepDistillConfig, step_distillation.check, step_distillation.fit),
-}
-"""Config, what can be refused before a worker starts, and the training, by kind."""
 
 
 class SigtermNoted:
-    """Within it SIGTERM ends nothing: it is noted, and a file is left where others look for it."""
+    """A context in which SIGTERM ends nothing: it is noted, and a file is left where others look for it."""
 
     def __init__(self, file: Path | None = None) -> None:
         self.file, self.asked = file, False
@@ -100,53 +90,53 @@ class _Asked:
 
 
 def _train(arguments: dict[str, Any]) -> int | None:
-    """Runs in every worker: the plain loop; Ray only hears of the checkpoints. Returns the step it was asked to leave at."""
+    """Runs in every worker: the plain training, its checkpoints reported to Ray. Returns the step it left at."""
     import ray.train
 
     configure_logging()
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # the loop tells its own metrics
-    cls, _, fit = _TRAININGS[arguments["kind"]]
-    config = from_dict(cls, arguments["config"], "the training config")
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # the loop logs its own metrics
     try:
-        fit(config, lambda metrics: ray.train.report(metrics), _Asked(Path(arguments["stop_file"])))
+        fit(
+            arguments["training"],
+            arguments["config"],
+            report=lambda metrics: ray.train.report(metrics),
+            preempted=_Asked(Path(arguments["stop_file"])),
+        )
     except Left as left:
         return left.step
     return None
 
 
-def _with_absolute_places(config: TrainConfig) -> TrainConfig:
+def _with_absolute_places(config: C) -> C:
     """The config as workers need it: they run in folders of their own."""
-    names = ("cohort", "latents", "autoencoder", "bundle", "output", "bundle_output")
-    places = [name for name in names if getattr(config, name, None) is not None]
-    absolute: TrainConfig = dataclasses.replace(
-        config,
-        **{name: resolve_uri(getattr(config, name), name) for name in places},  # type: ignore[arg-type]
-    )
-    if isinstance(absolute, DiffusionTrainConfig | StepDistillConfig) or absolute.losses.perceptual_weights is None:
-        return absolute
-    weights = resolve_uri(absolute.losses.perceptual_weights, "losses.perceptual_weights")
-    losses: Any = dataclasses.replace(absolute.losses, perceptual_weights=weights)
-    return dataclasses.replace(absolute, losses=losses)
+    names = ("cohort", "latents", "autoencoder", "start_from", "bundle", "output", "bundle_output")
+    places = {name: value for name in names if (value := getattr(config, name, None)) is not None}
+    changes: dict[str, Any] = {name: resolve_uri(value, name) for name, value in places.items()}
+    losses = getattr(config, "losses", None)
+    if losses is not None and losses.perceptual_weights is not None:
+        weights = resolve_uri(losses.perceptual_weights, "losses.perceptual_weights")
+        changes["losses"] = dataclasses.replace(losses, perceptual_weights=weights)
+    return dataclasses.replace(config, **changes)
 
 
-def train(kind: str, config: TrainConfig) -> None:
-    """Train to the end, or go on where the last whole checkpoint is.
+def train(training: Training[C, I], config: C) -> None:
+    """Train to the end, from the newest whole checkpoint if there is one.
 
-    After SIGTERM all that was done is saved, and the process ends with code 143.
+    After SIGTERM the work done so far is saved, and the process ends with code 143.
 
     Raises:
         UserError: before a worker starts, whatever can be refused then.
     """
     config = _with_absolute_places(config)
-    _TRAININGS[kind][1](config)
+    training.check(config)
     runtime, batch = config.runtime, config.optimisation.batch_size
     if runtime.workers and batch % runtime.workers:
         raise UserError(f"optimisation.batch_size {batch} must be a multiple of runtime.workers {runtime.workers}")
     check_this_machine(runtime.workers, runtime.cpus_per_worker, float(runtime.use_gpu))
     if runtime.workers == 0:
-        _train_here(kind, config)
+        _train_here(training, config)
     else:
-        _train_on_ray(kind, config)
+        _train_on_ray(training, config)
 
 
 def describe_training(config: TrainConfig) -> str:
@@ -159,20 +149,20 @@ def describe_training(config: TrainConfig) -> str:
 
 
 def _end(step: int, config: TrainConfig) -> None:
-    """Say so and go; taking Python and Ray apart politely takes longer than we may have."""
-    log.info("stopped at step %d of %d; the same command goes on from there", step, config.optimisation.steps)
+    """Report it and exit; shutting Python and Ray down in order takes longer than we may have."""
+    log.info("stopped at step %d of %d; run the same command to resume", step, config.optimisation.steps)
     leave(TERMINATED)
 
 
-def _train_here(kind: str, config: TrainConfig) -> None:
+def _train_here(training: Training[C, I], config: C) -> None:
     with SigtermNoted() as noted:
         try:
-            _TRAININGS[kind][2](config, preempted=noted.request)
+            fit(training, config, preempted=noted.request)
         except Left as left:
             _end(left.step, config)
 
 
-def _train_on_ray(kind: str, config: TrainConfig) -> None:
+def _train_on_ray(training: Training[C, I], config: C) -> None:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -183,29 +173,29 @@ def _train_on_ray(kind: str, config: TrainConfig) -> None:
             # Ray silently resumes a run of the same name, so the name carries the config. Its own checkpoints are not used:
             # ours prove themselves by digest, and need no Ray to be read.
             trainer = TorchTrainer(
-                _train,
-                train_loop_config={"kind": kind, "config": to_dict(config), "stop_file": str(stop_file)},
+                _train,  # type: ignore[arg-type]  # here and below mypy reads Ray Train's first version, and the second runs
+                train_loop_config={"training": training, "config": config, "stop_file": str(stop_file)},
                 scaling_config=ScalingConfig(
                     num_workers=runtime.workers,
                     use_gpu=runtime.use_gpu,
                     resources_per_worker={"CPU": runtime.cpus_per_worker, **({"GPU": 1} if runtime.use_gpu else {})},
                 ),
                 run_config=RunConfig(
-                    name=f"{kind}-{digest(config)[:12]}",
+                    name=f"{training.name}-{digest(config)[:12]}",
                     storage_path=str(folder / "ray"),
-                    logging_config=LoggingConfig(log_level="WARNING"),
+                    logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
                     failure_config=FailureConfig(max_failures=runtime.max_failures),
                 ),
             )
             with _mistakes_of_workers():
-                left: int | None = trainer.fit().return_value
+                left: int | None = trainer.fit().return_value  # type: ignore[attr-defined]
         if left is not None:
             _end(left, config)
 
 
 @contextlib.contextmanager
 def _stop_file(folder: Path) -> Iterator[Path]:
-    """Where the workers of this run are asked to leave; its name is new, so no earlier run's wish can stop this one."""
+    """The file that asks the workers of this run to leave; its name is new, so no earlier run's request stops this one."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(".stop-*"):
         old.unlink(missing_ok=True)
@@ -216,7 +206,7 @@ def _stop_file(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _mistakes_of_workers() -> Iterator[None]:
-    """Let a UserError of a worker through as what it is; Ray wraps it up in two others."""
+    """Raise a worker's UserError itself; Ray wraps it in two other errors."""
     from ray.train import WorkerGroupError
 
     try:

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from brainsynth.errors import UserError
 
@@ -63,7 +64,7 @@ def ray_session() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS") or "local"
-    private: dict[str, str] = {}
+    private: dict[str, Any] = {}
     if address == "local":
         _private_token()
         private["dashboard_host"] = LOOPBACK
@@ -103,7 +104,7 @@ def _wait_for(address: str) -> None:
     if not host or not port.isdigit():
         return  # `auto`, or what Ray tells of at once
     here = host in _HERE and not client
-    place = (ray.util.get_node_ip_address() if here else host, int(port))  # as Ray does
+    place = (ray.util.get_node_ip_address() if here else host, int(port))  # type: ignore[no-untyped-call]  # as Ray does
     deadline = time.monotonic() + JOIN_S
     while (problem := _refusal(place, max(1.0, deadline - time.monotonic()))) is not None:
         if time.monotonic() >= deadline:

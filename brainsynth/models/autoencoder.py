@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Sequence
 
 import torch
-from monai.networks.nets import AutoencoderKL
+from monai.networks.nets.autoencoderkl import AutoencoderKL
 from torch import Tensor, nn
 
 from brainsynth.bundle.spec import LatentSpec
@@ -52,6 +52,8 @@ class Autoencoder(nn.Module):
         self.flipped = [2 + axis for axis in flipped_axes]
         self.distilled: DistilledDecoder | None = None
         """Decodes in place of the network's own decoder where it is set."""
+        self.shift: Tensor
+        self.scale: Tensor
         self.register_buffer("shift", torch.tensor(latents.shift).view(1, -1, 1, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(latents.scale).view(1, -1, 1, 1, 1), persistent=False)
 
@@ -62,7 +64,7 @@ class Autoencoder(nn.Module):
 
     def encode(self, x_B1XYZ: Tensor) -> Tensor:  # noqa: N803
         """Mean latents z_BCXYZ of images in [0, 1]."""
-        mu, _ = self.network.encode(x_B1XYZ.flip(self.flipped))
+        mu: Tensor = self.network.encode(x_B1XYZ.flip(self.flipped))[0]
         return (mu - self.shift) * self.scale
 
     def decode(self, z_BCXYZ: Tensor) -> Tensor:  # noqa: N803
@@ -71,6 +73,7 @@ class Autoencoder(nn.Module):
         An autoencoder of patches decodes in float32 always: black background is a sum of terms that cancel, and in
         bfloat16 what is left of it shows.
         """
+        decoded: Tensor
         if self.distilled is not None:
             decoded = self.distilled(z_BCXYZ)
         else:

@@ -53,8 +53,9 @@ def in_float32(device: torch.device) -> contextlib.AbstractContextManager[None]:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16 that torch uses; without them convolutions run 300 times slower."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def able(device: torch.device, precision: Precision) -> Precision:

@@ -8,7 +8,7 @@ constant channels and as one cross-attention token, the others through their nor
 from __future__ import annotations
 
 import torch
-from monai.networks.nets import DiffusionModelUNet
+from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 from torch import Tensor, nn
 
 from brainsynth.config.architectures import (
@@ -53,9 +53,10 @@ class Denoiser(nn.Module):
         prediction: Tensor
         if self.gaussian is not None:
             prediction = self.gaussian(z_BCXYZ, t_B, context_BK)
-        elif self.unet is None:
+        elif self.transformer is not None:
             prediction = self.transformer(z_BCXYZ, t_B, context_BK)
         else:
+            assert self.unet is not None
             planes = context_BK[:, :, None, None, None].expand(-1, -1, *z_BCXYZ.shape[2:])
             prediction = self.unet(torch.cat([z_BCXYZ, planes], dim=1), timesteps=t_B, context=context_BK[:, None, :])
         return prediction.float()

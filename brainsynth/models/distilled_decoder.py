@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from monai.networks.blocks import SubpixelUpsample
+from monai.networks.blocks.upsample import SubpixelUpsample
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -157,8 +157,8 @@ class _ResidualUNet(nn.Module):
         )
         self.norm = nn.GroupNorm(groups, widths[0])
         self.last = nn.Conv3d(widths[0], outputs, 3, padding=1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, time_B: Tensor, context_BK: Tensor) -> Tensor:  # noqa: N803
         odds = torch.log(time_B / (1 - time_B).clamp(min=_CLEAREST))[:, None]
@@ -187,7 +187,7 @@ class _Block(nn.Module):
         self.norm1, self.norm2 = nn.GroupNorm(groups, width), nn.GroupNorm(groups, width, affine=False)
         self.conv1, self.conv2 = (nn.Conv3d(width, width, 3, padding=1) for _ in range(2))
         self.modulation = nn.Linear(embedding, 2 * width)
-        for parameter in (self.conv2.weight, self.conv2.bias, self.modulation.weight, self.modulation.bias):
+        for parameter in (*self.conv2.parameters(), *self.modulation.parameters()):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """The feature network of the field's published 3D Fréchet distances: MedicalNet's ResNet-50 (Chen, Ma & Zheng 2019).
 
-The weights (`resnet_50_23dataset.pth` of the authors, MIT licence) are no part of this package; the user names the file.
+The weights (`resnet_50_23dataset.pth` of the authors, MIT licence) are not part of this package; the user names the file.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.networks.nets.resnet import ResNet, ResNetBottleneck
@@ -33,13 +34,11 @@ class MedicalNet(nn.Module):
             ResNetBottleneck, _LAYERS, _PLANES, n_input_channels=1, conv1_t_stride=2, feed_forward=False,
             bias_downsample=False,
         )  # fmt: skip
-        for stage, dilation in ((self.network.layer3, 2), (self.network.layer4, 4)):
+        stages: tuple[tuple[Any, int], ...] = ((self.network.layer3, 2), (self.network.layer4, 4))
+        for stage, dilation in stages:
             for block in stage:
-                block.conv2.stride, block.conv2.dilation, block.conv2.padding = (
-                    (1,) * 3,
-                    (dilation,) * 3,
-                    (dilation,) * 3,
-                )
+                block.conv2.stride = (1,) * 3
+                block.conv2.dilation = block.conv2.padding = (dilation,) * 3
             stage[0].downsample[0].stride = (1,) * 3
 
     def forward(self, volumes: Tensor) -> Tensor:

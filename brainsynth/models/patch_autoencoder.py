@@ -39,8 +39,8 @@ class PatchAutoencoder(nn.Module):
             nn.SiLU(),
             nn.Conv3d(width, voxels, 3, padding=1),
         )
-        nn.init.zeros_(self.residual[-1].weight)
-        nn.init.zeros_(self.residual[-1].bias)
+        for parameter in self.residual[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def start_from(self, components_PC: Tensor) -> None:  # noqa: N803
         """Make it the linear autoencoder of orthonormal patch components (P, C)."""
@@ -73,8 +73,8 @@ class _Block(nn.Module):
         self.norm1, self.norm2 = nn.GroupNorm(norm_groups, channels), nn.GroupNorm(norm_groups, channels)
         self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.conv2(silu(self.norm2(self.conv1(silu(self.norm1(x))))))
@@ -115,4 +115,5 @@ def principal_components(images_B1XYZ: Iterable[Tensor], patch: int, count: int)
     components = torch.linalg.eigh(products)[1].flip(1)[:, :count]
     totals = components.sum(0)
     signs = torch.where(totals.abs() > 1e-6, totals.sign(), components[0].sign())
-    return (components * signs).float()
+    directions: Tensor = (components * signs).float()
+    return directions

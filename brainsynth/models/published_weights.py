@@ -51,6 +51,7 @@ def read_denoiser(path: Path, spec: BundleSpec) -> dict[str, Tensor]:
     """State of the denoiser that `spec` describes. Raises UserError as `read_state` does."""
     with torch.device("meta"):
         denoiser = Denoiser(spec.diffusion, spec.latents.shape_cxyz[0], spec.covariates.context_size)
+    assert denoiser.unet is not None
     return {f"unet.{key}": tensor for key, tensor in read_state(path, denoiser.unet, "diffusion").items()}
 
 

@@ -11,8 +11,11 @@ Applied after the weights are loaded, from outside, so that the networks' defini
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from monai.networks.blocks import CrossAttentionBlock, UpSample
+from monai.networks.blocks.crossattention import CrossAttentionBlock
+from monai.networks.blocks.upsample import UpSample
 from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock, DiffusionUNetTransformerBlock
 from torch import Tensor, nn
 
@@ -34,22 +37,28 @@ def rewrite(autoencoder: Autoencoder, denoiser: Denoiser) -> None:
     _fuse_upsampling(denoiser.unet)
     for module in denoiser.unet.modules():
         if isinstance(module, DiffusionUNetTransformerBlock):
-            module.attn2 = _OneTokenAttention(module.attn2)
-            module.norm2 = nn.Identity()
+            module.add_module("attn2", _OneTokenAttention(module.attn2))
+            module.add_module("norm2", nn.Identity())
 
 
 def _fuse_upsampling(network: nn.Module) -> None:
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, UpSample) and _is_nearest(child) and hasattr(child, "postconv"):
-                setattr(parent, name, _Upsample(_transposed(child.postconv.conv)))
+                setattr(parent, name, _Upsample(_transposed(_convolution(child.postconv))))
             elif isinstance(child, DiffusionUNetResnetBlock) and child.upsample is not None:
                 setattr(parent, name, _UpsamplingResnetBlock(child))
 
 
 def _is_nearest(module: UpSample) -> bool:
-    upsample = module.upsample_non_trainable
+    upsample: Any = module.upsample_non_trainable
     return bool(upsample.mode == "nearest" and tuple(upsample.scale_factor) == (2.0, 2.0, 2.0))
+
+
+def _convolution(block: Any) -> nn.Conv3d:
+    """Of one of MONAI's blocks around a convolution."""
+    convolution: nn.Conv3d = block.conv
+    return convolution
 
 
 def _transposed(conv: nn.Conv3d) -> nn.ConvTranspose3d:
@@ -85,8 +94,9 @@ class _UpsamplingResnetBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = block.norm1, block.norm2
         self.nonlinearity = block.nonlinearity
+        assert block.upsample is not None
         self.upsample = block.upsample
-        self.conv1, self.conv2 = _transposed(block.conv1.conv), block.conv2
+        self.conv1, self.conv2 = _transposed(_convolution(block.conv1)), block.conv2
         self.time_emb_proj = block.time_emb_proj
         self.skip_connection = block.skip_connection
 

@@ -72,9 +72,10 @@ def check_bfloat16(shapes: list[ConvolutionShape], device: torch.device) -> None
     for shape in shapes:
         error = _measured(shape, device)
         if not error <= _TOLERANCE:  # NaN counts as wrong
+            cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
             raise UserError(
                 f"precision: bfloat16 is wrong on this device ({device}, torch {torch.__version__}, cuDNN "
-                f"{torch.backends.cudnn.version()}): a {'transposed ' if shape.transposed else ''}3D convolution "
+                f"{cudnn}): a {'transposed ' if shape.transposed else ''}3D convolution "
                 f"{shape.weight_shape} on {shape.input_xyz} cells differs by {error:.0%} from float32, rounding explains "
                 "0.2%; use another version of torch or another device, or set precision: float32 (another dataset)"
             )

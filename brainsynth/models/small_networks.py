@@ -6,7 +6,7 @@ They are yardsticks, no contenders: the same network and budget for every traini
 from __future__ import annotations
 
 import torch
-from monai.networks.nets import UNet
+from monai.networks.nets.unet import UNet
 from torch import nn
 from torch.nn import functional
 

@@ -87,7 +87,8 @@ class _Block(nn.Module):
         normed, gate = self.norm1(tokens, condition)
         tokens = tokens + gate * self.attention(normed)
         normed, gate = self.norm2(tokens, condition)
-        return tokens + gate * self.mlp(normed)
+        out: Tensor = tokens + gate * self.mlp(normed)
+        return out
 
 
 class Attention(nn.Module):
@@ -103,7 +104,8 @@ class Attention(nn.Module):
         """(B, N, W) → (B, N, W)."""
         query, key, value = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = functional.scaled_dot_product_attention(query, key, value)
-        return self.out(attended.transpose(1, 2).flatten(2))
+        out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+        return out
 
 
 def _mlp(inputs: int, hidden: int, outputs: int, activation: nn.Module) -> nn.Sequential:
@@ -113,13 +115,15 @@ def _mlp(inputs: int, hidden: int, outputs: int, activation: nn.Module) -> nn.Se
 def patchify(z_BCXYZ: Tensor, patch_xyz: tuple[int, int, int]) -> tuple[Tensor, tuple[int, int, int]]:  # noqa: N803
     """Tokens (B, N, C * cells of a patch), and how many patches lie along each axis."""
     x, y, z = (cells // patch for cells, patch in zip(z_BCXYZ.shape[2:], patch_xyz, strict=True))
-    split = z_BCXYZ.unflatten(4, (z, -1)).unflatten(3, (y, -1)).unflatten(2, (x, -1))  # B C x px y py z pz
+    batch, channels = z_BCXYZ.shape[:2]
+    px, py, pz = patch_xyz
+    split = z_BCXYZ.reshape(batch, channels, x, px, y, py, z, pz)
     return split.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3), (x, y, z)
 
 
 def unpatchify(tokens: Tensor, patch_xyz: tuple[int, int, int], grid_xyz: tuple[int, int, int]) -> Tensor:
     """The inverse of `patchify`: (B, C, X, Y, Z)."""
-    split = tokens.unflatten(2, (-1, *patch_xyz)).unflatten(1, grid_xyz)  # B x y z C px py pz
+    split = tokens.reshape(len(tokens), *grid_xyz, -1, *patch_xyz)  # B x y z C px py pz
     return split.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6).flatten(4, 5).flatten(2, 3)
 
 

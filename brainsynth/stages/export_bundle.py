@@ -1,29 +1,183 @@
-"""Trained runs → bundle."""
+"""Trained runs → bundle: weight files, perhaps a quality gate, and one sealed record; generation needs nothing else."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import hashlib
 import logging
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from brainsynth.config.schema import (
-    ExportConfig,
-)
+import torch
+from safetensors.torch import load_file, save
+
+from brainsynth.bundle.files import bundle_folder, check_bundle_files, file_sha256, read_bundle
+from brainsynth.bundle.spec import BUNDLE_FILE, DECODER_FILE, GATE_FILE, BundleSpec
+from brainsynth.config.distillation import DistillConfig, StepDistillConfig
+from brainsynth.config.schema import ExportConfig
+from brainsynth.errors import UserError
 from brainsynth.gate.fit import reference_rows, write_gate
-from brainsynth.stages.bundle import export_bundle, plan_bundle
+from brainsynth.records import seal
+from brainsynth.storage.filesystem import local_folder
+from brainsynth.training.runs import DenoiserRun, DiffusionRun, read_run
 
 log = logging.getLogger(__name__)
 
 
 def run(config: ExportConfig) -> None:
-    """Trained runs → bundle."""
-    describe(config)  # everything that can be refused
-    spec = export_bundle(config, write_gate)
+    """Trained runs → bundle, its record last; harmless to repeat."""
+    source, folder, spec = plan_bundle(config)
+    if (folder / BUNDLE_FILE).exists():
+        spec = read_bundle(folder)
+        check_bundle_files(folder, spec)
+    else:
+        spec = _write(config, source, folder, spec)
     log.info("bundle %s: %s (digest %s)", spec.name, config.output, spec.digest[:12])
 
 
 def describe(config: ExportConfig) -> str:
-    """What make_bundle would write."""
+    """What export-bundle would write."""
     _, folder, spec = plan_bundle(config)
     gate = ""
     if config.gate is not None:
         gate = f" and a quality gate fitted on {len(reference_rows(config.gate, spec)[1])} people's {config.gate.reference}"
     return f"bundle {spec.name} (digest {spec.digest[:12]}), {len(spec.weights)} weight files{gate} → {folder}"
+
+
+def plan_bundle(config: ExportConfig) -> tuple[Path, Path, BundleSpec]:
+    """(training folder, bundle folder, record but for the gate's file). Raises UserError for all that can be refused."""
+    source = local_folder(config.diffusion, "diffusion")
+    spec = _trained_bundle(config, source)
+    check_bundle_files(source, spec)
+    if config.weights == "float16":
+        rounded = {name: hashlib.sha256(_rounded(source / name)).hexdigest() for name in spec.weights}
+        trained = {f"trained_{name.split('.')[0]}_sha256": sha for name, sha in spec.weights.items()}
+        spec = dataclasses.replace(spec, weights=rounded, provenance={**spec.provenance, **trained})
+    if config.gate is not None:
+        gate = {"gate_reference": config.gate.reference, "gate_false_reject_rate": config.gate.false_reject_rate}
+        spec = dataclasses.replace(spec, provenance={**spec.provenance, **gate})
+        reference_rows(config.gate, spec)
+    folder = local_folder(config.output, "output")
+    if not (folder / BUNDLE_FILE).exists():
+        check_empty(folder)
+    elif _without_gate(read_bundle(folder)).digest != spec.digest:
+        raise UserError(f"{folder} holds another bundle; give another output folder")
+    return source, folder, spec
+
+
+def _trained_bundle(config: ExportConfig, source: Path) -> BundleSpec:
+    """The record of the bundle with the weights as they were trained."""
+    run = read_run(source, DenoiserRun, "jobs/train_diffusion.py", older=(DiffusionRun,))
+    if isinstance(run, DiffusionRun):
+        return dataclasses.replace(
+            run.bundle, name=config.name, licence=config.licence, training_data=config.training_data
+        )
+    autoencoder = run.autoencoder
+    return BundleSpec(
+        name=config.name,
+        autoencoder=autoencoder.architecture,
+        diffusion=run.architecture,
+        schedule=run.schedule,
+        latents=run.latents,
+        covariates=autoencoder.covariates,
+        distribution=run.distribution,
+        volume=autoencoder.volume,
+        weights=run.weights,
+        licence=config.licence,
+        training_data=config.training_data,
+        provenance={
+            "autoencoder_config": autoencoder.config_digest,
+            "diffusion_config": run.config_digest,
+            "cohort_fingerprint": autoencoder.cohort_fingerprint,
+            "subjects": run.subjects,
+            "steps": run.steps,
+            **{f"autoencoder_{name}": value for name, value in autoencoder.metrics.items()},
+            **{f"diffusion_{name}": value for name, value in run.metrics.items()},
+        },
+    )
+
+
+def _without_gate(spec: BundleSpec) -> BundleSpec:
+    """A bundle's record before its gate was fitted."""
+    return dataclasses.replace(spec, weights={name: sha for name, sha in spec.weights.items() if name != GATE_FILE})
+
+
+def _write(config: ExportConfig, source: Path, folder: Path, spec: BundleSpec) -> BundleSpec:
+    with new_bundle(folder) as temporary:
+        for name in spec.weights:
+            if config.weights == "float16":
+                (temporary / name).write_bytes(_rounded(source / name))
+            else:
+                shutil.copyfile(source / name, temporary / name)
+        if config.gate is not None:
+            write_gate(config.gate, source, spec, temporary / GATE_FILE)
+            spec = dataclasses.replace(spec, weights={**spec.weights, GATE_FILE: file_sha256(temporary / GATE_FILE)})
+        (temporary / BUNDLE_FILE).write_bytes(seal(spec))
+    return spec
+
+
+def _rounded(path: Path) -> bytes:
+    """A weights file with its float32 numbers in float16. Raises UserError when one would overflow."""
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.float32:
+            tensors[name] = tensor.half()
+            if not tensors[name].isfinite().all():
+                raise UserError(f"weights: {name} of {path} has numbers beyond float16's range; take float32")
+    return save(tensors)
+
+
+@contextlib.contextmanager
+def new_bundle(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill, which becomes the bundle when it is whole; after an error nothing is left of it.
+
+    Raises:
+        UserError: `folder` is not empty, or a file in the temporary folder is not what its record names.
+    """
+    check_empty(folder)
+    temporary = folder.with_name(f".tmp-{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        check_bundle_files(temporary, read_bundle(temporary))
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def check_empty(folder: Path) -> None:
+    """Raises UserError when there is something in the folder."""
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no bundle; give a new output folder")
+
+
+def bundle_output(config: DistillConfig | StepDistillConfig, is_same: Callable[[BundleSpec], bool]) -> Path:
+    """Where a distilled bundle goes. Raises UserError when anything else than that bundle is there already."""
+    folder = local_folder(config.bundle_output, "bundle_output")
+    if folder in (bundle_folder(config.bundle), local_folder(config.output, "output")):
+        raise UserError(f"bundle_output: {folder} is also bundle or output; give another folder")
+    if not (folder / BUNDLE_FILE).exists():
+        check_empty(folder)
+    elif not is_same(read_bundle(folder)):
+        raise UserError(f"bundle_output: {folder} holds another bundle; give another folder")
+    return folder
+
+
+def write_distilled(folder: Path, spec: BundleSpec, source: Path, trained: Path, name: str) -> None:
+    """The new bundle: the file `name` from the training, the others from the bundle `source`; its record last."""
+    if (folder / BUNDLE_FILE).exists():
+        if read_bundle(folder).digest != spec.digest:
+            what = "decoder" if name == DECODER_FILE else "denoiser"
+            raise UserError(f"bundle_output: {folder} holds another distilled {what}; give another folder")
+        check_bundle_files(folder, spec)
+        return
+    with new_bundle(folder) as temporary:
+        for file in spec.weights:
+            shutil.copyfile((trained if file == name else source) / file, temporary / file)
+        (temporary / BUNDLE_FILE).write_bytes(seal(spec))

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-
 from brainsynth.config.training import AutoencoderTrainConfig
 from brainsynth.executors.ray_train import describe_training, train
-from brainsynth.training import autoencoder
-
-log = logging.getLogger(__name__)
+from brainsynth.training.autoencoder import TRAINING
 
 
 def run(config: AutoencoderTrainConfig) -> None:
     """Prepared cohort → autoencoder."""
-    train("autoencoder", config)
+    train(TRAINING, config)
 
 
 def describe(config: AutoencoderTrainConfig) -> str:
-    """What train_autoencoder would do."""
-    autoencoder.check(config)
+    """What train-autoencoder would do."""
+    TRAINING.check(config)
     return describe_training(config)

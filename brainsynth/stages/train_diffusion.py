@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-
 from brainsynth.config.training import DiffusionTrainConfig
 from brainsynth.executors.ray_train import describe_training, train
-from brainsynth.training import diffusion
-
-log = logging.getLogger(__name__)
+from brainsynth.training.diffusion import TRAINING
 
 
 def run(config: DiffusionTrainConfig) -> None:
     """Latents → denoiser."""
-    train("diffusion", config)
+    train(TRAINING, config)
 
 
 def describe(config: DiffusionTrainConfig) -> str:
-    """What train_diffusion would do."""
-    diffusion.check(config)
+    """What train-diffusion would do."""
+    TRAINING.check(config)
     return describe_training(config)

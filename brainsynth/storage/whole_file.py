@@ -1,4 +1,4 @@
-"""Files that survive a kill at any moment, and a full disk told plainly."""
+"""Files that survive a kill at any moment, and a full disk reported in one sentence."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def full_disk_told(folder: Path, what: str) -> Iterator[None]:
-    """Turns a full disk into one clear sentence; every other error passes.
+def reported_when_full(folder: Path, what: str) -> Iterator[None]:
+    """Turns the error of a full disk into a UserError; every other error passes.
 
     Raises:
         UserError: the disk, or the quota on it, is full.
@@ -44,8 +44,8 @@ def full_disk_told(folder: Path, what: str) -> Iterator[None]:
         if _error_number(error) not in _FULL:
             raise
         raise UserError(
-            f"the disk of {folder} is full: {what} could not be written. Checkpoints that are there are untouched: "
-            "free some space and run the same command again to go on from the newest"
+            f"the disk of {folder} is full: {what} could not be written. The existing checkpoints are intact: "
+            "free some space and run the same command again to resume from the newest"
         ) from error
 
 
@@ -53,5 +53,5 @@ def _error_number(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno
     # safetensors writes by itself, and puts the system's error number into its text alone.
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match else None

@@ -24,7 +24,7 @@ from brainsynth.bundle.files import file_sha256
 from brainsynth.errors import UserError
 from brainsynth.records import record, seal, unseal
 from brainsynth.storage.filesystem import TEMPORARY_PREFIX, sync
-from brainsynth.storage.whole_file import full_disk_told
+from brainsynth.storage.whole_file import reported_when_full
 from brainsynth.training.state import TrainingState
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def save_checkpoint(folder: Path, state: TrainingState, step: int, config_digest
     final = root / f"step-{step:06d}"
     temporary = root / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
-        with full_disk_told(root, final.name):
+        with reported_when_full(root, final.name):
             temporary.mkdir(parents=True)
             save_file(state.tensors(), temporary / _TENSORS)
             saved = CheckpointRecord(

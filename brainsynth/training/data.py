@@ -17,7 +17,7 @@ CACHE_BYTES = 4 << 30
 def batch_indices(count: int, batch_size: int, step: int, seed: int) -> npt.NDArray[np.int64]:
     """Indices of a global batch: positions of an endless sequence of per-epoch permutations of `count` samples."""
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    orders = {epoch: np.random.default_rng((seed, epoch)).permutation(count) for epoch in set(positions // count)}
+    orders = {epoch: np.random.default_rng((seed, int(epoch))).permutation(count) for epoch in set(positions // count)}
     return np.array(
         [orders[epoch][offset] for epoch, offset in zip(positions // count, positions % count, strict=True)]
     )

@@ -6,16 +6,12 @@ by the bundle's own denoiser where there are none, or both.
 
 from __future__ import annotations
 
-import copy
 import logging
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from brainsynth.bundle.files import bundle_folder, check_bundle_files, read_bundle
 from brainsynth.bundle.spec import AUTOENCODER_FILE, DECODER_FILE, BundleSpec, DecoderFidelity, DistilledSpec
 from brainsynth.config.distillation import DistillConfig
 from brainsynth.errors import UserError
@@ -25,24 +21,19 @@ from brainsynth.models.distilled_decoder import DistilledDecoder, decode_flops
 from brainsynth.models.sampler_rules import check_bundle_sampler
 from brainsynth.models.weights import load_models
 from brainsynth.reading.dataset import open_dataset
-from brainsynth.records import digest, to_dict
 from brainsynth.report.montage import grid
-from brainsynth.stages.bundle import check_bundle_output
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import local_folder, open_store
-from brainsynth.storage.whole_file import full_disk_told
 from brainsynth.training.data import batch_indices
 from brainsynth.training.diffusion import LatentTable
-from brainsynth.training.ema import Ema
-from brainsynth.training.generated_latents import generated_latents
+from brainsynth.training.generated_latents import Teacher, generated_latents, read_teacher
 from brainsynth.training.image_quality import closeness, mean_closeness, sharpness
 from brainsynth.training.latents import read_latent_spec
-from brainsynth.training.loop import Report, Worker, run
+from brainsynth.training.learner import Learner
+from brainsynth.training.loop import Worker
 from brainsynth.training.losses import check_perceptual, gradient_difference, perceptual_loss
-from brainsynth.training.preemption import Preempted, never
-from brainsynth.training.runs import DistillRun, finished, training_digest, write_run, write_weights
-from brainsynth.training.state import TrainingState
-from brainsynth.training.trackers import check_trackers
+from brainsynth.training.runner import Training
+from brainsynth.training.runs import DistillRun, Finished, write_weights
 
 log = logging.getLogger(__name__)
 MEASURED_AT_MOST = 64
@@ -52,33 +43,25 @@ MEASURED_AT_MOST = 64
 class DistillTask:
     """One step, validation and figures of the distilled decoder."""
 
-    def __init__(
-        self, config: DistillConfig, worker: Worker, bundle: BundleSpec, folder: Path, preempted: Preempted
-    ) -> None:
-        self.config, self.worker = config, worker
-        options = config.optimisation
+    def __init__(self, config: DistillConfig, source: Teacher, worker: Worker) -> None:
+        self.config, self.source, self.worker = config, source, worker
+        options, bundle = config.optimisation, source.bundle
+        log.info("%s", describe_cost(config, bundle))
         self.precision = able(worker.device, options.precision)
-        source = bundle_folder(config.bundle)
-        self.teacher, denoiser = load_models(source, bundle, worker.device, rewrites=True)
-        self.generated, held_out = generated_latents(
-            config, worker, bundle, denoiser, self.precision, folder, preempted
-        )
+        self.teacher, denoiser = load_models(source.folder, bundle, worker.device, rewrites=True)
+        self.generated, held_out = generated_latents(config, bundle, denoiser, self.precision, worker)
         self.held_out = {"generated": held_out}
         self.encoded: LatentTable | None = None
         if config.latents is not None:
-            schema = bundle.covariates
-            self.encoded = LatentTable(config.latents, "train", schema, bundle.latents)
-            unseen = LatentTable(config.latents, "validation", schema, bundle.latents)
+            self.encoded = LatentTable(config.latents, "train", bundle.covariates, bundle.latents)
+            unseen = LatentTable(config.latents, "validation", bundle.covariates, bundle.latents)
             self.held_out["encoded"] = unseen.mean[:MEASURED_AT_MOST]
         torch.manual_seed(options.seed)
-        self.student = DistilledDecoder(config.architecture, bundle.autoencoder).to(worker.device)
-        layout(self.student)
+        student = DistilledDecoder(config.architecture, bundle.autoencoder).to(worker.device)
+        layout(student)
         self.perceptual = perceptual_loss(config.losses, worker.device)
-        self._student = worker.parallel(self.student)
-        self.average = Ema(self.student, options.ema_decay)
-        self.optimizer = torch.optim.AdamW(self.student.parameters(), options.learning_rate, weight_decay=0.0)
-        self.optimizer.param_groups[0]["lr_factor"] = 1.0
-        self.state = TrainingState({"decoder": self.student}, {"decoder": self.average}, {"decoder": self.optimizer})
+        self.learner = Learner(student, worker, options)
+        self.state = self.learner.state("decoder")
 
     def latents(self, step: int) -> Tensor:
         """This worker's latents (B, C, X, Y, Z) of a step: those of scans lie anywhere between mean and posterior sample.
@@ -88,8 +71,7 @@ class DistillTask:
         options = self.config.optimisation
 
         def mine(count: int) -> Tensor:
-            indices = batch_indices(count, options.batch_size, step, options.seed)
-            return torch.from_numpy(indices[self.worker.rank :: self.worker.world_size])
+            return self.worker.share(batch_indices(count, options.batch_size, step, options.seed))
 
         z = self.generated[mine(len(self.generated))]
         if self.encoded is not None:
@@ -102,12 +84,12 @@ class DistillTask:
 
     def step(self, step: int) -> dict[str, Tensor]:
         """One update."""
-        weights, options = self.config.losses, self.config.optimisation
+        weights = self.config.losses
         z = self.latents(step)
         with autocast(self.worker.device, self.precision):
             with torch.no_grad():
                 target = self.teacher.decode(z).flip(self.teacher.flipped)  # along the network's own axes
-            made = self._student(z)
+            made = self.learner.parallel(z)
         made = made.float()
         values = {"l1": nn.functional.l1_loss(made, target)}
         values["gradient"] = gradient_difference(made, target, weights.gradient_scales)
@@ -115,21 +97,11 @@ class DistillTask:
         if self.perceptual is not None:
             values["perceptual"] = self.perceptual(made, target)
             loss = loss + weights.perceptual_weight * values["perceptual"]
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        values["gradient_norm"] = nn.utils.clip_grad_norm_(self.student.parameters(), options.gradient_clip)
-        self.optimizer.step()
-        self.average.update(self.student)
+        values["gradient_norm"] = self.learner.update(loss)
         return {"loss": loss, **values}
 
-    def averaged(self) -> DistilledDecoder:
-        """The student with averaged weights, in evaluation mode."""
-        network = copy.deepcopy(self.student)
-        network.load_state_dict(self.average.state())
-        return network.requires_grad_(False).eval()
-
     def _both(self, z: Tensor, distilled: DistilledDecoder) -> tuple[Tensor, Tensor]:
-        """Images by the distilled and by the own decoder, float32, as generation makes them."""
+        """Images by the distilled and by the bundle's own decoder, float32, as generation makes them."""
         z = z.to(self.worker.device)
         own = self.teacher.decode(z)
         self.teacher.distilled = distilled
@@ -141,10 +113,11 @@ class DistillTask:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """L1, PSNR (dB), SSIM and sharpness ratio to the own decoder's images, per kind of held-out latents."""
-        distilled, metrics = self.averaged(), {}
+        distilled = self.learner.averaged()
+        metrics: dict[str, float] = {}
         for kind, latents in self.held_out.items():
             rows = []
-            for z in latents.split(1):
+            for z in torch.split(latents, 1):
                 made, own = self._both(z, distilled)
                 rows.append({**closeness(made, own), "sharpness_ratio": sharpness(made) / max(sharpness(own), 1e-12)})
             metrics |= {f"{kind}_{name}": value for name, value in mean_closeness(rows).items()}
@@ -152,16 +125,32 @@ class DistillTask:
 
     @torch.no_grad()
     def figures(self) -> dict[str, Any]:
-        """Generated latents as the own decoder (top) and the distilled one (below) show them."""
-        made, own = self._both(self.held_out["generated"][:4], self.averaged())
+        """Generated latents as the bundle's own decoder (top) and the distilled one (below) show them."""
+        made, own = self._both(self.held_out["generated"][:4], self.learner.averaged())
         return {"decoders": grid([list(own[:, 0].numpy()), list(made[:, 0].numpy())])}
 
-    def measured(self, kind: str, metrics: dict[str, float]) -> DecoderFidelity | None:
-        """The last validation's figures of one kind of latents; None where there are no such latents."""
-        if kind not in self.held_out:
-            return None
+    def record(self, finished: Finished) -> DistillRun:
+        """Write the averaged weights; returns the record of the training, with the last validation's figures."""
+        own, light = flops(self.config, self.source.bundle)
         names = ("psnr_db", "ssim", "l1", "sharpness_ratio")
-        return DecoderFidelity(count=len(self.held_out[kind]), **{name: metrics[f"{kind}_{name}"] for name in names})
+        fidelity = {
+            kind: DecoderFidelity(count=len(z), **{name: finished.metrics[f"{kind}_{name}"] for name in names})
+            for kind, z in self.held_out.items()
+        }
+        distilled = DistilledSpec(
+            architecture=self.config.architecture,
+            flops_ratio=own / light,
+            on_generated=fidelity["generated"],
+            on_encoded=fidelity.get("encoded"),
+        )
+        return DistillRun(
+            config_digest=finished.config_digest,
+            bundle_digest=self.source.bundle.digest,
+            distilled=distilled,
+            weights_sha256=write_weights(self.learner.averaged(), self.worker.folder / DECODER_FILE),
+            metrics=finished.metrics,
+            elapsed_s=finished.elapsed_s,
+        )
 
 
 def flops(config: DistillConfig, bundle: BundleSpec) -> tuple[int, int]:
@@ -174,17 +163,14 @@ def flops(config: DistillConfig, bundle: BundleSpec) -> tuple[int, int]:
 def describe_cost(config: DistillConfig, bundle: BundleSpec) -> str:
     """Both decoders' operations, in a line."""
     own, distilled = flops(config, bundle)
-    return (
-        f"own decoder {own / 1e9:.3g} GFLOP, distilled {distilled / 1e9:.3g} GFLOP: {own / distilled:.1f} times fewer"
-    )
+    return f"GFLOP of a decode: {own / 1e9:.3g} by the bundle's own decoder, {distilled / 1e9:.3g} distilled"
 
 
-def check(config: DistillConfig) -> BundleSpec:
-    """Everything that can be refused before a worker starts. Raises UserError."""
-    check_trackers(config.runtime.trackers)
-    folder = bundle_folder(config.bundle)
-    bundle = read_bundle(folder)
-    check_bundle_files(folder, bundle)
+def check(config: DistillConfig) -> Teacher:
+    """Everything that can be refused before a worker starts, and what was read for it. Raises UserError."""
+    local_folder(config.output, "output")
+    source = read_teacher(config)
+    folder, bundle = source.folder, source.bundle
     check_bundle_sampler(bundle, config.generated.sampler)
     try:
         own, distilled = flops(config, bundle)
@@ -215,52 +201,7 @@ def check(config: DistillConfig) -> BundleSpec:
         except (FileNotFoundError, ValueError) as error:
             raise UserError(f"latents: {error}") from None
     check_perceptual(config.losses)
-    local_folder(config.output, "output")
-    check_bundle_output(config, bundle)
-    return bundle
+    return source
 
 
-def fit(config: DistillConfig, report: Report = lambda metrics: None, preempted: Preempted = never) -> None:
-    """Train, or go on training, and leave averaged weights and run.json in `config.output`.
-
-    Raises:
-        Left: `preempted` asked for it; what was done is saved.
-    """
-    bundle = check(config)
-    folder = local_folder(config.output, "output")
-    with full_disk_told(folder, "the training's output"):
-        folder.mkdir(parents=True, exist_ok=True)
-        _fit(config, folder, bundle, report, preempted)
-
-
-def _fit(config: DistillConfig, folder: Path, bundle: BundleSpec, report: Report, preempted: Preempted) -> None:
-    latents = None if config.latents is None else read_plan(open_store(config.latents)).fingerprint
-    config_digest = training_digest(config, digest({"bundle": bundle.digest, "latents": latents}))
-    if finished(folder, DistillRun, config_digest):
-        log.info("already trained: %s", folder)
-        return
-    log.info("%s", describe_cost(config, bundle))
-    began = time.monotonic()
-    worker = Worker(config.runtime)
-    task = DistillTask(config, worker, bundle, folder, preempted)
-    options, trackers = config.optimisation, config.runtime.trackers
-    metrics = run(task, worker, options, folder, config_digest, trackers, to_dict(config), report, preempted)
-    if worker.rank == 0:
-        own, light = flops(config, bundle)
-        on_generated = task.measured("generated", metrics)
-        assert on_generated is not None
-        distilled = DistilledSpec(
-            architecture=config.architecture,
-            flops_ratio=own / light,
-            on_generated=on_generated,
-            on_encoded=task.measured("encoded", metrics),
-        )
-        record = DistillRun(
-            config_digest=config_digest,
-            bundle_digest=bundle.digest,
-            distilled=distilled,
-            weights_sha256=write_weights(task.averaged(), folder / DECODER_FILE),
-            metrics=metrics,
-            elapsed_s=time.monotonic() - began,
-        )
-        write_run(folder, record)
+TRAINING = Training("decoder", check, DistillTask, DistillRun)

@@ -83,7 +83,7 @@ def train_embedder(
         first, second = picture(persons, spacing_mm, rng), picture(persons, spacing_mm, rng)
         loss = contrastive_loss(*embedder(torch.cat([first, second])).chunk(2))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         value = loss.item()
         if not math.isfinite(value):

@@ -72,7 +72,8 @@ def _ridge(flat_ND: Tensor, context_NK: Tensor) -> Tensor:  # noqa: N803
     normal += torch.diag(torch.tensor([0.0] + [_RIDGE] * context_NK.shape[1], dtype=torch.float64))
     right = (known.T.float() @ flat_ND).double()
     right[0] += _UNKNOWN_WEIGHT * flat_ND.sum(0)
-    return torch.linalg.solve(normal, right).float()
+    slopes: Tensor = torch.linalg.solve(normal, right).float()
+    return slopes
 
 
 def _held_out_variance(gram_NN: Tensor, out_N: np.ndarray, rank: int) -> Tensor:  # noqa: N803
@@ -80,4 +81,5 @@ def _held_out_variance(gram_NN: Tensor, out_N: np.ndarray, rank: int) -> Tensor:
     inside, outside = torch.from_numpy(np.flatnonzero(~out_N)), torch.from_numpy(np.flatnonzero(out_N))
     values, vectors = (part.flip(-1) for part in torch.linalg.eigh(gram_NN[inside][:, inside]))
     along = gram_NN[outside][:, inside] @ (vectors[:, :rank] / values[:rank].clamp(min=1e-12).sqrt())
-    return along.square().mean(0)
+    variance: Tensor = along.square().mean(0)
+    return variance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -13,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from brainsynth.bundle.files import bundle_folder, check_bundle_files, read_bundle
 from brainsynth.bundle.spec import BundleSpec
-from brainsynth.config.distillation import DistillConfig
+from brainsynth.config.distillation import DistillConfig, StepDistillConfig
 from brainsynth.config.training import Precision
 from brainsynth.models.device import autocast
 from brainsynth.models.diffusion import Denoiser
@@ -23,9 +25,11 @@ from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.plan import seed_for
 from brainsynth.progress import in_minutes
 from brainsynth.records import digest, to_dict
+from brainsynth.storage.commit import read_plan
+from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.whole_file import replaced
 from brainsynth.training.loop import Worker
-from brainsynth.training.preemption import Left, Listener, Preempted, Request
+from brainsynth.training.preemption import Left, Listener, Request
 
 log = logging.getLogger(__name__)
 TOGETHER = 8
@@ -34,17 +38,39 @@ Sample = Callable[[str, range], dict[str, Tensor]]
 """Split and rows → what is sampled for them, rows along the first axis."""
 
 
-def kept_in_files(
-    place: Path, splits: dict[str, int], sample: Sample, worker: Worker, preempted: Preempted
-) -> dict[str, dict[str, Tensor]]:
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """What is distilled: a bundle, and the latents of scans, if any."""
+
+    folder: Path
+    bundle: BundleSpec
+    latents: str | None
+    """Fingerprint of their plan."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that a distillation learns from."""
+        return digest({"bundle": self.bundle.digest, "latents": self.latents})
+
+
+def read_teacher(config: DistillConfig | StepDistillConfig) -> Teacher:
+    """The bundle, its files compared with its record. Raises UserError when bundle or latents are missing or damaged."""
+    folder = bundle_folder(config.bundle)
+    bundle = read_bundle(folder)
+    check_bundle_files(folder, bundle)
+    latents = None if config.latents is None else read_plan(open_store(config.latents)).fingerprint
+    return Teacher(folder, bundle, latents)
+
+
+def kept_in_files(place: Path, splits: dict[str, int], sample: Sample, worker: Worker) -> dict[str, dict[str, Tensor]]:
     """What `sample` makes of each split's rows; made once by all workers, in files below `place`.
 
     Raises:
-        Left: `preempted` asked for it; the files that are written stay.
+        Left: the worker was asked to leave; the files that are written stay.
     """
     place.mkdir(parents=True, exist_ok=True)
     parts = [(split, start) for split, count in splits.items() for start in range(0, count, TOGETHER)]
-    listener, total, done, began = Listener(preempted, worker, 0), sum(splits.values()), 0, time.monotonic()
+    listener, total, done, began = Listener(worker.preempted, worker, 0), sum(splits.values()), 0, time.monotonic()
     for turn in range(-(-len(parts) // worker.world_size)):
         if listener.request(turn) is Request.LEAVE:
             raise Left(0)
@@ -62,11 +88,11 @@ def kept_in_files(
             log.info("%s: %d of %d rows  ETA %s", place.name, done, total, in_minutes(left_s))
     if worker.world_size > 1:
         dist.barrier()
-    found = {}
+    kept = {}
     for split in splits:
         files = [load_file(place / f"{name}-{start:06d}.safetensors") for name, start in parts if name == split]
-        found[split] = {name: torch.cat([file[name] for file in files]) for name in files[0]}
-    return found
+        kept[split] = {name: torch.cat([file[name] for file in files]) for name in files[0]}
+    return kept
 
 
 def _whole(path: Path) -> bool:
@@ -77,13 +103,7 @@ def _whole(path: Path) -> bool:
 
 
 def generated_latents(
-    config: DistillConfig,
-    worker: Worker,
-    bundle: BundleSpec,
-    denoiser: Denoiser,
-    precision: Precision,
-    folder: Path,
-    preempted: Preempted,
+    config: DistillConfig, bundle: BundleSpec, denoiser: Denoiser, precision: Precision, worker: Worker
 ) -> tuple[Tensor, Tensor]:
     """Latents (N, C, X, Y, Z) to train on and others to measure on.
 
@@ -94,7 +114,7 @@ def generated_latents(
     """
     wanted, options = config.generated, config.optimisation
     identity = {"bundle": bundle.digest, "generated": to_dict(wanted), "precision": options.precision}
-    place = folder / f"latents-{digest({**identity, 'seed': options.seed})[:12]}"
+    place = worker.folder / f"latents-{digest({**identity, 'seed': options.seed})[:12]}"
     splits = {"train": wanted.count, "validation": wanted.validation_count}
     contexts = {split: drawn_context(bundle, split, count, options.seed) for split, count in splits.items()}
     schedule, shape = NoiseSchedule(bundle.schedule), bundle.latents.shape_cxyz
@@ -106,8 +126,8 @@ def generated_latents(
             z = sample_rows(denoiser, context, row_seeds(split, part, options.seed), shape, schedule, wanted.sampler)
         return {"latents": z.float().cpu()}
 
-    found = kept_in_files(place, splits, sample, worker, preempted)
-    return found["train"]["latents"], found["validation"]["latents"]
+    kept = kept_in_files(place, splits, sample, worker)
+    return kept["train"]["latents"], kept["validation"]["latents"]
 
 
 def drawn_context(bundle: BundleSpec, split: str, count: int, seed: int) -> Tensor:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from monai.metrics import SSIMMetric
+from monai.metrics.regression import SSIMMetric
 from torch import Tensor
 
 
@@ -13,7 +14,7 @@ def closeness(x_B1XYZ: Tensor, y_B1XYZ: Tensor) -> dict[str, float]:  # noqa: N8
     """Mean L1, PSNR (dB) and SSIM (3D, windows of 7 voxels) of images in [0, 1] to those they should be."""
     error = x_B1XYZ - y_B1XYZ
     square = error.pow(2).flatten(1).mean(1)
-    ssim = SSIMMetric(spatial_dims=3, data_range=1.0, win_size=7, reduction="none")(x_B1XYZ, y_B1XYZ)
+    ssim: Any = SSIMMetric(spatial_dims=3, data_range=1.0, win_size=7, reduction="none")(x_B1XYZ, y_B1XYZ)
     return {
         "l1": float(error.abs().mean()),
         "psnr_db": float((-10 * torch.log10(square + 1e-12)).mean()),
@@ -26,7 +27,7 @@ def sharpness(x_B1XYZ: Tensor) -> float:  # noqa: N803
     return sum(float(x_B1XYZ.diff(dim=axis).abs().mean()) for axis in (2, 3, 4)) / 3
 
 
-def mean_closeness(found: Iterable[dict[str, float]]) -> dict[str, float]:
+def mean_closeness(measured: Iterable[dict[str, float]]) -> dict[str, float]:
     """The means over volumes of what was measured on each."""
-    rows = list(found)
+    rows = list(measured)
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}

@@ -1,7 +1,7 @@
-"""The loop that both trainings share: resume, steps, logs, validation, checkpoints. Knows nothing of Ray.
+"""The loop of every training: resume, steps, logs, validation, checkpoints. Knows nothing of Ray.
 
-A step depends on the state before it and on (seed, step, rank) alone, so the same command after a kill goes on with an
-identical loss curve. Asked to leave, it saves at the end of the step that it is in.
+A step depends on the state before it and on (seed, step, rank) alone, so the same command after a kill continues the
+identical loss curve. Asked to leave, it saves at the end of the current step.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -23,7 +25,8 @@ from brainsynth.progress import in_minutes
 from brainsynth.storage.filesystem import sweep
 from brainsynth.training.checkpoint import restore_newest, save_checkpoint
 from brainsynth.training.data import step_seed
-from brainsynth.training.preemption import Left, Listener, Preempted, Request
+from brainsynth.training.preemption import Left, Listener, Preempted, Request, never
+from brainsynth.training.runs import Finished, Run
 from brainsynth.training.state import TrainingState
 from brainsynth.training.trackers import MetricsLog
 
@@ -33,8 +36,12 @@ Report = Callable[[dict[str, float]], None]
 """Called by every worker after each checkpoint with the latest metrics."""
 
 
+def unreported(metrics: dict[str, float]) -> None:
+    """The metrics go to the training's own log alone."""
+
+
 class Task(Protocol):
-    """One kind of training."""
+    """What is trained."""
 
     state: TrainingState
 
@@ -47,11 +54,21 @@ class Task(Protocol):
     def figures(self) -> dict[str, Any]:
         """Pictures (H, W, 3) uint8 by name (first worker only)."""
 
+    def record(self, finished: Finished) -> Run:
+        """Write the averaged weights; returns the record of the training (first worker only)."""
+
 
 class Worker:
-    """Who and where this process is."""
+    """Who and where this process is, where it writes, and whom it reports to and listens to."""
 
-    def __init__(self, runtime: TrainRuntimeConfig) -> None:
+    def __init__(
+        self,
+        runtime: TrainRuntimeConfig,
+        folder: Path,
+        report: Report = unreported,
+        preempted: Preempted = never,
+    ) -> None:
+        self.folder, self.report, self.preempted = folder, report, preempted
         distributed = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if distributed else 0
         self.world_size = dist.get_world_size() if distributed else 1
@@ -63,6 +80,10 @@ class Worker:
         if self.world_size == 1:
             return module
         return DistributedDataParallel(module, device_ids=None if self.device.type == "cpu" else [self.device.index])
+
+    def share(self, indices: npt.NDArray[np.int64]) -> Tensor:
+        """This worker's part of a global batch."""
+        return torch.from_numpy(indices[self.rank :: self.world_size])
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Scalars averaged over workers."""
@@ -78,8 +99,8 @@ class Worker:
             return values
         stacked = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(stacked, dist.ReduceOp.MAX)
-        found: list[float] = stacked.tolist()
-        return found
+        largest: list[float] = stacked.tolist()
+        return largest
 
 
 def learning_rate(config: OptimisationConfig, step: int) -> float:
@@ -90,36 +111,31 @@ def learning_rate(config: OptimisationConfig, step: int) -> float:
 
 
 def run(
-    task: Task,
-    worker: Worker,
-    config: OptimisationConfig,
-    folder: Path,
-    config_digest: str,
-    trackers: tuple[str, ...],
-    config_dict: dict[str, Any],
-    report: Report,
-    preempted: Preempted,
+    task: Task, worker: Worker, config: OptimisationConfig, config_digest: str, tensorboard: bool
 ) -> dict[str, float]:
     """Train to the last step; returns the final validation metrics (first worker; empty elsewhere).
 
     Raises:
-        Left: `preempted` asked for it; what was done is saved.
+        Left: the worker was asked to leave; all steps done are saved.
     """
-    start = saved = _resume(task, worker, folder, config_digest)
-    first = worker.rank == 0
-    metrics = MetricsLog(folder, trackers, start, config_dict) if first else None
-    if start and first:
+    start = saved = _resume(task, worker, config_digest)
+    metrics = MetricsLog(worker.folder, tensorboard, start) if worker.rank == 0 else None
+    if start and metrics:
         log.info("resumed at step %d of %d", start, config.steps)
-    listener = Listener(preempted, worker, start)
+
+    def save(done: int) -> None:
+        if metrics:
+            metrics.sync()
+            save_checkpoint(worker.folder, task.state, done, config_digest, config.keep_checkpoints)
+
+    listener = Listener(worker.preempted, worker, start)
     began = shown = time.monotonic()
     validation: dict[str, float] = {}
     for step in range(start, config.steps):
         request = listener.request(step)
         if request and saved != step:
             saved = step
-            if metrics:
-                metrics.sync()
-                save_checkpoint(folder, task.state, step, config_digest, config.keep_checkpoints)
+            save(step)
         if request is Request.LEAVE:
             if metrics:
                 metrics.close()
@@ -138,10 +154,8 @@ def run(
             validation = _validate(task, metrics, done)
         if done % config.checkpoint_every == 0 or last:
             saved = done
-            if metrics:
-                metrics.sync()
-                save_checkpoint(folder, task.state, done, config_digest, config.keep_checkpoints)
-            report({"step": float(done), **validation})
+            save(done)
+            worker.report({"step": float(done), **validation})
     if metrics:
         metrics.close()
         if not validation:
@@ -149,12 +163,12 @@ def run(
     return validation
 
 
-def _resume(task: Task, worker: Worker, folder: Path, config_digest: str) -> int:
+def _resume(task: Task, worker: Worker, config_digest: str) -> int:
     """Load the newest whole checkpoint; returns the steps done."""
     if worker.rank == 0:
-        sweep(folder)
-        sweep(folder / "checkpoints")
-    start = restore_newest(folder, task.state, config_digest)
+        sweep(worker.folder)
+        sweep(worker.folder / "checkpoints")
+    start = restore_newest(worker.folder, task.state, config_digest)
     newest, minus_oldest = worker.largest([float(start), -float(start)])
     if newest != -minus_oldest:  # a network file system that shows them different files; another try may do better
         raise RuntimeError(f"the workers resumed at different steps: {-minus_oldest:.0f} to {newest:.0f}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.networks.nets import resnet10, resnet18, resnet50
+from monai.networks.nets.resnet import resnet10, resnet18, resnet50
 from safetensors.torch import load_file
 from torch import Tensor, nn
 

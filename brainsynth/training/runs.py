@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import shutil
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
 from brainsynth.bundle.files import file_sha256
-from brainsynth.bundle.spec import AUTOENCODER_FILE, DECODER_FILE, BundleSpec, DistilledSpec
-from brainsynth.config.architectures import AnyAutoencoderArchitecture
-from brainsynth.config.training import TrainRuntimeConfig
+from brainsynth.bundle.spec import (
+    AUTOENCODER_FILE,
+    DECODER_FILE,
+    DIFFUSION_FILE,
+    BundleSpec,
+    DistilledSpec,
+    LatentSpec,
+)
+from brainsynth.config.architectures import AnyAutoencoderArchitecture, DenoiserArchitecture
+from brainsynth.config.training import ScheduleConfig, TrainRuntimeConfig
+from brainsynth.covariates.distribution import CovariateDistribution
 from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.models.weights import save_weights
@@ -24,6 +33,15 @@ from brainsynth.volume import VolumeSpec
 log = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Finished(NamedTuple):
+    """What the record of every training holds besides what is its own."""
+
+    config_digest: str
+    metrics: dict[str, float]
+    elapsed_s: float
 
 
 @record
@@ -46,8 +64,31 @@ class AutoencoderRun:
 
 
 @record
+class DenoiserRun:
+    """A trained denoiser, and the autoencoder whose latents it was trained on."""
+
+    config_digest: str
+    autoencoder: AutoencoderRun
+    architecture: DenoiserArchitecture
+    schedule: ScheduleConfig
+    latents: LatentSpec
+    distribution: CovariateDistribution
+    """Of the covariates of the training subjects."""
+    subjects: int
+    steps: int
+    weights_sha256: str
+    metrics: dict[str, float]
+    elapsed_s: float
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """sha256 by file name."""
+        return {**self.autoencoder.weights, DIFFUSION_FILE: self.weights_sha256}
+
+
+@record
 class DiffusionRun:
-    """A trained denoiser: a bundle in all but name, licence and the statement of its training data."""
+    """What earlier versions left in place of a DenoiserRun: the bundle but for its name, licence and training data."""
 
     config_digest: str
     bundle: BundleSpec
@@ -96,7 +137,7 @@ class StepDistillRun:
     elapsed_s: float
 
 
-Run = AutoencoderRun | DiffusionRun | DistillRun | StepDistillRun
+Run = AutoencoderRun | DenoiserRun | DiffusionRun | DistillRun | StepDistillRun
 
 
 def training_digest(config: Any, data_fingerprint: str) -> str:
@@ -107,20 +148,27 @@ def training_digest(config: Any, data_fingerprint: str) -> str:
     return digest({"config": plain, "data": data_fingerprint})
 
 
-def read_run(folder: Path, cls: type[T], job: str) -> T:
-    """A finished run's record. Raises UserError when the run is missing, unfinished or damaged."""
+def read_run(folder: Path, cls: type[T], job: str, older: tuple[type[U], ...] = ()) -> T | U:
+    """A finished run's record, or one that an earlier version left.
+
+    Raises UserError when the run is missing, unfinished or damaged; `job` is the one to run then.
+    """
     path = folder / RUN_FILE
     try:
-        return unseal(cls, path.read_bytes(), str(path))
+        data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder} holds no finished training: {RUN_FILE} is missing; run {job} (again)") from None
+    for other in older:
+        with contextlib.suppress(UserError):
+            return unseal(other, data, str(path))
+    return unseal(cls, data, str(path))
 
 
-def finished(folder: Path, cls: type[Run], config_digest: str) -> bool:
-    """Whether this very training is already finished, and its weights are whole. Raises UserError if another one is."""
+def finished(folder: Path, config_digest: str, cls: type[Run], older: tuple[type[Run], ...] = ()) -> bool:
+    """Whether this very training is finished and its weights are whole. Raises UserError if another one is."""
     if not (folder / RUN_FILE).is_file():
         return False
-    run = read_run(folder, cls, "the training")
+    run = read_run(folder, cls, "the training", older)
     if run.config_digest != config_digest:
         raise UserError(f"{folder} holds a finished training with another config or cohort; give another output folder")
     for name, sha in run.weights.items():

@@ -22,20 +22,20 @@ class TrainingState:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors under dotted names."""
-        found = self._fixed()
+        tensors = self._fixed()
         for name, optimizer in self.optimizers.items():
             for index, slots in optimizer.state_dict()["state"].items():
-                found |= {f"optimizer.{name}.{index}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
-        return {key: value.detach().cpu().contiguous().clone() for key, value in found.items()}
+                tensors |= {f"optimizer.{name}.{index}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
+        return {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
 
     def _fixed(self) -> dict[str, Tensor]:
         """The tensors that are there from the start: those of the networks and of their averages."""
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for name, module in self.modules.items():
-            found |= {f"module.{name}.{key}": value for key, value in module.state_dict().items()}
+            tensors |= {f"module.{name}.{key}": value for key, value in module.state_dict().items()}
         for name, average in self.averages.items():
-            found |= {f"ema.{name}.{key}": value for key, value in average.state().items()}
-        return found
+            tensors |= {f"ema.{name}.{key}": value for key, value in average.state().items()}
+        return tensors
 
     def ema_updates(self) -> dict[str, int]:
         """How often each average was updated."""
@@ -48,8 +48,8 @@ class TrainingState:
     def problems(self, tensors: dict[str, Tensor], ema_updates: dict[str, int], groups: Groups) -> list[str]:
         """Why these cannot be loaded, all of it, so that `load` never stops half-way; nothing is changed."""
         fixed = self._fixed()
-        found = [f"{key} is missing" for key in fixed if key not in tensors]
-        found += [
+        problems = [f"{key} is missing" for key in fixed if key not in tensors]
+        problems += [
             f"{key} is {tensors[key].dtype} {tuple(tensors[key].shape)}, not {value.dtype} {tuple(value.shape)}"
             for key, value in fixed.items()
             if key in tensors and (tensors[key].shape != value.shape or tensors[key].dtype != value.dtype)
@@ -57,16 +57,16 @@ class TrainingState:
         rest = {key: value for key, value in tensors.items() if key not in fixed}
         for name, optimizer in self.optimizers.items():
             mine = {key: rest.pop(key) for key in list(rest) if key.startswith(f"optimizer.{name}.")}
-            found += _slot_problems(mine, f"optimizer.{name}.", optimizer)
+            problems += _slot_problems(mine, f"optimizer.{name}.", optimizer)
             if _members(groups.get(name, [])) != _members(optimizer.state_dict()["param_groups"]):
-                found.append(f"optimizer {name} has other parameters")
-        found += [f"{key} is unknown" for key in rest]
+                problems.append(f"optimizer {name} has other parameters")
+        problems += [f"{key} is unknown" for key in rest]
         if set(ema_updates) != set(self.averages) or any(count < 0 for count in ema_updates.values()):
-            found.append(f"averages {sorted(ema_updates)}, not {sorted(self.averages)}")
-        return found
+            problems.append(f"averages {sorted(ema_updates)}, not {sorted(self.averages)}")
+        return problems
 
     def load(self, tensors: dict[str, Tensor], ema_updates: dict[str, int]) -> None:
-        """Put everything back; `problems` must have found none."""
+        """Put everything back; `problems` must have returned none."""
         for name, module in self.modules.items():
             module.load_state_dict(_below(tensors, f"module.{name}."))
         for name, average in self.averages.items():
@@ -91,18 +91,19 @@ def _members(groups: list[dict[str, Any]]) -> list[Any]:
 def _slot_problems(tensors: dict[str, Tensor], prefix: str, optimizer: torch.optim.Optimizer) -> list[str]:
     """What an optimizer remembers: for each parameter nothing, or the same slots of its own shape or single numbers."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    found, names = [], {}
+    problems: list[str] = []
+    names: dict[str, set[str]] = {}
     for key, value in tensors.items():
         index, _, slot = key.removeprefix(prefix).partition(".")
         if not index.isdecimal() or int(index) >= len(parameters):
-            found.append(f"{key} belongs to no parameter")
+            problems.append(f"{key} belongs to no parameter")
             continue
         names.setdefault(index, set()).add(slot)
         if value.ndim and value.shape != parameters[int(index)].shape:
-            found.append(f"{key} has shape {tuple(value.shape)}, not {tuple(parameters[int(index)].shape)}")
+            problems.append(f"{key} has shape {tuple(value.shape)}, not {tuple(parameters[int(index)].shape)}")
     if any(slots != _ADAM_SLOTS for slots in names.values()):
-        found.append(f"{prefix[:-1]}: not what AdamW remembers")
-    return found
+        problems.append(f"{prefix[:-1]}: not what AdamW remembers")
+    return problems
 
 
 _ADAM_SLOTS = {"step", "exp_avg", "exp_avg_sq"}

@@ -6,18 +6,15 @@ teacher's weights, regresses the step from each of its timesteps to the next (mo
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from brainsynth.bundle.files import bundle_folder, check_bundle_files, file_sha256, read_bundle
+from brainsynth.bundle.files import file_sha256
 from brainsynth.bundle.spec import DIFFUSION_FILE, BundleSpec
 from brainsynth.config.distillation import StepDistillConfig
 from brainsynth.errors import UserError
@@ -39,25 +36,27 @@ from brainsynth.models.weights import load_models
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.records import digest, to_dict
 from brainsynth.report.montage import grid
-from brainsynth.stages.bundle import check_bundle_output
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import local_folder, open_store
-from brainsynth.storage.whole_file import full_disk_told, replaced
+from brainsynth.storage.whole_file import replaced
 from brainsynth.training.data import batch_indices
-from brainsynth.training.ema import Ema
-from brainsynth.training.generated_latents import TOGETHER, drawn_context, kept_in_files, row_seeds
-from brainsynth.training.loop import Report, Worker, run
-from brainsynth.training.preemption import Preempted, never
+from brainsynth.training.generated_latents import (
+    TOGETHER,
+    Teacher,
+    drawn_context,
+    kept_in_files,
+    read_teacher,
+    row_seeds,
+)
+from brainsynth.training.learner import Learner
+from brainsynth.training.loop import Worker
+from brainsynth.training.runner import Training
 from brainsynth.training.runs import (
     HELD_OUT_FILE,
+    Finished,
     StepDistillRun,
-    finished,
-    training_digest,
-    write_run,
     write_weights,
 )
-from brainsynth.training.state import TrainingState
-from brainsynth.training.trackers import check_trackers
 
 log = logging.getLogger(__name__)
 
@@ -65,32 +64,25 @@ log = logging.getLogger(__name__)
 class StepDistillTask:
     """One step, validation and figures of the student."""
 
-    def __init__(
-        self, config: StepDistillConfig, worker: Worker, bundle: BundleSpec, folder: Path, preempted: Preempted
-    ) -> None:
-        self.config, self.worker, self.bundle = config, worker, bundle
-        options, source = config.optimisation, bundle_folder(config.bundle)
+    def __init__(self, config: StepDistillConfig, source: Teacher, worker: Worker) -> None:
+        self.config, self.bundle, self.worker = config, source.bundle, worker
+        options, bundle = config.optimisation, source.bundle
+        log.info("%s", describe_cost(config))
         self.precision = able(worker.device, options.precision)
         self.sampler = student_sampler(config.trajectories.sampler, config.evaluations)
         self.schedule = NoiseSchedule(student_schedule(bundle.schedule))
         self.times = torch.tensor(network_times(self.schedule, self.sampler))
-        self.autoencoder, teacher = load_models(source, bundle, worker.device, rewrites=True)
+        self.autoencoder, teacher = load_models(source.folder, bundle, worker.device, rewrites=True)
         counts = {"train": config.trajectories.count, "validation": config.trajectories.validation_count}
         self.contexts = {split: contexts(config, bundle, split, count) for split, count in counts.items()}
-        self.made = self._trajectories(teacher, counts, folder, preempted)
+        self.made = self._trajectories(teacher, counts)
         torch.manual_seed(options.seed)
-        _, self.student = load_models(source, bundle, worker.device)
-        fold_guidance(self.student, config.trajectories.sampler.guidance_scale)
-        self.student.requires_grad_(True).train()
-        self._student = worker.parallel(self.student)
-        self.average = Ema(self.student, options.ema_decay)
-        self.optimizer = torch.optim.AdamW(self.student.parameters(), options.learning_rate, weight_decay=0.0)
-        self.optimizer.param_groups[0]["lr_factor"] = 1.0
-        self.state = TrainingState({"denoiser": self.student}, {"denoiser": self.average}, {"denoiser": self.optimizer})
+        _, student = load_models(source.folder, bundle, worker.device)
+        fold_guidance(student, config.trajectories.sampler.guidance_scale)
+        self.learner = Learner(student.requires_grad_(True).train(), worker, options)
+        self.state = self.learner.state("denoiser")
 
-    def _trajectories(
-        self, teacher: Denoiser, counts: dict[str, int], folder: Path, preempted: Preempted
-    ) -> dict[str, dict[str, Tensor]]:
+    def _trajectories(self, teacher: Denoiser, counts: dict[str, int]) -> dict[str, dict[str, Tensor]]:
         """`states` (N, n + 1, C, X, Y, Z) of each split, and for those to measure on the latents of other samplers."""
         wanted, options, device = self.config.trajectories, self.config.optimisation, self.worker.device
         schedule, shape = NoiseSchedule(self.bundle.schedule), self.bundle.latents.shape_cxyz
@@ -104,49 +96,44 @@ class StepDistillTask:
         @torch.no_grad()
         def sample(split: str, part: range) -> dict[str, Tensor]:
             context = self.contexts[split][part.start : part.stop].to(device)
-            rows = (teacher, context, row_seeds(split, part, options.seed), shape, schedule)
+            seeds = row_seeds(split, part, options.seed)
             with autocast(device, self.precision):
-                made = {"states": teacher_states(*rows, wanted.sampler, self.config.evaluations)}
+                made = {
+                    "states": teacher_states(
+                        teacher, context, seeds, shape, schedule, wanted.sampler, self.config.evaluations
+                    )
+                }
                 if split == "validation":
-                    made |= {name: sample_rows(*rows, sampler) for name, sampler in others.items()}
+                    for name, sampler in others.items():
+                        made[name] = sample_rows(teacher, context, seeds, shape, schedule, sampler)
             return {name: z.float().cpu() for name, z in made.items()}
 
-        place = folder / f"trajectories-{digest(identity)[:12]}"
-        return kept_in_files(place, counts, sample, self.worker, preempted)
+        place = self.worker.folder / f"trajectories-{digest(identity)[:12]}"
+        return kept_in_files(place, counts, sample, self.worker)
 
     def step(self, step: int) -> dict[str, Tensor]:
         """One update: each pair of a trajectory and one of its steps is seen once an epoch."""
         options, device, evaluations = self.config.optimisation, self.worker.device, self.config.evaluations
         states = self.made["train"]["states"]
         indices = batch_indices(len(states) * evaluations, options.batch_size, step, options.seed)
-        index = torch.from_numpy(indices[self.worker.rank :: self.worker.world_size])
+        index = self.worker.share(indices)
         row, which = index // evaluations, index % evaluations
         x, target, length = step_targets(states[row], which, self.schedule.config, self.sampler)
         times, context = self.times[which].to(device), self.contexts["train"][row].to(device)
         with autocast(device, self.precision):
-            prediction = self._student(x.to(device), times, context)
+            prediction = self.learner.parallel(x.to(device), times, context)
         # In units of the state that the step leads to, which is what the next step and the image see.
         error = (prediction.float() - target.to(device)).pow(2).flatten(1).mean(1)
         loss = (error * length.to(device) ** 2).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.student.parameters(), options.gradient_clip)
-        self.optimizer.step()
-        self.average.update(self.student)
+        norm = self.learner.update(loss)
         return {"loss": loss, "gradient_norm": norm}
-
-    def averaged(self) -> Denoiser:
-        """The student with averaged weights, in evaluation mode."""
-        network = copy.deepcopy(self.student)
-        network.load_state_dict(self.average.state())
-        return network.requires_grad_(False).eval()
 
     @torch.no_grad()
     def sampled(self, rows: int) -> Tensor:
         """(N, C, X, Y, Z) the student's latents of the first held-out rows, as generation makes them."""
-        network, device, ends = self.averaged(), self.worker.device, []
-        noises = self.made["validation"]["states"][:rows, 0].split(TOGETHER)
-        for noise, context in zip(noises, self.contexts["validation"][:rows].split(TOGETHER), strict=True):
+        network, device, ends = self.learner.averaged(), self.worker.device, []
+        noises = torch.split(self.made["validation"]["states"][:rows, 0], TOGETHER)
+        for noise, context in zip(noises, torch.split(self.contexts["validation"][:rows], TOGETHER), strict=True):
             with autocast(device, self.precision):
                 predict = guided(network, context.to(device), 1.0)
                 ends.append(sample_latents(predict, noise.to(device), self.schedule, self.sampler).float().cpu())
@@ -160,10 +147,10 @@ class StepDistillTask:
 
     def validate(self) -> dict[str, float]:
         """Root mean square distance of held-out latents to the reference's, relative to their root mean square."""
-        found = self.held_out()
-        reference = found.pop("reference")
+        latents = self.held_out()
+        reference = latents.pop("reference")
         power = reference.pow(2).mean()
-        return {f"{name}_error": float(((z - reference).pow(2).mean() / power).sqrt()) for name, z in found.items()}
+        return {f"{name}_error": float(((z - reference).pow(2).mean() / power).sqrt()) for name, z in latents.items()}
 
     @torch.no_grad()
     def figures(self) -> dict[str, Any]:
@@ -171,6 +158,23 @@ class StepDistillTask:
         latents = (self.made["validation"]["reference"][:4], self.sampled(4))
         rows = [self.autoencoder.decode(z.to(self.worker.device)) for z in latents]
         return {"steps": grid([list(row[:, 0].cpu().numpy()) for row in rows])}
+
+    def record(self, finished: Finished) -> StepDistillRun:
+        """Write the averaged weights and the held-out latents; returns the record of the training."""
+        folder = self.worker.folder
+        with replaced(folder / HELD_OUT_FILE) as temporary:
+            save_file({name: z.contiguous() for name, z in self.held_out().items()}, temporary)
+        weights = {
+            DIFFUSION_FILE: write_weights(self.learner.averaged(), folder / DIFFUSION_FILE),
+            HELD_OUT_FILE: file_sha256(folder / HELD_OUT_FILE),
+        }
+        return StepDistillRun(
+            config_digest=finished.config_digest,
+            bundle_digest=self.bundle.digest,
+            weights=weights,
+            metrics=finished.metrics,
+            elapsed_s=finished.elapsed_s,
+        )
 
 
 def contexts(config: StepDistillConfig, bundle: BundleSpec, split: str, count: int) -> Tensor:
@@ -190,12 +194,11 @@ def describe_cost(config: StepDistillConfig) -> str:
     return f"teacher {steps} evaluations a volume{guidance}; student {config.evaluations}, guidance folded in"
 
 
-def check(config: StepDistillConfig) -> BundleSpec:
-    """Everything that can be refused before a worker starts. Raises UserError."""
-    check_trackers(config.runtime.trackers)
-    folder, wanted = bundle_folder(config.bundle), config.trajectories
-    bundle = read_bundle(folder)
-    check_bundle_files(folder, bundle)
+def check(config: StepDistillConfig) -> Teacher:
+    """Everything that can be refused before a worker starts, and what was read for it. Raises UserError."""
+    local_folder(config.output, "output")
+    source, wanted = read_teacher(config), config.trajectories
+    folder, bundle = source.folder, source.bundle
     if bundle.few_steps is not None:
         raise UserError(
             f"bundle: the denoiser of {folder} is itself distilled, for {bundle.few_steps.sampler.steps} evaluations; "
@@ -218,15 +221,13 @@ def check(config: StepDistillConfig) -> BundleSpec:
             f"the bundle {folder} has no covariate distribution from which to draw rows; name latents of scans, whose "
             "covariates are taken, or import it again with --covariates TABLE"
         )
-    local_folder(config.output, "output")
-    check_bundle_output(config, bundle)
-    return bundle
+    return source
 
 
 def _check_scans(latents: str, name: str, bundle: BundleSpec) -> None:
     plan = read_plan(open_store(latents))
     if plan.kind != "latents" or plan.covariates != bundle.covariates:
-        raise UserError(f"latents {latents} are no latents of scans with the covariates of the bundle {name}")
+        raise UserError(f"latents {latents} are not latents of scans with the covariates of the bundle {name}")
     try:
         for split in ("train", "validation"):
             open_dataset(latents, split=split, array="mean")
@@ -234,43 +235,4 @@ def _check_scans(latents: str, name: str, bundle: BundleSpec) -> None:
         raise UserError(f"latents: {error}") from None
 
 
-def fit(config: StepDistillConfig, report: Report = lambda metrics: None, preempted: Preempted = never) -> None:
-    """Train, or go on training, and leave averaged weights, held-out latents and run.json in `config.output`.
-
-    Raises:
-        Left: `preempted` asked for it; what was done is saved.
-    """
-    bundle = check(config)
-    folder = local_folder(config.output, "output")
-    with full_disk_told(folder, "the training's output"):
-        folder.mkdir(parents=True, exist_ok=True)
-        _fit(config, folder, bundle, report, preempted)
-
-
-def _fit(config: StepDistillConfig, folder: Path, bundle: BundleSpec, report: Report, preempted: Preempted) -> None:
-    latents = None if config.latents is None else read_plan(open_store(config.latents)).fingerprint
-    config_digest = training_digest(config, digest({"bundle": bundle.digest, "latents": latents}))
-    if finished(folder, StepDistillRun, config_digest):
-        log.info("already trained: %s", folder)
-        return
-    log.info("%s", describe_cost(config))
-    began = time.monotonic()
-    worker = Worker(config.runtime)
-    task = StepDistillTask(config, worker, bundle, folder, preempted)
-    options, trackers = config.optimisation, config.runtime.trackers
-    metrics = run(task, worker, options, folder, config_digest, trackers, to_dict(config), report, preempted)
-    if worker.rank == 0:
-        with replaced(folder / HELD_OUT_FILE) as temporary:
-            save_file({name: z.contiguous() for name, z in task.held_out().items()}, temporary)
-        weights = {
-            DIFFUSION_FILE: write_weights(task.averaged(), folder / DIFFUSION_FILE),
-            HELD_OUT_FILE: file_sha256(folder / HELD_OUT_FILE),
-        }
-        record = StepDistillRun(
-            config_digest=config_digest,
-            bundle_digest=bundle.digest,
-            weights=weights,
-            metrics=metrics,
-            elapsed_s=time.monotonic() - began,
-        )
-        write_run(folder, record)
+TRAINING = Training("steps", check, StepDistillTask, StepDistillRun)

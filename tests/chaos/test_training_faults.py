@@ -54,10 +54,11 @@ import os, sys
 import torch.distributed as dist
 from brainsynth.config.load import load_config
 from brainsynth.config.training import AutoencoderTrainConfig
-from brainsynth.training.autoencoder import fit
+from brainsynth.training.autoencoder import TRAINING
+from brainsynth.training.runner import fit
 _, config, store, rank = sys.argv
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=2)
-fit(load_config(config, AutoencoderTrainConfig))
+fit(TRAINING, load_config(config, AutoencoderTrainConfig))
 dist.destroy_process_group()
 """
 
@@ -377,8 +378,9 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     tries, rng, folder = size(10, 60), random.Random(5), tmp_path / "run"
     shutil.copytree(line.root / "autoencoder" / "checkpoints", folder / "checkpoints")
     config = as_config(line.autoencoder(), AutoencoderTrainConfig, tmp_path)
-    digest = training_digest(config, read_plan(open_store(config.cohort)).fingerprint)
-    state = AutoencoderTask(config, Worker(config.runtime)).state
+    cohort = read_plan(open_store(config.cohort))
+    digest = training_digest(config, cohort.fingerprint)
+    state = AutoencoderTask(config, cohort, Worker(config.runtime, folder)).state
     (before, _), (newest, path) = checkpoints(folder)[-2:]
     path.rename(tmp_path / "aside")
     assert restore_newest(folder, state, digest) == before

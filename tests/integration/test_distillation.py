@@ -25,9 +25,10 @@ from brainsynth.records import from_dict, seal, to_dict
 from brainsynth.stages import distill_decoder, generate
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store
-from brainsynth.training import distillation
 from brainsynth.training.diffusion import LatentTable
+from brainsynth.training.distillation import TRAINING
 from brainsynth.training.preemption import Left, Request
+from brainsynth.training.runner import fit
 from brainsynth.training.runs import DistillRun, read_run
 from tests.integration.test_regenerate import brainsynth
 from tests.line import Line, as_config
@@ -221,5 +222,5 @@ def test_asked_to_leave_it_leaves_between_two_files_of_latents(line: Line, tmp_p
     config = as_config(line.distillation(str(tmp_path / "run")), DistillConfig, tmp_path)
     asked = iter([Request.NOTHING, Request.LEAVE])
     with pytest.raises(Left):
-        distillation.fit(config, preempted=lambda: next(asked))
+        fit(TRAINING, config, preempted=lambda: next(asked))
     assert [file.name for file in tmp_path.glob("run/latents-*/*")] == ["train-000000.safetensors"]

@@ -27,10 +27,11 @@ from brainsynth.records import from_dict, seal, to_dict
 from brainsynth.stages import distill_decoder, distill_steps, export_bundle, generate, train_diffusion
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store
-from brainsynth.training import step_distillation
 from brainsynth.training.generated_latents import drawn_context, row_seeds
 from brainsynth.training.preemption import Left, Request
+from brainsynth.training.runner import fit
 from brainsynth.training.runs import HELD_OUT_FILE, StepDistillRun, read_run
+from brainsynth.training.step_distillation import TRAINING
 from tests.integration.test_regenerate import brainsynth
 from tests.line import Line, as_config
 
@@ -178,7 +179,7 @@ def test_it_runs_with_its_own_sampler_only(line: Line, made: Made, tmp_path: Pat
         ({"bundle": "/nowhere"}, "is no bundle"),
         ({"bundle": "TRAINING"}, "is no bundle"),
         ({"latents": "/nowhere"}, "is no brainsynth dataset"),
-        ({"latents": "COHORT"}, "are no latents of scans with the covariates of the bundle"),
+        ({"latents": "COHORT"}, "are not latents of scans with the covariates of the bundle"),
         ({"evaluations": 3}, "evaluations: "),
         (
             {"trajectories": {"sampler": {"method": "ddim", "steps": 8}, "count": 2}},
@@ -281,12 +282,12 @@ def test_asked_to_leave_it_leaves_and_goes_on_to_the_same_student(line: Line, ma
         if leaves:
             between_files = iter([Request.NOTHING, Request.LEAVE])
             with pytest.raises(Left):
-                step_distillation.fit(config, preempted=lambda: next(between_files))  # noqa: B023
+                fit(TRAINING, config, preempted=lambda: next(between_files))  # noqa: B023
             assert [file.name for file in folder.glob("trajectories-*/*")] == ["train-000000.safetensors"]
             # Five files' worth of asking, then one step.
             between_steps = iter([Request.NOTHING] * 6 + [Request.LEAVE])
             with pytest.raises(Left, match="after step 1"):
-                step_distillation.fit(config, preempted=lambda: next(between_steps))  # noqa: B023
-        step_distillation.fit(config)
+                fit(TRAINING, config, preempted=lambda: next(between_steps))  # noqa: B023
+        fit(TRAINING, config)
         students.append(load_file(folder / DIFFUSION_FILE))
     assert all(torch.equal(students[0][name], students[1][name]) for name in students[0])

@@ -6,7 +6,6 @@ import json
 import struct
 import threading
 from pathlib import Path
-from typing import Any
 
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
@@ -14,8 +13,8 @@ from brainsynth.training.preemption import Listener, Request
 from brainsynth.training.trackers import MetricsLog
 
 
-def log_steps(folder: Path, start: int, stop: int, trackers: tuple[Any, ...] = ()) -> None:
-    metrics = MetricsLog(folder, trackers, start, {})
+def log_steps(folder: Path, start: int, stop: int, tensorboard: bool = False) -> None:
+    metrics = MetricsLog(folder, tensorboard, start)
     for step in range(start + 1, stop + 1):
         metrics.scalars(step, {"loss": step / 8})
     metrics.close()
@@ -50,8 +49,8 @@ def events(path: Path) -> list[Event]:
 
 
 def test_tensorboard_is_told_which_steps_come_again(tmp_path: Path) -> None:
-    log_steps(tmp_path, 0, 7, ("tensorboard",))
-    log_steps(tmp_path, 5, 9, ("tensorboard",))
+    log_steps(tmp_path, 0, 7, tensorboard=True)
+    log_steps(tmp_path, 5, 9, tensorboard=True)
     first, second = sorted((tmp_path / "tensorboard").iterdir())
     assert [event.step for event in events(first) if event.summary.value] == [1, 2, 3, 4, 5, 6, 7]
     again = [event.step for event in events(second) if event.session_log.status == SessionLog.START]
