@@ -29,12 +29,12 @@ import torch
 from brainsynth.config.evaluation import SegmentationConfig
 from brainsynth.evaluation.measurement import measured_table
 from brainsynth.instruments.segmentation import Calibration, SegmentationRuler, table_line
-from brainsynth.instruments.ventricles import ruler_error
+from brainsynth.metrics.agreement import agreement
 from brainsynth.records import to_dict
 from brainsynth.volume import VolumeSpec, resample
 from tests.gate.scans import COARSE, brain, load
 
-SEGMENTER, STRIPPER = "instruments/meshnet18/model.safetensors", "instruments/mindgrab/model.safetensors"
+SEGMENTER = "instruments/meshnet18/model.safetensors"
 CPU = torch.device("cpu")
 FLOAT32_SCANS = 6
 QUANTITIES = {"ventricles": "ventricles_ml", "brain": "brain_ml"}
@@ -73,7 +73,7 @@ class Measurements:
     def take(self, key: str, ruler: SegmentationRuler, image: np.ndarray, grid: VolumeSpec) -> dict[str, Any]:
         if key not in self.lines:
             began = time.perf_counter()
-            found = table_line(ruler.measure_one(image, grid))
+            found = table_line(ruler.measure_labelled(image, grid)[0])
             self.lines[key] = {"key": key, **found, "seconds": time.perf_counter() - began}
             print(key, f"{found['ventricles_ml']:.2f} {found['brain_ml']:.1f} {found['flags']}", flush=True)
             if self.file:
@@ -105,13 +105,20 @@ def errors(name: str, table: pd.DataFrame, measured: dict[str, Any]) -> dict[str
     }
 
 
+def in_ml(measured: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    """How well volumes in ml agree."""
+    found = agreement(measured, true)
+    kept = {name: getattr(found, name) for name in ("n", "r", "r_low", "r_high", "slope")}
+    return kept | {"mae_ml": found.mae, "bias_ml": found.bias}
+
+
 def error(measured: np.ndarray, true: np.ndarray) -> dict[str, Any]:
     """As measured, and calibrated by the line through all the other subjects."""
     others = [np.arange(len(true)) != i for i in range(len(true))]
     left_out = [float(Calibration.fit(measured[o], true[o]).apply(measured[i])) for i, o in enumerate(others)]
     return {
-        "as measured": to_dict(ruler_error(measured, true)),
-        "calibrated": to_dict(ruler_error(np.array(left_out), true)),
+        "as measured": in_ml(measured, true),
+        "calibrated": in_ml(np.array(left_out), true),
         "line": to_dict(Calibration.fit(measured, true)),
     }
 
@@ -142,21 +149,6 @@ def error_rows(found: dict[str, dict[str, Any]]) -> Iterator[str]:
                 f"| {scans} | {words} | {e['n']} | {e['r']:.4f} [{e['r_low']:.4f}, {e['r_high']:.4f}] | {e['slope']:.3f} | "
                 f"{e['bias_ml']:+.2f} | {e['mae_ml']:.2f} |"
             )
-
-
-def head_rows(
-    data: Path, table: pd.DataFrame, rulers: dict[str, SegmentationRuler], kept: Measurements
-) -> Iterator[str]:
-    """Whole heads against the same heads stripped by their label maps: how much the skull changes, in per cent."""
-    for name, ruler in rulers.items():
-        change = []
-        for row in table.itertuples():
-            stripped = kept.lines[f"IXI/{row.participant_id}/2 mm"]
-            head, grid = load(data / "ixi_2mm" / row.t1w)
-            found = kept.take(f"IXI/{row.participant_id}/{name}", ruler, head, grid)
-            change.append([100 * (found[column] / stripped[column] - 1) for column in QUANTITIES.values()])
-        mean, worst = np.mean(change, axis=0), np.abs(change).max(axis=0)
-        yield f"| {name} | {len(table)} | {mean[0]:+.1f} ({worst[0]:.1f}) | {mean[1]:+.1f} ({worst[1]:.1f}) |"
 
 
 def precision_rows(table: pd.DataFrame, config: SegmentationConfig, kept: Measurements) -> Iterator[str]:
@@ -199,7 +191,7 @@ def main() -> None:
     )
     parser.add_argument("--grids", nargs="+", default=["2 mm", "4 mm"], choices=["2 mm", "4 mm"])
     parser.add_argument("--quick", action="store_true", help="only the errors on IXI")
-    for name, default in (("subjects", 48), ("oasis-subjects", 24), ("heads", 4)):
+    for name, default in (("subjects", 48), ("oasis-subjects", 24)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--evaluation", type=Path, help="judge what this evaluation measured on its reference instead")
     a = parser.parse_args()
@@ -220,14 +212,11 @@ def main() -> None:
     )
     a.output.write_text(json.dumps(found, indent=1) + "\n")
     if not a.quick and not a.evaluation:
-        print_costs(a, config, ruler, kept)
+        print_costs(a, config, kept)
 
 
-def print_costs(
-    a: argparse.Namespace, config: SegmentationConfig, ruler: SegmentationRuler, kept: Measurements
-) -> None:
-    """What skull, precision and memory layout change."""
-    whole = SegmentationRuler.load(SegmentationConfig(segmenter=config.segmenter, stripper=str(a.data / STRIPPER)), CPU)
+def print_costs(a: argparse.Namespace, config: SegmentationConfig, kept: Measurements) -> None:
+    """What precision and memory layout change."""
     few = subjects(a.data, "IXI", a.subjects)
     print(
         "\n| precision | layout | seconds |\n| --- | --- | --- |",
@@ -235,8 +224,6 @@ def print_costs(
         "\n| bfloat16 minus float32 | scans | mean [ml] | largest [ml] | largest / mean volume |",
         "| --- | --- | --- | --- | --- |",
         *precision_rows(few[:FLOAT32_SCANS], config, kept),
-        "\n| against the stripped brain, % (largest) | scans | ventricles | brain |\n| --- | --- | --- | --- |",
-        *head_rows(a.data, few[: a.heads], {"head as it is": ruler, "head through the stripper": whole}, kept),
         f"\nseconds per IXI volume at 2 mm, all in, one thread: median {_median_seconds(kept):.1f}",
         sep="\n",
     )

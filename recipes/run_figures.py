@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from brainsynth import open_dataset
 from brainsynth.bundle.files import read_bundle
@@ -27,6 +28,20 @@ def curves(run: Path, kind: str, names: list[str]) -> dict[str, tuple[list[float
     return {n: ([row["step"] for row in lines if n in row], [row[n] for row in lines if n in row]) for n in names}
 
 
+def draw(lines: dict[str, tuple[list[float], list[float]]], ylabel: str, log_scale: bool = False) -> Figure:
+    """Loss curves: name → (steps, values)."""
+    figure = Figure(figsize=(5.2, 3.2))
+    axis = figure.subplots()
+    for name, (steps, values) in lines.items():
+        axis.plot(steps, values, lw=1.2, label=name)
+    axis.set_xlabel("step")
+    axis.set_ylabel(ylabel)
+    if log_scale:
+        axis.set_yscale("log")
+    axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
 def nearest(these: np.ndarray, those: np.ndarray) -> np.ndarray:
     """Highest correlation of each volume with any of `those`."""
     a, b = (x.reshape(len(x), -1) - x.reshape(len(x), -1).mean(1, keepdims=True) for x in (these, those))
@@ -41,11 +56,11 @@ def main() -> None:
     arguments = parser.parse_args()
     run, out = arguments.run, arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    figures.curves(curves(run, "autoencoder", ["train/l1", "validation/l1"]), "L1", log_scale=True).savefig(
+    draw(curves(run, "autoencoder", ["train/l1", "validation/l1"]), "L1", log_scale=True).savefig(
         out / f"{run.name}-autoencoder.png", dpi=100, bbox_inches="tight"
     )
     names = ["train/loss", "validation/loss"]
-    figures.curves(curves(run, "diffusion", names), "squared error of the flow").savefig(
+    draw(curves(run, "diffusion", names), "squared error of the flow").savefig(
         out / f"{run.name}-diffusion.png", dpi=100, bbox_inches="tight"
     )
     generated = open_dataset(str(run / "generated"))

@@ -15,9 +15,10 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import fisher_exact, rankdata
+from scipy.stats import fisher_exact
 
 from brainsynth.errors import UserError
+from brainsynth.metrics.agreement import auc_of
 from brainsynth.metrics.intervals import ConfidenceInterval, bootstrap_interval
 from brainsynth.metrics.neighbours import nearest_neighbours, nearest_subjects
 from brainsynth.records import record
@@ -66,10 +67,8 @@ def membership_scores(views: F32, subjects: npt.ArrayLike, generated: F32) -> F6
 
 
 def area_under_curve(members: F64, non_members: F64) -> float:
-    """Chance that a member scores lower than a non-member, ties half (Mann-Whitney)."""
-    ranks = rankdata(np.concatenate([members, non_members]))[len(members) :]
-    n, m = len(members), len(non_members)
-    return float((ranks.sum() - m * (m + 1) / 2) / (n * m))
+    """Chance that a member scores lower than a non-member, ties half."""
+    return auc_of(np.concatenate([members, non_members]), np.arange(len(members) + len(non_members)) >= len(members))
 
 
 def true_positive_rate(members: F64, non_members: F64, false_positives: float = _FALSE_POSITIVES) -> float:

@@ -17,10 +17,8 @@ class SegmentationConfig:
 
     segmenter: str
     """Safetensors file of the 18-structure network."""
-    stripper: str | None = None
-    """Safetensors file of the skull stripper, for volumes that show the whole head; none for stripped brains."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the networks' hidden layers."""
+    """Of the network's hidden layers."""
 
 
 @record

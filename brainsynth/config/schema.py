@@ -254,18 +254,6 @@ class CovariateSource:
 
 
 @record
-class RulerConfig:
-    """Measures the ventricles on the generated images, for the report."""
-
-    cohort: str
-    """Prepared cohort with known volumes: its training split calibrates the ruler, its validation split gives its error."""
-    prior: str
-    """NIfTI map (0-1) of where ventricles are."""
-    covariate: str = "ventricular_volume"
-    """The covariate that says how many ml were asked."""
-
-
-@record
 class GenerateConfig:
     """Bundle + covariates → dataset (`jobs/generate.py`)."""
 
@@ -285,7 +273,6 @@ class GenerateConfig:
     """Of the voxels: `float16` on steps of 2^-11; unsigned integers span [0, 1]."""
     decoder: DecoderChoice = "own"
     """The bundle's own decoder, or the distilled one where the bundle has it: cheaper and not quite the same images."""
-    ruler: RulerConfig | None = None
     gate: GateConfig | None = None
     """Refuse volumes that fail the bundle's quality gate, and draw them again."""
     runtime: RuntimeConfig = RuntimeConfig()

@@ -1,4 +1,4 @@
-"""After generation: measure the ventricles on the images, and write the report (report.html, report.json)."""
+"""The report of a generated dataset: report.html, report.json."""
 
 from __future__ import annotations
 
@@ -9,72 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from brainsynth.bundle.files import bundle_folder, read_bundle
-from brainsynth.cohort.scan_file import FileRejected, read_volume
-from brainsynth.config.schema import RulerConfig
 from brainsynth.covariates.distribution import CovariateDistribution
 from brainsynth.errors import UserError
 from brainsynth.gate.report import gate_section
-from brainsynth.instruments.ventricles import RulerError, VentricleRuler, agreement, ruler_error
 from brainsynth.plan import Plan
 from brainsynth.reading.dataset import SyntheticDataset, open_dataset
-from brainsynth.records import to_dict
 from brainsynth.report import figures
 from brainsynth.report.html import Page
 from brainsynth.storage.commit import read_plan
-from brainsynth.storage.filesystem import LocalStore, open_store, resolve_uri
+from brainsynth.storage.filesystem import LocalStore, open_store
 from brainsynth.storage.finalise import SHARDS_KEY, SUBJECTS_KEY
-from brainsynth.volume import resample
 
 log = logging.getLogger(__name__)
 GALLERY = 24
-MEASURE_AT_MOST = 2000
-MAX_PRIOR_MIB = 512
 
 
-def check_ruler(config: RulerConfig | None, plan: Plan) -> None:
-    """Raises UserError when the ruler's cohort, prior or covariate does not fit the dataset."""
-    if config is None:
-        return
-    cohort = read_plan(open_store(resolve_uri(config.cohort, "ruler.cohort")))
-    if cohort.volume.shape_xyz != plan.volume.shape_xyz or cohort.volume.spacing_mm != plan.volume.spacing_mm:
-        raise UserError(f"ruler.cohort {config.cohort} is on another grid than the bundle")
-    for names in (cohort.covariates.names, plan.covariates.names):
-        if config.covariate not in names:
-            raise UserError(f"ruler.covariate {config.covariate!r} is not one of {', '.join(names)}")
-    _read_prior(config, plan)
-
-
-def _read_prior(config: RulerConfig, plan: Plan) -> npt.NDArray[np.float32]:
-    """The prior on the dataset's grid."""
-    path = resolve_uri(config.prior, "ruler.prior")
-    try:
-        prior, affine = read_volume(Path(path), MAX_PRIOR_MIB)
-    except FileRejected as error:
-        raise UserError(f"ruler.prior: {path} cannot be read: {error}") from None
-    return np.clip(resample(prior, affine, plan.volume), 0, 1)
-
-
-def fit_ruler(config: RulerConfig, plan: Plan) -> tuple[VentricleRuler, RulerError]:
-    """The ruler, calibrated on the cohort's training split, and its own error on the validation split."""
-    uri = resolve_uri(config.cohort, "ruler.cohort")
-    prior = _read_prior(config, plan)
-    train, validation = open_dataset(uri, split="train"), open_dataset(uri, split="validation")
-    ruler = VentricleRuler.fit(*_labelled(train, config.covariate), prior, plan.volume.voxel_ml)
-    images, true = _labelled(validation, config.covariate)
-    return ruler, ruler_error(ruler.measure(images), true)
-
-
-def _labelled(dataset: SyntheticDataset, covariate: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    values = dataset.table[covariate].to_numpy(dtype=np.float64)
-    known = np.flatnonzero(np.isfinite(values))
-    return dataset.volumes(known.tolist()), values[known]
-
-
-def report_dataset(root: str, ruler: RulerConfig | None, bundle: str | None) -> Path | None:
+def report_dataset(root: str, bundle: str | None) -> Path | None:
     """Write the report of a finished generated dataset beside it. Returns its path (None on an object store).
 
     Without the bundle, the covariates are not shown over the distribution of the training cohort.
@@ -104,8 +57,6 @@ def report_dataset(root: str, ruler: RulerConfig | None, bundle: str | None) -> 
     digest, name = plan.identity["bundle"], "" if spec is None else spec.name
     page.table(["", ""], [["bundle", f"{name} ({digest[:12]})"], *facts.items()])
     result: dict[str, Any] = {"run": facts, "bundle": name, "bundle_digest": digest}
-    if ruler is not None:
-        result["ventricles"] = _ventricles(page, ruler, plan, dataset)
     _published(page, root)
     _drawn(page, dataset, None if spec is None else spec.distribution)
     page.heading("Gallery")
@@ -185,49 +136,6 @@ def _gate_time(runtime: list[dict[str, Any]], busy_s: float) -> dict[str, str]:
     return {"of which the quality gate": f"{gate_s:.1f} s ({gate_s / max(busy_s, 1e-9):.1%})"} if gate_s else {}
 
 
-def _ventricles(page: Page, config: RulerConfig, plan: Plan, dataset: SyntheticDataset) -> dict[str, Any]:
-    """Asked against measured on the image, beside the ruler's own error."""
-    fitted, own = fit_ruler(config, plan)
-    asked_all = dataset.table[config.covariate].to_numpy(dtype=np.float64)
-    rows = np.flatnonzero(np.isfinite(asked_all))[:MEASURE_AT_MOST]
-    measured = np.concatenate(
-        [fitted.measure(dataset.volumes(part.tolist())) for part in np.array_split(rows, -(-len(rows) // 64))]
-    )
-    asked = asked_all[rows]
-    page.heading("Do the images follow the covariates?")
-    if len(asked) < 4 or np.ptp(asked) == 0 or np.ptp(measured) == 0:
-        # A case in which another covariate moves, say: nothing to correlate, and no mistake of the user's either.
-        return _few_ventricles(page, asked, measured) | {"ruler": to_dict(own)}
-    found = agreement(asked, measured)
-    page.table(
-        ["", "n", "r", "95 % CI", "MAE [ml]", "slope", "bias [ml]"],
-        [
-            ["generated: measured against asked", *_row(found)],
-            ["the ruler's own error (validation scans, measured against known)", *_row(own)],
-        ],
-    )
-    page.figure(figures.agreement(asked, measured, config.covariate, "ml"), "asked against measured ventricular volume")
-    page.text(
-        "The ruler sums the CSF fraction under a ventricle prior; it is calibrated on the cohort's training split. "
-        "It sees the generated image only.",
-        "note",
-    )
-    log.info(
-        "ventricular volume, measured on the images against asked: r = %.3f [%.3f, %.3f], n = %d (ruler's own r = %.3f)",
-        found.r,
-        found.r_low,
-        found.r_high,
-        found.n,
-        own.r,
-    )
-    return {"generated": to_dict(found), "ruler": to_dict(own)}
-
-
-def _row(error: RulerError) -> list[object]:
-    interval = f"[{error.r_low:.3f}, {error.r_high:.3f}]"
-    return [error.n, f"{error.r:.3f}", interval, f"{error.mae_ml:.2f}", f"{error.slope:.3f}", f"{error.bias_ml:+.2f}"]
-
-
 def caption(row: pd.Series, dataset: SyntheticDataset) -> str:
     """The covariates of one line of a dataset's table, short enough to stand above a picture."""
     parts = []
@@ -246,12 +154,3 @@ def _rejects(page: Page, subjects: pd.DataFrame) -> None:
         page.text("None.")
         return
     page.table(["sample", "status", "reason"], bad[["sample_id", "status", "reason"]].head(200).to_numpy().tolist())
-
-
-def _few_ventricles(page: Page, asked: npt.NDArray[Any], measured: npt.NDArray[Any]) -> dict[str, Any]:
-    """Too few volumes, or volumes too alike, for an agreement: only the means are told."""
-    page.text(
-        f"Ventricular volume of {len(asked)} volumes: {asked.mean():.1f} ml asked and {measured.mean():.1f} ml measured, on "
-        "average. An agreement needs 4 volumes or more that differ in it."
-    )
-    return {"n": len(asked), "asked_mean_ml": float(asked.mean()), "measured_mean_ml": float(measured.mean())}

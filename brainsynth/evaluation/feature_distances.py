@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from brainsynth.errors import UserError
 from brainsynth.evaluation.finding import LEAST, Finding, finding
 from brainsynth.evaluation.measured_sample import MeasuredSample
-from brainsynth.metrics.frechet import GaussianStats, frechet_distance, frechet_distance_infinity, squared_mmd
+from brainsynth.metrics.frechet import GaussianStats, frechet_distance, squared_mmd
 from brainsynth.metrics.intervals import ConfidenceInterval, bootstrap_interval, jackknife_interval
 from brainsynth.metrics.manifold import manifold_membership
 
@@ -24,7 +24,6 @@ F32 = npt.NDArray[np.float32]
 PAIRWISE = 2000
 """Rows a set at most where all pairs of rows are looked at."""
 NEIGHBOURS = 5
-_LIMIT_GROUPS, _LIMIT_POINTS = 10, 7
 
 
 def feature_distances(
@@ -47,18 +46,9 @@ def feature_distances(
     ]
     remarks = [
         f"Fréchet distance of all {made.count} generated volumes from all {train.count} training scans: "
-        f"{frechet_distance(made.stats, train.stats):.4g} (not judged: it falls with n, and no real scans are so many)."
+        f"{frechet_distance(made.stats, train.stats):.4g} (not judged: it falls with n, and there are fewer real scans; the "
+        "kernel distance has no bias at any n)."
     ]
-    width = sets[0].shape[1]
-    if n >= 5 * width:  # a jackknife group less must leave the 4 rows a feature that the extrapolation needs
-        name = "Fréchet distance extrapolated to infinite n"
-        out.insert(1, _distance(name, _frechet_limit, sets, groups=_LIMIT_GROUPS))
-    else:
-        remarks.append(
-            f"Fréchet distance for infinite n: not given. It needs {5 * width} rows in each set for {width} features; there "
-            f"are {made.count} generated, {train.count} training and {held.count} validation volumes. The kernel distance "
-            "has no bias at any n."
-        )
     return out, remarks
 
 
@@ -76,14 +66,10 @@ def frechet_of_rows(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
     return frechet_distance(GaussianStats.of(x), GaussianStats.of(y))
 
 
-def _frechet_limit(first: F32, second: F32) -> float:
-    return frechet_distance_infinity(first, second, points=_LIMIT_POINTS).value
-
-
-def _distance(name: str, statistic: Callable[..., float], sets: list[F32], groups: int = 20) -> Finding:
+def _distance(name: str, statistic: Callable[..., float], sets: list[F32]) -> Finding:
     """A distance of made and of held (the floor) from train."""
-    least = 0.0 if statistic is frechet_of_rows else -math.inf  # estimates without bias may be negative
-    mine, floor = (jackknife_interval(statistic, [rows, sets[2]], groups=groups, least=least) for rows in sets[:2])
+    least = 0.0 if statistic is frechet_of_rows else -math.inf  # an estimate without bias may be negative
+    mine, floor = (jackknife_interval(statistic, [rows, sets[2]], least=least) for rows in sets[:2])
     return finding(name, "", _ends(mine), len(sets[0]), _ends(floor), len(sets[1]), "lower")
 
 

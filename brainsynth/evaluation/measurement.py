@@ -71,10 +71,7 @@ def plan_measurement(
         lengths["features"] = network.width
         identity["features"] = {"network": network.name, "sha256": network.sha256}
     if config.segmentation is not None:
-        for key in ("segmenter", "stripper"):
-            path = getattr(config.segmentation, key)
-            if path is not None:
-                identity[key] = file_sha256(weights_file(path, f"segmentation.{key}"))
+        identity["segmenter"] = file_sha256(weights_file(config.segmentation.segmenter, "segmentation.segmenter"))
         identity["precision"] = config.segmentation.precision
     if config.functions:
         identity["functions"] = config.functions

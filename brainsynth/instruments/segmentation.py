@@ -6,20 +6,18 @@ and no volume's figures depend on its neighbours.
 
 The network draws its borders elsewhere than other tools do, and elsewhere on blurred images than on sharp ones. So quote
 calibrated volumes (`Calibration.fit`, on subjects of the same grid that are not measured later) with the ruler's own error
-(`brainsynth.instruments.ventricles.ruler_error`) beside them.
+(`brainsynth.metrics.agreement.agreement`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
 from scipy import ndimage
 
@@ -28,8 +26,7 @@ from brainsynth.config.evaluation import SegmentationConfig
 from brainsynth.errors import UserError
 from brainsynth.models import segmenter as networks
 from brainsynth.models.device import able
-from brainsynth.models.segmenter import STRIPPER_CUBE, STRUCTURES
-from brainsynth.reading.dataset import SyntheticDataset
+from brainsynth.models.segmenter import STRUCTURES
 from brainsynth.records import record
 from brainsynth.storage.filesystem import resolve_uri
 from brainsynth.volume import VolumeSpec, resample
@@ -46,18 +43,12 @@ MARGIN_MM = 4
 WHITE_PERCENTILE = 99.5
 """This percentile of the voxels that are not empty becomes 1, as the network's specification asks for brains."""
 _EMPTY = 0.02  # share of the 99.9th percentile below which a voxel is empty: decoders leave a haze where scans hold 0
-_STRIPPER_PERCENTILES = (2.0, 98.0)
-
 # Limits of the flags, in ml. On scans of 96 adults, at 2 and at 4 mm, the network found 786 to 1506 ml of brain and 14 to
 # 127 ml of ventricles; the landmarks below had at least four times these volumes, and vanish in a head turned wrongly.
 _LEAST_BRAIN, _LEAST_VENTRICLES, _MOST_VENTRICLES, _PLAUSIBLE_BRAIN = 100.0, 1.0, 300.0, (550.0, 2200.0)
 _LANDMARKS = {"thalamus": 2.5, "hippocampus": 1.4, "brain stem": 3.5, "cerebellum cortex": 16.0}
 _WHOLE = 0.97  # share of the brain in its largest piece
 _CUT_MM2 = 500.0  # brain on one face of the image
-
-FLAGS = ("not finite", "blank", "no brain", "no ventricles", "landmarks missing", "implausible brain",
-         "implausible ventricles", "brain in pieces", "brain cut off")  # fmt: skip
-"""All quality flags, gravest first. After the first two volumes are NaN; blank is less than 0.1 % of voxels not empty."""
 
 
 @record
@@ -67,7 +58,7 @@ class StructureVolumes:
     ml: dict[str, float]
     """Volume of each of STRUCTURES but the background, in ml; NaN where nothing could be measured."""
     flags: tuple[str, ...] = ()
-    """Doubts, out of FLAGS; empty if there are none."""
+    """Doubts, such as `no ventricles`, gravest first; empty if there are none."""
 
     @property
     def lateral_ventricles_ml(self) -> float:
@@ -116,63 +107,43 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentationRuler:
-    """Loaded networks, ready to measure. Make one with `load`."""
+    """A loaded network, ready to measure. Make one with `load`."""
 
     segmenter: networks.Segmenter
-    stripper: networks.Stripper | None = None
     weights_sha256: str = ""
     """sha256 (hex) of the segmenter's file: two measurements compare only if it is the same."""
 
     @classmethod
     def load(cls, config: SegmentationConfig, device: torch.device, where: str = "segmentation") -> SegmentationRuler:
-        """The networks of a config on a device. Raises UserError when a file is missing or does not fit."""
+        """The network of a config on a device. Raises UserError when a file is missing or does not fit."""
         path = Path(resolve_uri(config.segmenter, f"{where}.segmenter"))
-        stripper, precision = None, able(device, config.precision)
-        if config.stripper is not None:
-            file = Path(resolve_uri(config.stripper, f"{where}.stripper"))
-            stripper = networks.load_stripper(file, device, precision)
-        segmenter = networks.load_segmenter(path, device, precision)
-        return cls(segmenter=segmenter, stripper=stripper, weights_sha256=file_sha256(path))
+        segmenter = networks.load_segmenter(path, device, able(device, config.precision))
+        return cls(segmenter=segmenter, weights_sha256=file_sha256(path))
 
     def segment(self, image: F32, grid: VolumeSpec) -> tuple[npt.NDArray[np.uint8], VolumeSpec]:
         """Labels of one volume, and the 1 mm grid that they are on.
 
         Args:
-            image: (X, Y, Z) finite intensities on any scale, RAS+, on `grid`; a brain on an empty background, or a head.
+            image: (X, Y, Z) finite intensities on any scale, RAS+, on `grid`; a brain on an empty background.
 
         Raises:
-            ValueError: the image is blank; `measure` flags such a volume instead.
+            ValueError: the image is blank; `measure_labelled` flags such a volume instead.
         """
         kept = _foreground(image)
         if not kept.any():
             raise ValueError("a blank image cannot be segmented")
-        if self.stripper is not None:
-            cube = _cube_grid(kept, grid)
-            image, grid = self._stripped(resample(image, grid.affine, cube)), cube
-            kept = _foreground(image)
-            if not kept.any():
-                return np.zeros(cube.shape_xyz, np.uint8), cube
         scaled = np.clip(image / np.float32(np.percentile(image[kept], WHITE_PERCENTILE)), 0, 1)
         target = network_grid(kept, grid)
         fine = torch.from_numpy(np.ascontiguousarray(resample(scaled, grid.affine, target)))
         return self.segmenter.labels(fine).cpu().numpy(), target
 
-    def _stripped(self, cube: F32) -> F32:
-        """The cube, empty outside the brain."""
-        assert self.stripper is not None
-        low, high = np.percentile(cube, _STRIPPER_PERCENTILES)
-        scaled = np.clip((cube - low) / max(high - low, 1e-12), 0, 1).astype(np.float32)
-        mask = self.stripper.mask(torch.from_numpy(scaled)).cpu().numpy()
-        return np.where(mask, cube, np.float32(0))
-
-    def measure_one(self, image: npt.NDArray[Any], grid: VolumeSpec) -> StructureVolumes:
-        """Structures of one (X, Y, Z) volume; what cannot be measured is flagged, and its volumes are NaN."""
-        return self.measure_labelled(image, grid)[0]
-
     def measure_labelled(
         self, image: npt.NDArray[Any], grid: VolumeSpec
     ) -> tuple[StructureVolumes, npt.NDArray[np.uint8], VolumeSpec]:
-        """As `measure_one`, with the labels and their grid; background alone where nothing could be measured."""
+        """Structures of one (X, Y, Z) volume, the labels, and their grid.
+
+        What cannot be measured is flagged: its volumes are NaN, its labels background alone.
+        """
         if image.shape != grid.shape_xyz:
             raise UserError(f"a volume of shape {image.shape} is not on the grid given for it, {grid.shape_xyz}")
         image = np.asarray(image, np.float32)
@@ -184,21 +155,6 @@ class SegmentationRuler:
         labels, fine = self.segment(image, grid)
         found = StructureVolumes(ml=structure_ml(labels, fine.voxel_ml))
         return StructureVolumes(ml=found.ml, flags=quality_flags(found, labels, fine, grid)), labels, fine
-
-    def measure(self, images: Iterable[npt.NDArray[Any]], grid: VolumeSpec) -> Iterator[StructureVolumes]:
-        """`measure_one` of each volume of a stack (N, X, Y, Z), or of any stream of volumes on one grid."""
-        return (self.measure_one(image, grid) for image in images)
-
-
-def measure_dataset(
-    ruler: SegmentationRuler, dataset: SyntheticDataset, indices: Sequence[int] | None = None
-) -> pd.DataFrame:
-    """sample_id and `table_line` of a dataset's volumes: those at the positions `indices`, or all."""
-    ids, lines = dataset.sample_ids, []
-    for index in range(len(dataset)) if indices is None else indices:
-        image = dataset.volume(index)
-        lines.append({"sample_id": ids[index], **table_line(ruler.measure_one(image, _grid_of(dataset, image)))})
-    return pd.DataFrame(lines)
 
 
 def table_line(found: StructureVolumes) -> dict[str, float | str]:
@@ -247,18 +203,7 @@ def network_grid(kept: npt.NDArray[np.bool_], grid: VolumeSpec) -> VolumeSpec:
     """The 1 mm grid around the true voxels of `kept`, an array on `grid`, with an empty rim of MARGIN_MM."""
     low, size = _extent_mm(kept, grid)
     shape = [math.ceil(side - 1e-3) + 2 * MARGIN_MM for side in size]
-    return _millimetre_grid(shape, [edge - MARGIN_MM + 0.5 for edge in low])
-
-
-def _cube_grid(kept: npt.NDArray[np.bool_], grid: VolumeSpec) -> VolumeSpec:
-    """The stripper's cube, centred on the true voxels of `kept`."""
-    low, size = _extent_mm(kept, grid)
-    origin = [edge + (side - STRIPPER_CUBE) / 2 + 0.5 for edge, side in zip(low, size, strict=True)]
-    return _millimetre_grid([STRIPPER_CUBE] * 3, origin)
-
-
-def _millimetre_grid(shape: Sequence[int], origin: Sequence[float]) -> VolumeSpec:
-    x, y, z = (float(v) for v in origin)
+    x, y, z = (float(edge - MARGIN_MM + 0.5) for edge in low)
     return VolumeSpec(shape_xyz=(shape[0], shape[1], shape[2]), spacing_mm=(1.0, 1.0, 1.0), origin_mm=(x, y, z))
 
 
@@ -287,9 +232,3 @@ def _largest_cut_mm2(brain: npt.NDArray[np.bool_], fine: VolumeSpec, grid: Volum
             if 0 <= plane < brain.shape[axis]:
                 largest = max(largest, int(brain.take(plane, axis).sum()))
     return float(largest)
-
-
-def _grid_of(dataset: SyntheticDataset, image: F32) -> VolumeSpec:
-    x, y, z = image.shape
-    spacing, origin = np.diag(dataset.affine)[:3].tolist(), dataset.affine[:3, 3].tolist()
-    return VolumeSpec(shape_xyz=(x, y, z), spacing_mm=tuple(spacing), origin_mm=tuple(origin))

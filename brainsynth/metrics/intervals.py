@@ -1,27 +1,29 @@
 """Confidence intervals by the bootstrap (Efron & Tibshirani 1993), seeded, for any statistic; and by the jackknife.
 
 The rows are what is drawn again, so they must be independent: subjects, or pairs of subjects, never voxels. A statistic
-that cannot be negative (a distance between distributions) has an interval above 0 even when nothing differs: read it
-beside the same statistic between two halves of the real data.
+that cannot be negative (a distance between distributions) has an interval above 0 even when nothing differs: compare it
+with the same statistic between two halves of the real data.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr, ndtri, stdtrit
+import scipy.stats
+from scipy.special import stdtrit
 
 from brainsynth.errors import UserError
 from brainsynth.records import record
 
 Array = npt.NDArray[Any]
-F64 = npt.NDArray[np.float64]
 Method = Literal["bca", "percentile", "jackknife"]
-_JACKKNIFE_GROUPS = 1000
+_BATCH = 64
+"""Resamples in memory at a time."""
 
 
 @record
@@ -53,7 +55,7 @@ def bootstrap_interval(
     """Interval of `statistic(*samples)`, with rows drawn with replacement.
 
     `percentile`: quantiles of the resampled statistic. `bca`: those quantiles corrected for bias and skewness, second-order
-    correct (Efron 1987; chapter 14 of the book); its acceleration is a jackknife, over at most 1,000 groups of rows.
+    correct (Efron 1987; chapter 14 of the book). Both are SciPy's; where BCa is not defined, the percentiles are taken.
 
     Args:
         statistic: takes one array per sample, returns one number.
@@ -70,24 +72,34 @@ def bootstrap_interval(
     arrays = [np.asarray(sample) for sample in samples]
     _check(arrays, paired, level, resamples)
     value = _finite(statistic(*arrays))
-    rng = np.random.default_rng(seed)
-    draws = np.empty(resamples)
-    for i in range(resamples):
-        if paired:
-            rows = rng.integers(0, len(arrays[0]), len(arrays[0]))
-            drawn = [array[rows] for array in arrays]
-        else:
-            drawn = [array[rng.integers(0, len(array), len(array))] for array in arrays]
-        draws[i] = _finite(statistic(*drawn))
-    tails = np.array([(1 - level) / 2, (1 + level) / 2])
-    if method == "bca":
-        tails = _bca_tails(tails, draws, value, _acceleration(statistic, arrays, paired))
-    low, high = np.quantile(draws, tails)
+
+    def of_rows(*rows: npt.NDArray[Any]) -> float:
+        each = rows * len(arrays) if paired else rows
+        return _finite(statistic(*(array[i.astype(np.intp)] for array, i in zip(arrays, each, strict=True))))
+
+    # SciPy draws along the last axis of numbers only, so it draws indices: then rows may be of any shape and dtype.
+    indices = [np.arange(len(array)) for array in (arrays[:1] if paired else arrays)]
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
+        drawn = scipy.stats.bootstrap(
+            indices,
+            of_rows,
+            n_resamples=resamples,
+            batch=_BATCH if len(indices) == 1 else 1,  # of several samples, larger batches draw other numbers
+            vectorized=False,
+            confidence_level=level,
+            method=method,
+            rng=np.random.default_rng(seed),
+        )
+    low, high = drawn.confidence_interval
+    if not math.isfinite(low + high):  # BCa has no answer where all resamples lie on one side of the value, or on it
+        method = "percentile"
+        low, high = np.quantile(drawn.bootstrap_distribution, ((1 - level) / 2, (1 + level) / 2))
     return ConfidenceInterval(
         value=value,
         low=float(low),
         high=float(high),
-        standard_error=float(draws.std(ddof=1)),
+        standard_error=float(drawn.standard_error),
         level=level,
         resamples=resamples,
         method=method,
@@ -143,11 +155,6 @@ def jackknife_interval(
     )
 
 
-def mean_difference(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
-    """Mean of first minus mean of second, in their unit: a statistic to hand to `bootstrap_interval`."""
-    return float(np.mean(np.asarray(first, np.float64)) - np.mean(np.asarray(second, np.float64)))
-
-
 def _check(arrays: list[Array], paired: bool, level: float, resamples: int) -> None:
     lengths = [len(array) if array.ndim else 0 for array in arrays]
     if not lengths or min(lengths) < 2:
@@ -160,33 +167,5 @@ def _check(arrays: list[Array], paired: bool, level: float, resamples: int) -> N
 
 def _finite(value: float) -> float:
     if not math.isfinite(value):
-        raise UserError(f"the statistic is {value} on a resample; leave rows with NaN out before, and say how many")
+        raise UserError(f"the statistic is {value} on a resample; leave rows with NaN out before, and report how many")
     return float(value)
-
-
-def _bca_tails(tails: F64, draws: F64, value: float, acceleration: float) -> F64:
-    """Quantiles to read instead of `tails`: Φ(z₀ + (z₀ + z) / (1 - a (z₀ + z))), equation 14.10 of Efron & Tibshirani."""
-    # Half of the ties count as below, and half a draw keeps z₀ finite when all lie on one side.
-    below = float((draws < value).sum() + 0.5 * (draws == value).sum())
-    bias = float(ndtri(np.clip(below, 0.5, len(draws) - 0.5) / len(draws)))
-    shifted = bias + ndtri(tails)
-    corrected: F64 = ndtr(bias + shifted / np.maximum(1 - acceleration * shifted, 1e-6))
-    return corrected
-
-
-def _acceleration(statistic: Callable[..., float], arrays: list[Array], paired: bool) -> float:
-    """Skewness of the statistic's influence values, by the jackknife (equation 14.15), over all samples together.
-
-    With several independent samples the cubes and squares of each are weighed by 1 / n³ and 1 / n² before they add up.
-    """
-    cubes = squares = 0.0
-    for which in range(1 if paired else len(arrays)):
-        groups = np.array_split(np.arange(len(arrays[which])), min(len(arrays[which]), _JACKKNIFE_GROUPS))
-        without = np.empty(len(groups))
-        for g, rows in enumerate(groups):
-            left = [np.delete(a, rows, axis=0) if paired or i == which else a for i, a in enumerate(arrays)]
-            without[g] = _finite(statistic(*left))
-        influence = (len(groups) - 1) * (without.mean() - without)
-        cubes += float((influence**3).sum()) / len(groups) ** 3
-        squares += float((influence**2).sum()) / len(groups) ** 2
-    return cubes / (6 * squares**1.5) if squares > 0 else 0.0

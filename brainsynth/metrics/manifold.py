@@ -117,17 +117,6 @@ def manifold_membership(reference: npt.ArrayLike, generated: npt.ArrayLike, k: i
     )
 
 
-def expected_coverage(reference_rows: int, generated_rows: int, k: int) -> float:
-    """Coverage to expect when both sets have the same continuous distribution, whatever it is: what a perfect model gets.
-
-    1 - Π_{i=1..k} (m - i) / (m + n - i) with m real and n generated rows (Naeem et al. 2020, lemma 2).
-    """
-    if k < 1 or generated_rows < 1 or reference_rows <= k:
-        raise UserError(f"expected coverage of {reference_rows} real, {generated_rows} generated rows, k = {k}")
-    steps = np.arange(1, k + 1)
-    return float(1 - np.prod((reference_rows - steps) / (reference_rows + generated_rows - steps)))
-
-
 @dataclass(frozen=True, slots=True)
 class _Rounded:
     """Centred rows in float32, and their squared norms."""

@@ -1,8 +1,11 @@
-"""Structural similarity of pairs of volumes: SSIM, MS-SSIM and 4-G-R-SSIM in 3D, and the random pairs to score.
+"""Structural similarity of pairs of volumes: MS-SSIM and 4-G-R-SSIM in 3D, and the random pairs to score.
 
 Between random pairs of one dataset they measure diversity: the target is the mean between real scans of other subjects,
 not 0, and a mean above it says that the images are too alike. Only values with the same grid, crop, window, scales and
 data range compare; empty margins count as perfectly alike and raise them all.
+
+The Gaussian window is separable here, which 4-G-R-SSIM needs anyway. MONAI's `compute_ms_ssim` gives the same figures with
+a full 3D kernel, 15 times slower, and refuses four scales on volumes that hold them; it is what the tests compare with.
 
 Volumes are (X, Y, Z), or (N, X, Y, Z) to score N pairs at once, as arrays or tensors; tensors stay on their device.
 """
@@ -27,29 +30,6 @@ _EDGE, _SMOOTH = 0.12, 0.06
 _FLAT = 1e-6
 
 
-def ssim(first: Any, second: Any, data_range: float = 1.0, window: int = 11) -> torch.Tensor:
-    """Mean structural similarity (Wang, Bovik, Sheikh & Simoncelli 2004, equation 13), in 3D.
-
-    Local means, variances and covariance under a Gaussian window (sigma 1.5 voxels) that lies wholly inside the volume;
-    C₁ = (0.01 L)², C₂ = (0.03 L)². Variances are those of the window (no n - 1).
-
-    Args:
-        first: volume or volumes; symmetric in the two.
-        second: as many, of the same shape.
-        data_range: L, the largest minus the smallest possible intensity.
-        window: odd side of the window in voxels; 11 is the published one.
-
-    Returns:
-        (N,) float64, or () for one pair; in [-1, 1], 1 for identical volumes.
-
-    Raises:
-        UserError: shapes differ, a side is shorter than the window, NaN or Inf.
-    """
-    x, y, single = _volumes(first, second, window, 1, torch.float32)
-    scores = torch.stack([_similarity(a, b, data_range, window)[0] for a, b in zip(x, y, strict=True)])
-    return scores[0] if single else scores
-
-
 def ms_ssim(
     first: Any,
     second: Any,
@@ -60,8 +40,10 @@ def ms_ssim(
 ) -> torch.Tensor:
     """Multi-scale structural similarity (Wang, Simoncelli & Bovik 2003, equation 7), in 3D.
 
-    Contrast-structure of every scale but the last, SSIM of the last, each mean cut off at 0, to the power of its weight,
-    and multiplied. Between scales: the mean of 2 × 2 × 2 voxels.
+    Contrast-structure of every scale but the last, SSIM of the last (Wang, Bovik, Sheikh & Simoncelli 2004, equation 13),
+    each mean cut off at 0, to the power of its weight, and multiplied. Between scales: the mean of 2 × 2 × 2 voxels. SSIM is
+    under a Gaussian window (sigma 1.5 voxels) that lies wholly inside the volume, with C₁ = (0.01 L)², C₂ = (0.03 L)²;
+    variances are those of the window (no n - 1).
 
     All sides must hold the window at the coarsest scale: window · 2^(scales - 1) voxels, which is 176 for the published
     five scales and window 11. For 160 × 224 × 160, window 7 (at least 112) keeps the five scales.
@@ -69,16 +51,17 @@ def ms_ssim(
     Args:
         first: volume or volumes; symmetric in the two.
         second: as many, of the same shape.
-        data_range: largest minus smallest possible intensity.
+        data_range: L, the largest minus the smallest possible intensity.
         window: odd side of the window in voxels.
         weights: exponents, fine to coarse.
-        scales: use only the first so many weights, rescaled to their old sum; None for all.
+        scales: use only the first `scales` weights, rescaled to their old sum; None for all.
 
     Returns:
         (N,) float64, or () for one pair; in [0, 1], 1 for identical volumes.
 
     Raises:
-        UserError: the volumes are too small (the text names the least side and what else would do), or as for `ssim`.
+        UserError: the volumes are too small (the text names the least side and what else would do), their shapes differ,
+            NaN or Inf.
     """
     used = list(weights[: len(weights) if scales is None else scales])
     if not used or (scales is not None and not 1 <= scales <= len(weights)) or min(used) < 0 or not sum(used) > 0:
@@ -104,7 +87,7 @@ def four_g_r_ssim(first: Any, second: Any, window: int = 11) -> torch.Tensor:
 
     - G (Chen, Yang & Xie 2006): both volumes are replaced by g = |∂x| + |∂y| + |∂z| of the 3D Sobel operator, which is
       (-1, 0, 1) along its axis and (1, 2, 1) along both others, without padding.
-    - R (Rouse & Hemami 2008): of SSIM only the structure, without constants. Under the window of `ssim` on the gradient
+    - R (Rouse & Hemami 2008): of SSIM only the structure, without constants. Under the window of `ms_ssim` on the gradient
       maps, r* = σ_xy / (σ_x σ_y); 1 where both deviations are 0 and 0 where only one is. 0 means below 10⁻⁶ of the
       largest gradient of the two, so that rounding is not taken for structure.
     - 4 (Li & Bovik 2010): with g_x of the first, the reference, and t = 0.12 max g_x, u = 0.06 max g_x, a voxel is a
@@ -135,14 +118,14 @@ def four_g_r_ssim(first: Any, second: Any, window: int = 11) -> torch.Tensor:
 def pair_indices(n: int, pairs: int, seed: int) -> npt.NDArray[np.int64]:
     """(pairs, 2) random rows i < j of n volumes, uniform over all pairs, none twice; the same for the same seed.
 
-    Time and memory follow `pairs`, not n² (unless `pairs` is a large share of all). Raises UserError when there are not so
-    many pairs.
+    Time and memory follow `pairs`, not n² (unless `pairs` is a large share of all). Raises UserError when there are fewer
+    pairs.
     """
     possible = n * (n - 1) // 2
     if n < 2 or not 1 <= pairs <= possible:
         raise UserError(f"{pairs} different pairs of {n} volumes: there are {max(possible, 0)}")
     numbers = np.random.default_rng(seed).choice(possible, pairs, replace=False)
-    # Pair (i, j) has the number j (j - 1) / 2 + i: invert in float64, then mend what rounding did.
+    # Pair (i, j) has the number j (j - 1) / 2 + i: invert in float64, then correct the rounding.
     j = ((1 + np.sqrt(1 + 8 * numbers.astype(np.float64))) / 2).astype(np.int64)
     j -= j * (j - 1) // 2 > numbers
     j += (j + 1) * j // 2 <= numbers
@@ -169,7 +152,7 @@ def _volumes(
             f"{'s' if scales > 1 else ''} with a window of {window}: the smallest side must be {least} or more{hint}"
         )
     if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
-        raise UserError("a volume has NaN or infinite voxels; leave it out and say so")
+        raise UserError("a volume has NaN or infinite voxels; leave it out and report it")
     return (x[None], y[None], True) if x.ndim == 3 else (x, y, False)
 
 

@@ -1,8 +1,8 @@
-"""Two small pretrained 3D networks that read a T1w image: one names 18 structures, one tells brain from the rest.
+"""A small pretrained 3D network that names 18 structures in a T1w image.
 
-Both are stacks of dilated 3 × 3 × 3 convolutions at full resolution (the MeshNet design, Fedorov et al. 2017,
-arXiv 1612.00940) with the weights of brainchop (MIT): its 18-class model with 30 channels, and its skull stripper mindgrab.
-This package ships no weights; a config names the safetensors files, and they must fit these architectures exactly.
+A stack of dilated 3 × 3 × 3 convolutions at full resolution (the MeshNet design, Fedorov et al. 2017, arXiv 1612.00940) with
+the weights of brainchop (MIT): its 18-class model with 30 channels. This package ships no weights; a config names the
+safetensors file, and it must fit this architecture exactly.
 
 Layers work on channels-last tensors. On one core of a CPU with AVX-512 that saves 40 % of the time, and bfloat16 as much
 again; `benchmarks/segmentation_ruler.py` prints both, and what bfloat16 changes in ml.
@@ -11,7 +11,7 @@ again; `benchmarks/segmentation_ruler.py` prints both, and what bfloat16 changes
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import nn
@@ -42,18 +42,11 @@ STRUCTURES = (
     "ventral DC",
 )
 """Names of the segmenter's labels, in order; both sides of the brain share a label."""
-STRIPPER_CUBE = 256
-"""The stripper was trained on cubes of this many voxels, and its normalisation layers count all of them."""
-
 _SEGMENTER_DILATIONS = (1, 2, 4, 8, 16, 8, 4, 2, 1)
 _SEGMENTER_CHANNELS = 30
-_STRIPPER_DILATIONS = (16, 8, 4, 2, 1) * 5
-_STRIPPER_CHANNELS = 15
-_NORM_EPSILON = 1e-5
 _PIECE = 1 << 16  # voxels whose class scores exist at one time
 
 Precision = Literal["bfloat16", "float32"]
-Network = TypeVar("Network", bound="Segmenter | Stripper")
 
 
 class Segmenter(nn.Module):
@@ -105,57 +98,17 @@ class Segmenter(nn.Module):
         return _to_right_anterior_superior(found.reshape(features.shape[2:]))
 
 
-class Stripper(nn.Module):
-    """1 mm T1w head → brain mask.
-
-    25 dilated convolutions without bias, each followed by instance normalisation and GELU (tanh form), then a 1 × 1 × 1
-    convolution to two scores. For prediction only: features are normalised in place.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        for index, dilation in enumerate(_STRIPPER_DILATIONS):
-            inputs = _STRIPPER_CHANNELS if index else 1
-            conv = nn.Conv3d(inputs, _STRIPPER_CHANNELS, 3, padding=dilation, dilation=dilation, bias=False)
-            self.add_module(f"conv{index}", conv)
-        self.add_module(f"conv{len(_STRIPPER_DILATIONS)}", nn.Conv3d(_STRIPPER_CHANNELS, 2, 1))
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(1, 2, L, I, A) scores (other, brain) of (1, 1, L, I, A) intensities in [0, 1] at 1 mm."""
-        *hidden, last = self.children()
-        for conv in hidden:
-            image = _normalised_gelu(conv(image))
-        scores: torch.Tensor = last(image)
-        return scores
-
-    @torch.inference_mode()
-    def mask(self, image: torch.Tensor) -> torch.Tensor:
-        """(256, 256, 256) bool, true in the brain, of float intensities of that shape in [0, 1], RAS+ at 1 mm."""
-        if image.shape != (STRIPPER_CUBE,) * 3:
-            raise ValueError(f"the stripper takes a cube of {STRIPPER_CUBE} voxels, not {tuple(image.shape)}")
-        scores = self(_batch(_to_left_inferior_anterior(image), self))[0]
-        return _to_right_anterior_superior(scores[1] > scores[0])
-
-
 def load_segmenter(weights: Path, device: torch.device, precision: Precision = "bfloat16") -> Segmenter:
     """The segmenter with the weights of a safetensors file (`conv0.weight` … `conv9.bias`), ready to predict.
 
     Raises:
         UserError: the file is missing or damaged, a key is missing, unknown or misshapen, or a weight is not finite.
     """
-    return _loaded(Segmenter(), weights, device, precision)
-
-
-def load_stripper(weights: Path, device: torch.device, precision: Precision = "bfloat16") -> Stripper:
-    """The stripper with the weights of a safetensors file (`conv0.weight` … `conv25.bias`); errors as `load_segmenter`."""
-    return _loaded(Stripper(), weights, device, precision)
-
-
-def _loaded(network: Network, weights: Path, device: torch.device, precision: Precision) -> Network:
     if precision not in ("bfloat16", "float32"):
         raise UserError(f"precision {precision!r} is neither bfloat16 nor float32")
     if not weights.is_file():
         raise UserError(f"there are no weights at {weights}; give the path of the pretrained safetensors file")
+    network = Segmenter()
     load_weights(network, weights)
     broken = [name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()]
     if broken:
@@ -177,18 +130,3 @@ def _to_left_inferior_anterior(image: torch.Tensor) -> torch.Tensor:
 
 def _to_right_anterior_superior(image: torch.Tensor) -> torch.Tensor:
     return image.permute(0, 2, 1).flip((0, 2))
-
-
-def _normalised_gelu(features: torch.Tensor) -> torch.Tensor:
-    """Each channel of (1, C, …) features to mean 0 and variance 1, then GELU: GroupNorm with one channel a group.
-
-    Statistics are float32, summed plane by plane, so that the largest temporary is one plane.
-    """
-    planes = features[0].movedim(0, -1)
-    count = features[0, 0].numel()
-    mean = torch.stack([plane.float().sum((0, 1)) for plane in planes]).sum(0) / count
-    square = torch.stack([(plane.float() - mean).square().sum((0, 1)) for plane in planes]).sum(0) / count
-    scale = (square + _NORM_EPSILON).rsqrt()
-    for plane in planes:
-        plane.copy_(functional.gelu((plane.float() - mean) * scale, approximate="tanh"))
-    return features

@@ -75,29 +75,11 @@ def covariate_histograms(rows: pd.DataFrame, reference: pd.DataFrame | None, uni
 def agreement(asked: npt.NDArray[Any], measured: npt.NDArray[Any], title: str, unit: str) -> Figure:
     """Measured against asked, with the line of identity."""
     figure = Figure(figsize=(4.2, 4.0))
-    agreement_panel(figure.subplots(), asked, measured, title, unit)
-    return figure
-
-
-def agreement_panel(axis: Any, asked: npt.NDArray[Any], measured: npt.NDArray[Any], title: str, unit: str) -> None:
-    """The same in a figure of your own."""
+    axis = figure.subplots()
     axis.scatter(asked, measured, s=14, color=_BLUE, alpha=0.7)
     ends = [min(asked.min(), measured.min()), max(asked.max(), measured.max())]
     axis.plot(ends, ends, color="grey", lw=1)
     axis.set_xlabel(f"asked [{unit}]")
     axis.set_ylabel(f"measured on the image [{unit}]")
     axis.set_title(title, fontsize=9)
-
-
-def curves(lines: dict[str, tuple[Sequence[float], Sequence[float]]], ylabel: str, log_scale: bool = False) -> Figure:
-    """Loss curves: name → (steps, values)."""
-    figure = Figure(figsize=(5.2, 3.2))
-    axis = figure.subplots()
-    for name, (steps, values) in lines.items():
-        axis.plot(steps, values, lw=1.2, label=name)
-    axis.set_xlabel("step")
-    axis.set_ylabel(ylabel)
-    if log_scale:
-        axis.set_yscale("log")
-    axis.legend(fontsize=8, frameon=False)
     return figure

@@ -8,7 +8,7 @@ from pathlib import Path
 from brainsynth.config.schema import (
     GenerateConfig,
 )
-from brainsynth.evaluation.dataset_report import check_ruler, report_dataset
+from brainsynth.evaluation.dataset_report import report_dataset
 from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.generate import estimate_s, plan_generation, write_model_record
 
@@ -28,15 +28,13 @@ def run(config: GenerateConfig) -> Path | None:
         UserError: a mistake in the config or its inputs, another plan at `config.output`, or a layout that cannot run.
     """
     work = plan_generation(config)
-    check_ruler(config.ruler, work.plan)
     make_dataset(work, config.runtime)
     write_model_record(work, config.bundle)
-    return report_dataset(work.root, config.ruler, config.bundle)
+    return report_dataset(work.root, config.bundle)
 
 
 def describe(config: GenerateConfig) -> str:
     """What generate would make, and about how long it takes."""
     work = plan_generation(config)
-    check_ruler(config.ruler, work.plan)
     seconds = estimate_s(work, config.runtime.workers)
     return f"{dry_run(work, config.runtime)}\nabout {seconds / 60:.1f} min of generation, by one micro-batch timed here"

@@ -13,5 +13,5 @@ def command(arguments: argparse.Namespace) -> int:
     """Writes report.html and report.json."""
     uri = resolve_uri(arguments.uri, "uri")
     read_plan(open_store(uri))  # a folder without a dataset gets the same message as from the other verbs
-    report_dataset(uri, None, arguments.bundle)
+    report_dataset(uri, arguments.bundle)
     return 0

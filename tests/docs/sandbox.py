@@ -154,9 +154,6 @@ def shrunk(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         small = {"covariates": {"draw": 2 if shipped else ROWS}, "samples_per_shard": 6, "runtime": LOCAL, "gate": None}
         method = "ab2" if path.parent.name == "paper" else config["sampler"]["method"]  # no published weights: a flow
         small["sampler"] = config["sampler"] | {"method": method, "steps": 2}
-        if "ruler" in config:
-            prior = "demo-train-output/phantoms" if path.parent.name == "demo-train" else "phantoms"
-            small["ruler"] = config["ruler"] | {"prior": f"{prior}/ventricle_prior.nii.gz"}
     elif kind == "evaluate":
         small = {
             "pairs": 10,

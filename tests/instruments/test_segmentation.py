@@ -12,20 +12,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from brainsynth import open_dataset
 from brainsynth.config.evaluation import SegmentationConfig
 from brainsynth.errors import UserError
 from brainsynth.instruments.segmentation import (
     BRAIN,
-    FLAGS,
     VENTRICLES,
     Calibration,
     SegmentationRuler,
-    measure_dataset,
+    StructureVolumes,
     network_grid,
     structure_ml,
+    table_line,
 )
-from brainsynth.instruments.ventricles import ruler_error
+from brainsynth.metrics.agreement import agreement
 from brainsynth.models.segmenter import STRUCTURES, Segmenter
 from brainsynth.volume import VolumeSpec, resample
 
@@ -47,15 +46,6 @@ class Bands:
         return torch.tensor(list(self.levels), dtype=torch.uint8)[distance.argmin(0)]
 
 
-class CutAtHalf:
-    """Stands in for the stripper: all that is left of the middle is brain."""
-
-    def mask(self, image: torch.Tensor) -> torch.Tensor:
-        found = torch.zeros(image.shape, dtype=torch.bool)
-        found[: image.shape[0] // 2] = image[: image.shape[0] // 2] > 0
-        return found
-
-
 def grid(spacing: float = 1.0, shape: tuple[int, int, int] = (120, 130, 110)) -> VolumeSpec:
     return VolumeSpec(shape_xyz=shape, spacing_mm=(spacing,) * 3, origin_mm=(-60.5, 3.25, 17.0))
 
@@ -73,6 +63,10 @@ def boxes() -> np.ndarray:
 @pytest.fixture
 def ruler() -> SegmentationRuler:
     return SegmentationRuler(segmenter=Bands())
+
+
+def measured(ruler: SegmentationRuler, image: np.ndarray, on: VolumeSpec) -> StructureVolumes:
+    return ruler.measure_labelled(image, on)[0]
 
 
 def test_labels_are_counted_to_a_voxel() -> None:
@@ -93,7 +87,7 @@ def test_every_structure_is_brain_or_ventricle_and_none_is_both() -> None:
 
 
 def test_boxes_are_measured_to_a_voxel(ruler: SegmentationRuler) -> None:
-    found = ruler.measure_one(boxes(), grid())
+    found = measured(ruler, boxes(), grid())
     assert found.flags == ("landmarks missing",)
     lateral, third = 20 * 31 * 11, 5 * 3 * 7
     assert found.ml["lateral ventricle"] * 1000 == pytest.approx(lateral, abs=1e-6)
@@ -116,7 +110,7 @@ def test_the_real_network_class_counts_boxes_to_a_voxel(tmp_path: Path) -> None:
     loaded = SegmentationRuler.load(config, CPU)
     assert len(loaded.weights_sha256) == 64
     small = boxes()[30:90, 40:100, 25:75]
-    found = loaded.measure_one(small, grid(shape=small.shape))
+    found = measured(loaded, small, grid(shape=small.shape))
     assert found.ml["lateral ventricle"] * 1000 == pytest.approx(20 * 31 * 11, abs=1e-6)
     assert found.ml["cerebral cortex"] * 1000 == pytest.approx(60 * 60 * 5, abs=1e-6)
     assert found.flags == ("landmarks missing", "implausible brain", "brain cut off")
@@ -124,12 +118,12 @@ def test_the_real_network_class_counts_boxes_to_a_voxel(tmp_path: Path) -> None:
 
 def test_scale_place_and_neighbours_change_nothing(ruler: SegmentationRuler) -> None:
     image = boxes()
-    plain = ruler.measure_one(image, grid())
-    assert ruler.measure_one(image * 700, grid()) == plain
+    plain = measured(ruler, image, grid())
+    assert measured(ruler, image * 700, grid()) == plain
     moved = VolumeSpec(shape_xyz=image.shape, spacing_mm=(1.0,) * 3, origin_mm=(0.0, 0.0, 0.0))
-    assert ruler.measure_one(image, moved) == plain
+    assert measured(ruler, image, moved) == plain
     blank = np.zeros_like(image)
-    together = list(ruler.measure(np.stack([blank, image, np.full_like(image, np.nan)]), grid()))
+    together = [measured(ruler, x, grid()) for x in (blank, image, np.full_like(image, np.nan))]
     assert together[1] == plain
     assert [found.flags for found in together] == [("blank",), plain.flags, ("not finite",)]
 
@@ -141,7 +135,7 @@ def test_other_grids_measure_the_same_box(spacing: float) -> None:
     shape = tuple(int(n / spacing) for n in (120, 130, 110))
     target = VolumeSpec(shape_xyz=shape, spacing_mm=(spacing,) * 3, origin_mm=grid().origin_mm)
     image = (boxes() > 0).astype(np.float32)
-    found = SegmentationRuler(segmenter=two).measure_one(resample(image, grid().affine, target), target)
+    found = measured(SegmentationRuler(segmenter=two), resample(image, grid().affine, target), target)
     assert found.brain_ml == pytest.approx(100 * 110 * 90 / 1000, rel=0.03)
     assert found.flags == ("no ventricles", "landmarks missing")
 
@@ -161,43 +155,30 @@ def test_doubts_are_flagged(ruler: SegmentationRuler) -> None:
     image = boxes()
     filled = image.copy()
     filled[30:80, 40:90, 40:70] = 1
-    assert ruler.measure_one(filled, grid()).flags == ("no ventricles", "landmarks missing")
+    assert measured(ruler, filled, grid()).flags == ("no ventricles", "landmarks missing")
     apart = image.copy()
     apart[70:90] = 0
-    assert "brain in pieces" in ruler.measure_one(apart, grid()).flags
+    assert "brain in pieces" in measured(ruler, apart, grid()).flags
     cut = image[:, 30:]
-    assert "brain cut off" in ruler.measure_one(cut, grid(shape=cut.shape)).flags
+    assert "brain cut off" in measured(ruler, cut, grid(shape=cut.shape)).flags
     rest = np.zeros_like(image)
     rest[50:65, 50:65, 50:65] = 1
-    assert ruler.measure_one(rest, grid()).flags == ("no brain",)
+    assert measured(ruler, rest, grid()).flags == ("no brain",)
     flooded = image.copy()
     flooded[15:105, 15:115, 35:95] = LEVELS[LATERAL]
-    assert set(ruler.measure_one(flooded, grid()).flags) >= {"implausible brain", "implausible ventricles"}
-    assert {"no brain", "no ventricles", "blank", "not finite"} <= set(FLAGS)
-    assert ruler.measure_one(-image, grid()).flags == ("blank",)
-    assert math.isnan(ruler.measure_one(-image, grid()).ventricles_ml)
+    assert set(measured(ruler, flooded, grid()).flags) >= {"implausible brain", "implausible ventricles"}
+    assert measured(ruler, -image, grid()).flags == ("blank",)
+    assert math.isnan(measured(ruler, -image, grid()).ventricles_ml)
     with pytest.raises(UserError, match="not on the grid"):
-        ruler.measure_one(image[1:], grid())
+        measured(ruler, image[1:], grid())
 
 
-def test_a_stripper_empties_what_is_no_brain() -> None:
-    """The cube is centred on what is not empty, so half of the boxes goes."""
-    head = SegmentationRuler(segmenter=Bands(), stripper=CutAtHalf())
-    found = head.measure_one(boxes(), grid())
-    assert found.brain_ml + found.ventricles_ml == pytest.approx(50 * 110 * 90 / 1000, abs=1e-9)
-    assert found.ml["lateral ventricle"] * 1000 == pytest.approx(20 * 31 * 11, abs=1e-6)
-    assert found.ml["3rd ventricle"] == 0
-
-
-def test_a_dataset_is_measured_line_by_line(ruler: SegmentationRuler, prepared_cohort: Path) -> None:
-    dataset = open_dataset(str(prepared_cohort))
-    table = measure_dataset(ruler, dataset, [3, 0])
-    assert table["sample_id"].tolist() == [dataset.sample_ids[3], dataset.sample_ids[0]]
-    sample = dataset[3]
-    on = VolumeSpec(shape_xyz=sample["image"].shape, spacing_mm=(8.0,) * 3, origin_mm=tuple(dataset.affine[:3, 3]))
-    assert table["brain_ml"][0] == ruler.measure_one(sample["image"], on).brain_ml
-    assert 500 < table["brain_ml"][0] < 2500
-    assert {"ventricles_ml", "lateral_ventricles_ml", "hippocampus_ml", "ventral_dc_ml", "flags"} <= set(table)
+def test_a_line_of_a_table_holds_sums_structures_and_flags(ruler: SegmentationRuler) -> None:
+    volumes = measured(ruler, boxes(), grid())
+    line = table_line(volumes)
+    assert (line["brain_ml"], line["ventricles_ml"]) == (volumes.brain_ml, volumes.ventricles_ml)
+    assert {"lateral_ventricles_ml", "hippocampus_ml", "ventral_dc_ml"} <= set(line)
+    assert line["flags"] == "landmarks missing"
 
 
 def test_a_calibration_is_a_line() -> None:
@@ -243,12 +224,12 @@ def test_real_ventricles_agree_with_the_reference(data_root: Path, places: tuple
         image = np.asarray(scan.dataobj, np.float32) * (np.asarray(mask.dataobj) > 0)
         spacing, origin = np.diag(scan.affine)[:3].tolist(), scan.affine[:3, 3].tolist()
         spec = VolumeSpec(shape_xyz=image.shape, spacing_mm=tuple(spacing), origin_mm=tuple(origin))
-        found.append(ruler.measure_one(image, spec))
-    assert "landmarks missing" in ruler.measure_one(image[:, :, ::-1], spec).flags  # the last head, upside down
+        found.append(measured(ruler, image, spec))
+    assert "landmarks missing" in measured(ruler, image[:, :, ::-1], spec).flags  # the last head, upside down
     assert [f.flags for f in found] == [()] * len(places)
     bias_ml = np.array([f.ventricles_ml for f in found]) - chosen.vent_ml.to_numpy()
     assert 0 < bias_ml.mean() < 8
     if len(places) > 2:
-        assert ruler_error([f.ventricles_ml for f in found], chosen.vent_ml).r > 0.98
+        assert agreement([f.ventricles_ml for f in found], chosen.vent_ml).r > 0.98
     ratio = np.array([f.brain_ml for f in found]) / chosen.brain_ml.to_numpy()
     assert ((ratio > 0.78) & (ratio < 0.95)).all()

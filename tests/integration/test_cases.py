@@ -194,19 +194,6 @@ def test_another_case_in_the_same_folder_is_refused(
     assert tree(folder) == before
 
 
-def test_a_ruler_on_a_case_in_which_ventricles_stay_tells_the_means(
-    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ruler = {"cohort": str(line.root / "cohort"), "prior": str(line.root / "phantoms" / "ventricle_prior.nii.gz")}
-    config = write_yaml(line.generate("/nowhere", covariates={"draw": 1}, ruler=ruler), tmp_path)
-    arguments = ["--config", str(config), "--output", str(tmp_path / "case"), "--sweep", "age=45:60:4"]
-    assert brainsynth(monkeypatch, "vary", *arguments) == 0, capsys.readouterr().err
-    told = json.loads((tmp_path / "case/dataset/report.json").read_text())["ventricles"]
-    assert told["n"] == 4
-    assert told["asked_mean_ml"] > 0
-    assert "agreement needs" in (tmp_path / "case/dataset/report.html").read_text()
-
-
 def test_extrapolation_wants_its_flag(
     varied: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

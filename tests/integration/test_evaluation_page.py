@@ -96,7 +96,7 @@ def test_the_report_says_which_network_and_what_is_not_judged(evaluation: tuple[
     output, _ = evaluation
     numbers = json.loads((output / "report.json").read_text())
     assert "brainsynth's embedder" in numbers["facts"]["feature network"]
-    assert any("infinite n" in remark for remark in numbers["remarks"])
+    assert any("no bias at any n" in remark for remark in numbers["remarks"])
     page = (output / "report.html").read_text()
     order = [
         page.index(heading) for heading in ("Verdicts", "Distributions", "Asked against", "Slices", "One covariate")

@@ -6,7 +6,11 @@ from scipy import stats
 
 from brainsynth.errors import UserError
 from brainsynth.metrics.frechet import GaussianStats, frechet_distance
-from brainsynth.metrics.intervals import bootstrap_interval, jackknife_interval, mean_difference
+from brainsynth.metrics.intervals import bootstrap_interval, jackknife_interval
+
+
+def mean_difference(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.mean(first) - np.mean(second))
 
 
 def test_a_normal_mean_has_the_textbook_interval():
@@ -78,8 +82,8 @@ def test_pairing_removes_what_pairs_share():
     assert together.high - together.low < 0.3 * (apart.high - apart.low)
 
 
-def test_rows_of_matrices_seeds_and_groups():
-    """Rows may be anything; above 1,000 rows the jackknife takes groups."""
+def test_rows_of_matrices_and_seeds():
+    """Rows may be anything."""
     x = np.random.default_rng(5).exponential(size=(2500, 2))
 
     def ratio(rows: np.ndarray) -> float:
@@ -94,6 +98,15 @@ def test_rows_of_matrices_seeds_and_groups():
 def test_a_statistic_without_variation_is_a_point():
     found = bootstrap_interval(np.mean, [np.ones(10)], resamples=100)
     assert (found.low, found.value, found.high, found.standard_error) == (1.0, 1.0, 1.0, 0.0)
+
+
+def test_where_bca_is_not_defined_the_percentiles_are_given():
+    """No resample of the maximum lies above it."""
+    x = np.arange(50.0)
+    found = bootstrap_interval(np.ptp, [x], resamples=200)
+    assert np.isfinite([found.low, found.high]).all()
+    assert found.low <= found.high <= found.value
+    assert bootstrap_interval(np.min, [np.zeros(30)], resamples=100).method == "percentile"
 
 
 def test_what_has_no_interval_is_refused():

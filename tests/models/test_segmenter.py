@@ -1,4 +1,4 @@
-"""The pretrained networks: every layer against plain NumPy, axes, and weights that must fit exactly."""
+"""The pretrained network: every layer against plain NumPy, axes, and weights that must fit exactly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from brainsynth.errors import UserError
-from brainsynth.models.segmenter import STRIPPER_CUBE, STRUCTURES, Segmenter, Stripper, load_segmenter, load_stripper
+from brainsynth.models.segmenter import STRUCTURES, Segmenter, load_segmenter
 
 CPU = torch.device("cpu")
 TINY = (5, 6, 7)
@@ -31,10 +31,6 @@ def naive_conv(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, dilat
 
 def elu(x: np.ndarray) -> np.ndarray:
     return np.where(x > 0, x, np.exp(np.minimum(x, 0)) - 1)
-
-
-def gelu(x: np.ndarray) -> np.ndarray:
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def random_state(network: torch.nn.Module, gain: float = 1.6) -> dict[str, torch.Tensor]:
@@ -82,20 +78,6 @@ def test_all_layers_of_the_segmenter_are_as_specified() -> None:
     assert len(np.unique(x.argmax(0))) > 2
 
 
-def test_all_layers_of_the_stripper_are_as_specified() -> None:
-    network = Stripper()
-    network.load_state_dict(random_state(network))
-    image = torch.rand((4, 3, 5), generator=torch.Generator().manual_seed(1))
-    state, x = arrays(network), image[None].double().numpy()
-    for index, dilation in enumerate((16, 8, 4, 2, 1) * 5):
-        x = naive_conv(x, state[f"conv{index}.weight"], None, dilation)
-        mean, variance = x.mean((1, 2, 3), keepdims=True), x.var((1, 2, 3), keepdims=True)
-        x = gelu((x - mean) / np.sqrt(variance + 1e-5))
-    x = naive_conv(x, state["conv25.weight"], state["conv25.bias"], 1)
-    with torch.no_grad():
-        np.testing.assert_allclose(network(image[None, None])[0].numpy(), x, rtol=1e-3, atol=1e-3)
-
-
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_labels_are_the_best_scores_in_ras_order(tmp_path: Path, precision: str) -> None:
     """More voxels than one piece of scores; the same answer as argmax over scores on turned axes."""
@@ -128,11 +110,6 @@ def test_axes_run_left_down_and_to_the_front(tap: tuple[int, ...], moved: tuple[
     image[2, 3, 4] = 1
     expected = tuple(np.add((2, 3, 4), moved))
     assert [tuple(index) for index in np.argwhere(network.labels(image).numpy() == 5)] == [expected]
-
-
-def test_only_a_cube_is_stripped() -> None:
-    with pytest.raises(ValueError, match=f"cube of {STRIPPER_CUBE}"):
-        Stripper().mask(torch.zeros(8, 8, 8))
 
 
 def test_structures_are_the_labels_of_the_network() -> None:
@@ -176,9 +153,10 @@ def test_files_that_hold_no_such_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no tensors")
     with pytest.raises(UserError, match="damaged"):
         load_segmenter(tmp_path / "text", CPU)
-    whole = written(tmp_path, random_state(Segmenter()))
+    save_file({"other.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="does not fit the architecture"):
-        load_stripper(whole, CPU)
+        load_segmenter(tmp_path / "other.safetensors", CPU)
+    whole = written(tmp_path, random_state(Segmenter()))
     with pytest.raises(UserError, match="neither bfloat16 nor float32"):
         load_segmenter(whole, CPU, "float16")
     (tmp_path / "cut").write_bytes(whole.read_bytes()[:-100])
