@@ -32,7 +32,7 @@ from brainsynth.instruments.segmentation import Calibration, SegmentationRuler, 
 from brainsynth.metrics.agreement import agreement
 from brainsynth.records import to_dict
 from brainsynth.volume import VolumeSpec, resample
-from tests.gate.scans import COARSE, brain, load
+from tests.gate.scans import COARSE, brain
 
 SEGMENTER = "instruments/meshnet18/model.safetensors"
 CPU = torch.device("cpu")
