@@ -6,7 +6,6 @@ A verb's module is imported when its words, and for a job its config, proved rig
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,10 +13,12 @@ from typing import Any
 import brainsynth
 from brainsynth.config.job import add_config_arguments, guarded
 from brainsynth.config.load import load_config
+from brainsynth.config.schema import SHIPPED_BUNDLE, GenerateConfig
+from brainsynth.errors import UserError
 from brainsynth.export.plan import FORMATS
 from brainsynth.progress import configure_logging
 from brainsynth.reading.splits import SPLITS
-from brainsynth.stages.jobs import JOBS, run_job
+from brainsynth.stages.jobs import JOBS, run_job, stage
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -40,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
     verbs = made.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, job in JOBS.items():
         words = verbs.add_parser(name, help=job.summary, description=f"{job.summary}. Run it again to resume.")
-        add_config_arguments(words)
+        add_config_arguments(words, required=name != "generate")
+        if name == "generate":
+            _generate(words)
         words.set_defaults(run=_run_job)
     for name, (summary, add_words, on_dataset) in TOOLS.items():
         words = verbs.add_parser(name, help=summary, description=summary)
@@ -52,14 +55,63 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _run_job(arguments: argparse.Namespace) -> int:
-    config = load_config(arguments.config, JOBS[arguments.verb].config, arguments.set)
+    if arguments.verb == "generate":
+        config = _generate_config(arguments)
+    else:
+        config = load_config(arguments.config, JOBS[arguments.verb].config, arguments.set)
     return run_job(arguments.verb, config, arguments.dry_run)
 
 
+def _generate_config(arguments: argparse.Namespace) -> GenerateConfig:
+    """From the file, or from options: then sampler and gate are those that the bundle recommends."""
+    options = {name: getattr(arguments, name) for name in ("count", "table", *_WITHOUT_CONFIG)}
+    given = [f"--{name}" for name, value in options.items() if value is not None]
+    if arguments.config is not None:
+        if given:
+            raise UserError(f"{', '.join(given)}: only without --config; with it, change keys by --set")
+        return load_config(arguments.config, GenerateConfig, arguments.set)
+    if (arguments.count is None) == (arguments.table is None) or arguments.output is None:
+        raise UserError("generate: give --config FILE, or --output FOLDER with --count N or --table FILE")
+    if arguments.count is not None and arguments.count < 1:
+        raise UserError(f"--count {arguments.count}: must be at least 1")
+    rows = {"table": arguments.table} if arguments.count is None else {"draw": arguments.count}
+    from brainsynth.bundle.recommended import recommended_generation
+
+    return recommended_generation(
+        arguments.output,
+        arguments.bundle or SHIPPED_BUNDLE,
+        rows,
+        seed=arguments.seed or 0,
+        workers=arguments.workers,
+        gpus=arguments.gpus or 0,
+        overrides=arguments.set,
+    )
+
+
 def _run_tool(arguments: argparse.Namespace) -> int:
-    module = importlib.import_module(f"brainsynth.stages.{arguments.verb.replace('-', '_')}")
-    code: int = module.command(arguments)
+    code: int = stage(arguments.verb).command(arguments)
     return code
+
+
+def _generate(words: argparse.ArgumentParser) -> None:
+    group = words.add_argument_group(
+        "without --config", "sampler and quality gate are those that the bundle recommends"
+    )
+    group.add_argument("--count", type=int, metavar="N", help="draw N people from the bundle's covariate distribution")
+    group.add_argument("--table", metavar="FILE", help="or these people: .csv, .tsv or .parquet, a column a covariate")
+    group.add_argument("--output", metavar="FOLDER", help="folder or URI of the dataset; the same again resumes")
+    group.add_argument("--bundle", metavar="FOLDER", help=f"the model; {SHIPPED_BUNDLE}, the bundled one, by default")
+    group.add_argument("--seed", type=int, metavar="N", help="another number is other people and other brains; 0")
+    group.add_argument("--workers", type=int, metavar="N", help="processes; 0: this one, without Ray; 2 by default")
+    group.add_argument("--gpus", type=int, metavar="N", help="GPUs, one a worker; 0 by default")
+
+
+_WITHOUT_CONFIG = ("output", "bundle", "seed", "workers", "gpus")
+
+
+def _configs(words: argparse.ArgumentParser) -> None:
+    words.add_argument("name", nargs="?", help="an example, such as t1w-2mm; all are listed without it")
+    words.add_argument("--output", metavar="FOLDER", help="copy its files into this folder, new")
 
 
 def _demo(words: argparse.ArgumentParser) -> None:
@@ -118,7 +170,7 @@ def _vary(words: argparse.ArgumentParser) -> None:
 
 
 def _cohort(words: argparse.ArgumentParser) -> None:
-    words.add_argument("--bundle", default="t1w-2mm", metavar="FOLDER", help="whose distribution is drawn from")
+    words.add_argument("--bundle", default=SHIPPED_BUNDLE, metavar="FOLDER", help="whose distribution is drawn from")
     words.add_argument("--rows", required=True, type=int, metavar="N", help="how many")
     words.add_argument(
         "--output", required=True, metavar="TABLE", help="a new .csv, .tsv or .parquet file, or of the same request"
@@ -150,6 +202,7 @@ def _view(words: argparse.ArgumentParser) -> None:
 
 
 TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any], bool]] = {
+    "configs": ("list the packaged example configs, or write one out", _configs, False),
     "demo": ("generate brains with the bundled model, verify them and write a report", _demo, False),
     "verify": ("read everything back; name what is lost, damaged, misplaced or left over", _verify, True),
     "gc": ("remove what dead attempts left, judged by the commit records alone", _gc, True),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable
 
 from brainsynth.errors import UserError
 
 DAMAGED, USER_MISTAKE = 1, 2
-INTERRUPTED = 130
+INTERRUPTED, PIPE_CLOSED = 130, 141
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -31,6 +32,9 @@ def guarded(action: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         print("interrupted; rerun the same command to resume", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
     except Exception as error:
         # A worker's UserError arrives wrapped by Ray: find it, so that it reads the same as in this process.
         cause = next((e for e in _chain(error) if isinstance(e, UserError)), None)

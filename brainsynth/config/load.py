@@ -63,6 +63,22 @@ def load_config(path: str | Path, cls: type[T], overrides: Sequence[str] = ()) -
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"{source}: a config is a mapping of keys to values")
     value = _build(root, (), lambda mark: f"{source}:{mark.line + 1}", lines, problems)
+    return _validated(value, cls, overrides, lines, problems, source)
+
+
+def build_config(value: dict[str, Any], cls: type[T], overrides: Sequence[str] = (), source: str = "config") -> T:
+    """The config of plain values, such as those of command-line options, with overrides applied. Raises as `load_config`."""
+    return _validated(value, cls, overrides, {}, [], Path(source))
+
+
+def _validated(
+    value: dict[str, Any],
+    cls: type[T],
+    overrides: Sequence[str],
+    lines: dict[Location, str],
+    problems: list[str],
+    source: Path,
+) -> T:
     for override in overrides:
         problems += _apply(override, value, lines)
     try:

@@ -161,26 +161,6 @@ class EncodeConfig:
 
 
 @record
-class ExportConfig:
-    """Trained runs → bundle (`jobs/export_bundle.py`)."""
-
-    diffusion: str
-    """Output folder of the diffusion training."""
-    output: str
-    """Folder of the bundle, new."""
-    name: str
-    """What the model is called, in cards and reports."""
-    licence: str
-    """SPDX name or text: the terms under which weights and samples may be used; depends on the training data."""
-    training_data: str
-    """What the weights were trained on, in a sentence, with attribution."""
-    gate: GateFitConfig | None = None
-    """Fit a quality gate, which travels in the bundle; without it no dataset can ask for one."""
-    weights: Annotated[Literal["float32", "float16"], left_out_at("float32")] = "float32"
-    """How the bundle stores weights: `float16` halves it, with errors of 0.05 % of each weight; networks compute as ever."""
-
-
-@record
 class SamplerConfig:
     """How latents are sampled; part of a dataset's identity.
 
@@ -228,6 +208,45 @@ class SamplerConfig:
                 raise ValueError("guidance_interval must be (low, high) noise levels with 0 <= low < high")
             if self.guidance_scale == 1:
                 raise ValueError("guidance_interval needs a guidance_scale other than 1")
+
+
+@record
+class RecommendedConfig:
+    """How a bundle should be sampled, as its model card says; `recommended.json` in the bundle, no part of its digest.
+
+    It is what a user gets who names no sampler; a dataset's identity has the values themselves.
+    """
+
+    sampler: SamplerConfig
+    gate: GateConfig | None = None
+    """Needs the bundle to carry a gate."""
+    samples_per_shard: int = 8
+    """Volumes in one stored object."""
+    micro_batch: int = 2
+    """Volumes that go through the network together on a CPU."""
+
+
+@record
+class ExportConfig:
+    """Trained runs → bundle (`jobs/export_bundle.py`)."""
+
+    diffusion: str
+    """Output folder of the diffusion training."""
+    output: str
+    """Folder of the bundle, new."""
+    name: str
+    """What the model is called, in cards and reports."""
+    licence: str
+    """SPDX name or text: the terms under which weights and samples may be used; depends on the training data."""
+    training_data: str
+    """What the weights were trained on, in a sentence, with attribution."""
+    gate: GateFitConfig | None = None
+    """Fit a quality gate, which travels in the bundle; without it no dataset can ask for one."""
+    weights: Annotated[Literal["float32", "float16"], left_out_at("float32")] = "float32"
+    """How the bundle stores weights: `float16` halves it, with errors of 0.05 % of each weight; the precision of the
+    computation does not change."""
+    recommended: RecommendedConfig | None = None
+    """What `brainsynth generate --count N` uses with this bundle."""
 
 
 @record

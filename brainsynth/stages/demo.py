@@ -25,6 +25,7 @@ from brainsynth.stages import (
     train_autoencoder,
     train_diffusion,
 )
+from brainsynth.stages.configs import examples
 from brainsynth.storage.filesystem import local_folder, open_store
 from brainsynth.storage.verify import verify_dataset
 
@@ -84,7 +85,7 @@ read the volumes:
 def command(arguments: argparse.Namespace) -> int:
     """The demo, or with --train the training demo."""
     if arguments.train:
-        run_training_demo(Path(arguments.configs or "configs/demo-train"))
+        run_training_demo(Path(arguments.configs or examples() / "demo-train"))
     else:
-        run_demo(Path(arguments.configs or "configs/demo"))
+        run_demo(Path(arguments.configs or examples() / "demo"))
     return 0

@@ -17,6 +17,7 @@ from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.config.release import ReleaseConfig
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PhantomConfig, PrepareConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
+from brainsynth.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +48,34 @@ JOBS = {
 }
 
 
-def stage(name: str) -> ModuleType:
-    """The module of a job; importing it may take seconds, so its config is checked first."""
-    return importlib.import_module(f"brainsynth.stages.{name.replace('-', '_')}")
+EXTRAS = {
+    **dict.fromkeys(("torch", "monai", "ray", "scipy", "matplotlib", "safetensors", "einops"), "generate"),
+    "tensorboardX": "train",
+}
+"""Library → the extra of pyproject.toml that installs it."""
+
+
+def stage(verb: str) -> ModuleType:
+    """The module of a verb; importing it may take seconds, so its words and its config are checked first.
+
+    Raises:
+        UserError: a library is not installed; names the extra that has it.
+    """
+    try:
+        return importlib.import_module(f"brainsynth.stages.{verb.replace('-', '_')}")
+    except ModuleNotFoundError as error:
+        raise missing_extra(error, f"brainsynth {verb}") from None
+
+
+def missing_extra(error: ModuleNotFoundError, what: str) -> Exception:
+    """What to raise for a library that is not there."""
+    library = (error.name or "").partition(".")[0]
+    extra = EXTRAS.get(library)
+    if extra is None:
+        return error
+    if what.startswith(("brainsynth train", "brainsynth distill")):
+        extra = "train"
+    return UserError(f"{what} needs {library}, which is not installed: pip install 'brainsynth[{extra}]'")
 
 
 def run_job(name: str, config: Any, dry_run: bool = False) -> int:

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import brainsynth
 from brainsynth.bundle.files import bundle_folder, check_bundle_files, read_bundle
 from brainsynth.bundle.spec import GATE_FILE
 from brainsynth.config.schema import SHIPPED_BUNDLE, CovariateSource, GenerateConfig, RuntimeConfig, SamplerConfig
@@ -50,12 +49,6 @@ def test_its_card_is_of_these_weights() -> None:
     card = (FOLDER / "README.md").read_text()
     assert read_bundle(FOLDER).digest[:12] in card
     assert "not for diagnosis" in card.lower()
-
-
-def test_the_package_takes_it_along() -> None:
-    package = Path(brainsynth.__file__).parent
-    taken = set(package.glob("bundled/*/*"))  # the pattern of pyproject.toml
-    assert taken == {path for path in (package / "bundled").rglob("*") if path.is_file()}
 
 
 def test_its_brains_show_the_ventricles_that_were_asked_for(root: Path) -> None:
