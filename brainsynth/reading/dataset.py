@@ -203,6 +203,12 @@ class SyntheticDataset:
 
         return labelled_array(self)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: slices of the first volumes, with their covariates."""
+        from brainsynth.reading.html import dataset_html
+
+        return dataset_html(self)
+
     def _values(self, line: dict[str, str]) -> dict[str, float | str]:
         return {name: _value(line[name], self._numeric[name]) for name in self.covariates}
 
