@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from brainsynth.records import record
 
@@ -111,6 +110,8 @@ def resample(
 
     A coarser grid is preceded by a Gaussian whose width is that of the lost resolution, so that nothing aliases.
     """
+    from scipy import ndimage  # readers of datasets need no SciPy
+
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if volume.shape_xyz == data.shape and np.allclose(affine, volume.affine, atol=1e-4):
         return data

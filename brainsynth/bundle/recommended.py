@@ -30,12 +30,6 @@ def recommended(folder: Path, spec: BundleSpec) -> RecommendedConfig:
         ) from None
 
 
-def check_recommended(config: RecommendedConfig | None, has_gate: bool) -> None:
-    """Raises UserError when a gate is recommended that the bundle does not carry."""
-    if config is not None and config.gate is not None and not has_gate:
-        raise UserError("recommended.gate: the bundle has no quality gate; add `gate`, or leave recommended.gate out")
-
-
 def write_recommended(folder: Path, config: RecommendedConfig) -> None:
     """Put it into a bundle's folder."""
     (folder / RECOMMENDED_FILE).write_bytes(seal(config))

@@ -14,11 +14,13 @@ import torch
 from safetensors.torch import load_file, save
 
 from brainsynth.bundle.files import bundle_folder, check_bundle_files, file_sha256, read_bundle
+from brainsynth.bundle.recommended import RECOMMENDED_FILE, write_recommended
 from brainsynth.bundle.spec import BUNDLE_FILE, DECODER_FILE, GATE_FILE, BundleSpec
 from brainsynth.config.distillation import DistillConfig, StepDistillConfig
 from brainsynth.config.schema import ExportConfig
 from brainsynth.errors import UserError
 from brainsynth.gate.fit import reference_rows, write_gate
+from brainsynth.models.sampler_rules import check_bundle_sampler
 from brainsynth.records import seal
 from brainsynth.storage.filesystem import local_folder
 from brainsynth.training.runs import DenoiserRun, DiffusionRun, read_run
@@ -32,6 +34,8 @@ def run(config: ExportConfig) -> None:
     if (folder / BUNDLE_FILE).exists():
         spec = read_bundle(folder)
         check_bundle_files(folder, spec)
+        if config.recommended is not None:  # no part of the digest: it may be improved later
+            write_recommended(folder, config.recommended)
     else:
         spec = _write(config, source, folder, spec)
     log.info("bundle %s: %s (digest %s)", spec.name, config.output, spec.digest[:12])
@@ -59,6 +63,10 @@ def plan_bundle(config: ExportConfig) -> tuple[Path, Path, BundleSpec]:
         gate = {"gate_reference": config.gate.reference, "gate_false_reject_rate": config.gate.false_reject_rate}
         spec = dataclasses.replace(spec, provenance={**spec.provenance, **gate})
         reference_rows(config.gate, spec)
+    if config.recommended is not None:
+        check_bundle_sampler(spec, config.recommended.sampler)
+        if config.recommended.gate is not None and config.gate is None:
+            raise UserError("recommended.gate: the bundle has no quality gate; add `gate`, or leave it out there")
     folder = local_folder(config.output, "output")
     if not (folder / BUNDLE_FILE).exists():
         check_empty(folder)
@@ -114,6 +122,8 @@ def _write(config: ExportConfig, source: Path, folder: Path, spec: BundleSpec) -
         if config.gate is not None:
             write_gate(config.gate, source, spec, temporary / GATE_FILE)
             spec = dataclasses.replace(spec, weights={**spec.weights, GATE_FILE: file_sha256(temporary / GATE_FILE)})
+        if config.recommended is not None:
+            write_recommended(temporary, config.recommended)
         (temporary / BUNDLE_FILE).write_bytes(seal(spec))
     return spec
 
@@ -180,4 +190,6 @@ def write_distilled(folder: Path, spec: BundleSpec, source: Path, trained: Path,
     with new_bundle(folder) as temporary:
         for file in spec.weights:
             shutil.copyfile((trained if file == name else source) / file, temporary / file)
+        if name == DECODER_FILE and (source / RECOMMENDED_FILE).exists():
+            shutil.copyfile(source / RECOMMENDED_FILE, temporary / RECOMMENDED_FILE)
         (temporary / BUNDLE_FILE).write_bytes(seal(spec))

@@ -16,8 +16,10 @@ from typing import Any
 from safetensors.torch import save_file
 
 from brainsynth.bundle.files import check_bundle_files, file_sha256, read_bundle
+from brainsynth.bundle.recommended import write_recommended
 from brainsynth.bundle.spec import AUTOENCODER_FILE, BUNDLE_FILE, DIFFUSION_FILE, BundleSpec, LatentSpec
 from brainsynth.config.architectures import AutoencoderArchitecture, DiffusionArchitecture
+from brainsynth.config.schema import RecommendedConfig, SamplerConfig
 from brainsynth.config.training import ScheduleConfig
 from brainsynth.covariates.distribution import fit_distribution
 from brainsynth.covariates.schema import Covariate, CovariateSchema
@@ -86,6 +88,10 @@ PAPER = BundleSpec(
     },
 )
 """The bundle's record, but for the digests of its weights."""
+RECOMMENDED = RecommendedConfig(
+    sampler=SamplerConfig(method="unipc", steps=8, first_timestep=980), samples_per_shard=4, micro_batch=1
+)
+"""As good as the zoo's own loop of 50 steps (docs/samplers.md)."""
 
 
 def import_bundle(
@@ -132,6 +138,7 @@ def import_bundle(
         save_file(read_autoencoder(files[AUTOENCODER_FILE], spec), temporary / AUTOENCODER_FILE)
         save_file(read_denoiser(files[DIFFUSION_FILE], spec), temporary / DIFFUSION_FILE)
         spec = dataclasses.replace(spec, weights={name: file_sha256(temporary / name) for name in files})
+        write_recommended(temporary, RECOMMENDED)
         (temporary / BUNDLE_FILE).write_bytes(seal(spec))
     return spec
 

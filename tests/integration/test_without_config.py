@@ -1,0 +1,112 @@
+"""`brainsynth generate --count N --output FOLDER`: no config file, the bundle's own recommendation."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import brainsynth
+from brainsynth.bundle.files import bundle_folder, read_bundle
+from brainsynth.bundle.recommended import RECOMMENDED_FILE, recommended, write_recommended
+from brainsynth.config.gate import GateConfig
+from brainsynth.config.schema import SHIPPED_BUNDLE, ExportConfig, RecommendedConfig, SamplerConfig
+from brainsynth.errors import UserError
+from brainsynth.records import to_dict
+from brainsynth.stages import export_bundle
+from brainsynth.storage.commit import read_plan
+from brainsynth.storage.filesystem import open_store
+from tests.commands import brainsynth as command
+from tests.commands import tree
+from tests.line import Line, as_config
+
+SAMPLER = SamplerConfig(method="ab2", steps=3)
+
+
+@pytest.fixture
+def bundle(line: Line, tmp_path: Path) -> Path:
+    """A bundle of one's own that recommends a sampler."""
+    folder = Path(shutil.copytree(str(line.bundle()["output"]), tmp_path / "bundle"))
+    write_recommended(folder, RecommendedConfig(sampler=SAMPLER, samples_per_shard=2))
+    return folder
+
+
+def test_what_the_bundle_recommends_is_what_is_made(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", "--count", 3, "--output", tmp_path / "brains", "--bundle", bundle, "--workers", 0, "--seed", 5]
+    assert command(monkeypatch, *words) == 0
+    plan = read_plan(open_store(str(tmp_path / "brains")))
+    assert plan.identity["sampler"] == to_dict(SAMPLER)
+    assert plan.identity["base_seed"] == 5
+    assert plan.samples_per_shard == 2
+    assert brainsynth.verify_dataset(str(tmp_path / "brains")).ok
+    before = tree(tmp_path / "brains" / "dataset.zarr")
+    assert command(monkeypatch, *words) == 0  # the same again resumes, and there is nothing left to do
+    assert tree(tmp_path / "brains" / "dataset.zarr") == before
+    assert command(monkeypatch, *words, "--set", "sampler.steps=4") == 2
+    assert "sampler.steps: the folder has 3, this run asks for 4" in capsys.readouterr().err
+
+
+def test_people_of_a_table(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = read_bundle(bundle)
+    assert spec.distribution is not None
+    spec.distribution.draw(3, 1).to_csv(tmp_path / "rows.csv", index=False)
+    words = ["--table", tmp_path / "rows.csv", "--output", tmp_path / "brains", "--bundle", bundle, "--workers", 0]
+    assert command(monkeypatch, "generate", *words) == 0
+    assert len(brainsynth.open_dataset(str(tmp_path / "brains"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--output", "x"], "generate: give --config FILE, or --output FOLDER with --count N or --table FILE"),
+        (["--count", "2"], "generate: give --config FILE, or --output FOLDER with --count N or --table FILE"),
+        (["--count", "2", "--table", "t.csv", "--output", "x"], "generate: give --config FILE"),
+        (["--count", "0", "--output", "x"], "--count 0: must be at least 1"),
+        (["--count", "2", "--output", "x", "--workers", "-1"], "--workers and --gpus must be 0 or more"),
+        (["--count", "2", "--output", "x", "--workers", "3", "--gpus", "2"], "starts one worker a GPU"),
+        (["--config", "c.yaml", "--count", "2"], "--count: only without --config"),
+        (["--count", "2", "--output", "x", "--set", "sampler.step=2"], "sampler.step"),
+        (["--count", "2", "--output", "x", "--bundle", "absent"], "bundle.json"),
+    ],
+)
+def test_mistakes(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command(monkeypatch, "generate", *words) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_that_recommends_nothing(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(str(line.bundle()["output"]), tmp_path / "bundle")
+    (Path(folder) / RECOMMENDED_FILE).unlink(missing_ok=True)
+    assert command(monkeypatch, "generate", "--count", 2, "--output", tmp_path / "x", "--bundle", folder) == 2
+    assert "recommends no sampler" in capsys.readouterr().err
+
+
+def test_the_export_writes_it_and_refuses_what_does_not_fit(line: Line, tmp_path: Path) -> None:
+    config = line.bundle() | {"output": str(tmp_path / "bundle"), "recommended": {"sampler": to_dict(SAMPLER)}}
+    export_bundle.run(as_config(config, ExportConfig, tmp_path))
+    assert recommended(tmp_path / "bundle", read_bundle(tmp_path / "bundle")).sampler == SAMPLER
+    for wrong, message in (
+        ({"sampler": {"method": "ddim", "steps": 5}}, "does not fit a network that predicts"),
+        ({"sampler": to_dict(SAMPLER), "gate": {}}, "recommended.gate: the bundle has no quality gate"),
+    ):
+        with pytest.raises(UserError, match=message):
+            export_bundle.run(as_config(config | {"recommended": wrong, "output": "b2"}, ExportConfig, tmp_path))
+    assert not (tmp_path / "b2").exists()
+
+
+def test_the_bundled_model_recommends_what_its_card_says() -> None:
+    folder = bundle_folder(SHIPPED_BUNDLE)
+    advice = recommended(folder, read_bundle(folder))
+    assert advice.sampler == SamplerConfig(method="ab2", steps=8, time_shift=6.0)
+    assert advice.gate == GateConfig(max_attempts=5, tolerance={"ventricular_volume": 12.0})
+    card = (folder / "README.md").read_text()
+    assert "`ab2`, 8 steps, `time_shift` 6" in card
