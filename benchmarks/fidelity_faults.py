@@ -24,9 +24,9 @@ from scipy.special import stdtrit
 from brainsynth.config.evaluation import EvaluateConfig, FeatureConfig
 from brainsynth.config.schema import PrepareConfig, RuntimeConfig, SourceConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
-from brainsynth.evaluation.finding import Finding
 from brainsynth.instruments.covariate_ruler import CovariateRuler
 from brainsynth.instruments.tissue_features import tissue_features
+from brainsynth.metrics.finding import Finding
 from brainsynth.stages import evaluate, prepare_cohort
 from brainsynth.volume import resample
 from recipes.usefulness_stand_in import GRID, scans

@@ -16,7 +16,7 @@ from brainsynth.audit.memorisation import OTHERS, Null
 from brainsynth.bundle.files import bundle_folder, read_bundle
 from brainsynth.config.audit import AuditConfig
 from brainsynth.errors import UserError
-from brainsynth.evaluation.measurement import check_same_grid, open_volumes
+from brainsynth.instruments.measurement import check_same_grid, open_volumes
 from brainsynth.plan import Plan
 from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.storage.commit import read_plan, read_samples

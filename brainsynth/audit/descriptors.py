@@ -18,7 +18,6 @@ from brainsynth.audit.memorisation import Spaces
 from brainsynth.bundle.files import file_sha256
 from brainsynth.config.schema import RuntimeConfig
 from brainsynth.errors import UserError
-from brainsynth.evaluation.measurement import measured_blocks, measured_plan
 from brainsynth.instruments.alignment import (
     DIMENSIONS,
     Aligner,
@@ -28,6 +27,7 @@ from brainsynth.instruments.alignment import (
     to_working_grid,
     working_grid,
 )
+from brainsynth.instruments.measurement import measured_blocks, measured_plan
 from brainsynth.manifest import describe_sample
 from brainsynth.models.device import choose_device, describe, set_threads
 from brainsynth.models.embedder import EMBEDDING_SIZE, load_embedder

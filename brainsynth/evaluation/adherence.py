@@ -15,12 +15,12 @@ import pandas as pd
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
-from brainsynth.evaluation.finding import LEAST, Finding, finding
-from brainsynth.evaluation.measurement import Measured
 from brainsynth.instruments.covariate_ruler import CovariateRuler
+from brainsynth.instruments.measurement import Measured
 from brainsynth.instruments.own_rulers import MeasuredTable, check_allowed, function_values
 from brainsynth.instruments.segmentation import Calibration
 from brainsynth.metrics.agreement import Agreement, Discrimination, agreement, discrimination
+from brainsynth.metrics.finding import LEAST, Finding, finding
 from brainsynth.metrics.intervals import bootstrap_interval
 from brainsynth.records import record
 

@@ -11,8 +11,8 @@ import pandas as pd
 from brainsynth.evaluation.adherence import Scatter, measured_values
 from brainsynth.evaluation.fidelity import Fidelity
 from brainsynth.evaluation.fidelity_report import distributions_section, galleries_section, trajectories_section
-from brainsynth.evaluation.finding import Finding
 from brainsynth.evaluation.trajectories import Trajectory
+from brainsynth.metrics.finding import Finding
 from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.records import to_dict
 from brainsynth.report import figures

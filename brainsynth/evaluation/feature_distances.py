@@ -14,8 +14,8 @@ import numpy.typing as npt
 from scipy.stats import binomtest
 
 from brainsynth.errors import UserError
-from brainsynth.evaluation.finding import LEAST, Finding, finding
 from brainsynth.evaluation.measured_sample import MeasuredSample
+from brainsynth.metrics.finding import LEAST, Finding, finding
 from brainsynth.metrics.frechet import GaussianStats, frechet_distance, squared_mmd
 from brainsynth.metrics.intervals import ConfidenceInterval, bootstrap_interval, jackknife_interval
 from brainsynth.metrics.manifold import manifold_membership

@@ -16,10 +16,10 @@ import numpy.typing as npt
 from scipy.stats import wasserstein_distance
 
 from brainsynth.evaluation.feature_distances import feature_distances
-from brainsynth.evaluation.finding import LEAST, Finding, finding
 from brainsynth.evaluation.measured_sample import SIDES, MeasuredSample
-from brainsynth.evaluation.measurement import BINS
+from brainsynth.instruments.measurement import BINS
 from brainsynth.metrics.distributions import cohens_d
+from brainsynth.metrics.finding import LEAST, Finding, finding
 from brainsynth.metrics.intervals import bootstrap_interval, jackknife_interval
 from brainsynth.metrics.ssim import four_g_r_ssim, ms_ssim, pair_indices
 from brainsynth.reading.dataset import SyntheticDataset

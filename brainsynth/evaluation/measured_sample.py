@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainsynth.errors import UserError
-from brainsynth.evaluation.finding import LEAST
-from brainsynth.evaluation.measurement import measured_shards
+from brainsynth.instruments.measurement import measured_shards
 from brainsynth.instruments.tissue_features import tissue_volumes
+from brainsynth.metrics.finding import LEAST
 from brainsynth.metrics.frechet import GaussianStats
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store

@@ -15,10 +15,10 @@ import torch
 from brainsynth.bundle.spec import AUTOENCODER_FILE, BundleSpec
 from brainsynth.config.gate import GateFitConfig
 from brainsynth.errors import UserError
-from brainsynth.evaluation.measurement import open_volumes
 from brainsynth.gate.file import save_gate
 from brainsynth.gate.gate import MIN_COHORT, QualityGate, RulerSpec
 from brainsynth.instruments.covariate_ruler import CovariateRuler
+from brainsynth.instruments.measurement import open_volumes
 from brainsynth.instruments.tissue_features import tissue_features
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import choose_device

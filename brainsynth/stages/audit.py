@@ -19,9 +19,9 @@ from brainsynth.audit.descriptors import (
 from brainsynth.audit.report import write_audit
 from brainsynth.audit.verdict import REPORT_KEY, AuditRecord, judge
 from brainsynth.config.audit import TRAIN, AuditConfig
-from brainsynth.evaluation.measurement import open_volumes, weights_file
 from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.instruments.alignment import Aligner
+from brainsynth.instruments.measurement import open_volumes, weights_file
 from brainsynth.models.device import choose_device, set_threads
 from brainsynth.models.embedder import load_embedder, save_embedder
 from brainsynth.records import digest, to_dict

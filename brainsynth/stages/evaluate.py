@@ -9,17 +9,17 @@ from brainsynth.evaluation.adherence import check_rulers, measured_values
 from brainsynth.evaluation.assessment import assess
 from brainsynth.evaluation.evaluation_report import REPORT_KEY, write_report
 from brainsynth.evaluation.fidelity import diversity, fidelity
-from brainsynth.evaluation.finding import Finding
-from brainsynth.evaluation.measurement import (
+from brainsynth.evaluation.trajectories import Trajectory, read_trajectories
+from brainsynth.executors.dataset import dry_run, make_dataset
+from brainsynth.instruments.measurement import (
     check_same_grid,
     instruments_of,
     measured_table,
     open_volumes,
     plan_measurement,
 )
-from brainsynth.evaluation.trajectories import Trajectory, read_trajectories
-from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.instruments.own_rulers import load_functions
+from brainsynth.metrics.finding import Finding
 from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.stages.feature_network import feature_network
 from brainsynth.stages.trajectories import plan_trajectories

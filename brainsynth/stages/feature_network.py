@@ -11,9 +11,9 @@ import numpy as np
 
 from brainsynth.bundle.files import file_sha256
 from brainsynth.config.evaluation import EvaluateConfig
-from brainsynth.evaluation.measurement import open_volumes, weights_file
 from brainsynth.instruments.alignment import to_working_grid, working_grid
 from brainsynth.instruments.feature_network import FeatureNetwork
+from brainsynth.instruments.measurement import open_volumes, weights_file
 from brainsynth.models.device import choose_device
 from brainsynth.models.embedder import load_embedder, save_embedder
 from brainsynth.models.medicalnet import load_medicalnet

@@ -18,8 +18,8 @@ from brainsynth.config.evaluation import VENTRICLES, EvaluateConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.evaluation.adherence import numbers
-from brainsynth.evaluation.finding import LEAST, Finding, finding
-from brainsynth.evaluation.measurement import measured_marks, measured_table
+from brainsynth.instruments.measurement import measured_marks, measured_table
+from brainsynth.metrics.finding import LEAST, Finding, finding
 from brainsynth.models.device import choose_device, set_threads
 from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.records import digest, record, seal, to_dict, unseal

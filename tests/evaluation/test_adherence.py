@@ -13,8 +13,8 @@ from brainsynth.config.evaluation import EvaluateConfig, TableRuler
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.evaluation.adherence import adherence, check_rulers, measured_values
-from brainsynth.evaluation.finding import Finding
-from brainsynth.evaluation.measurement import Measured
+from brainsynth.instruments.measurement import Measured
+from brainsynth.metrics.finding import Finding
 
 SCHEMA = CovariateSchema(
     covariates=(

@@ -19,7 +19,7 @@ from brainsynth.cohort.phantom_cohort import write_phantom_cohort
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.config.schema import PrepareConfig
 from brainsynth.errors import UserError
-from brainsynth.evaluation.finding import Finding
+from brainsynth.metrics.finding import Finding
 from brainsynth.stages import evaluate, prepare_cohort
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset

@@ -24,13 +24,13 @@ from brainsynth.bundle.files import file_sha256
 from brainsynth.config.evaluation import VENTRICLES, EvaluateConfig
 from brainsynth.config.schema import RuntimeConfig
 from brainsynth.errors import UserError
-from brainsynth.evaluation.finding import LEAST
 from brainsynth.instruments.feature_network import FeatureNetwork, features_of
 from brainsynth.instruments.own_rulers import call_functions, load_functions
 from brainsynth.instruments.segmentation import VENTRICLES as VENTRICLE_NAMES
 from brainsynth.instruments.segmentation import SegmentationRuler, table_line
 from brainsynth.instruments.tissue_features import left_right_difference, tissue_features
 from brainsynth.manifest import describe_sample
+from brainsynth.metrics.finding import LEAST
 from brainsynth.models.device import choose_device, describe, set_threads
 from brainsynth.models.segmenter import STRUCTURES
 from brainsynth.plan import ArraySpec, Plan, ShardSpec, table_digest
