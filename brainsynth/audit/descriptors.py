@@ -112,7 +112,7 @@ def description_work(root: str, dataset: SyntheticDataset, instruments: Instrume
         arrays.append(_views(EMBEDDING, 1, EMBEDDING_SIZE))
     plan, samples = measured_plan(dataset, dict(instruments.identity), tuple(arrays))
     arguments = {"plan": plan, "uri": dataset.uri, "instruments": instruments, "runtime": runtime}
-    return Work(root, plan, samples, DescribedShards, arguments)
+    return Work(root, plan, samples, VolumeDescriber, arguments)
 
 
 def _views(name: str, views: int, length: int) -> ArraySpec:
@@ -125,7 +125,7 @@ def _views(name: str, views: int, length: int) -> ArraySpec:
     )
 
 
-class DescribedShards:
+class VolumeDescriber:
     """Describes shards of volumes."""
 
     def __init__(self, plan: Plan, uri: str, instruments: Instruments, runtime: RuntimeConfig) -> None:

@@ -34,6 +34,13 @@ def bounds(c: Covariate) -> tuple[float, float]:
     return c.low, c.high
 
 
+def as_numbers(values: pd.Series, categories: tuple[str, ...]) -> Floats:
+    """(B,) a column as numbers; of categories, 0 for the first and 1 for the others. NaN where unknown."""
+    if not categories:
+        return values.to_numpy(dtype=np.float64)
+    return np.array([np.nan if pd.isna(v) or v == "" else float(v != categories[0]) for v in values])
+
+
 def to_arrays(schema: CovariateSchema, table: pd.DataFrame) -> tuple[Floats, Ints]:
     """Values (B, D), NaN where missing, and category codes (B, C), -1 where missing, of a validated table."""
     values = [table[c.name].to_numpy(dtype=np.float64, na_value=np.nan) for c in continuous_covariates(schema)]

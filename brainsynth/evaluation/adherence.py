@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainsynth.config.evaluation import EvaluateConfig
+from brainsynth.covariates.arrays import as_numbers
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.instruments.covariate_ruler import CovariateRuler
@@ -62,7 +63,7 @@ def adherence(
     scatters: list[Scatter] = []
     for covariate in covariates.covariates:
         name = covariate.name
-        asked, known = (numbers(t[name], covariate.categories) for t in (made.table, real.table))
+        asked, known = (as_numbers(t[name], covariate.categories) for t in (made.table, real.table))
         if len(_usable(train, known)) < LEAST_TO_FIT:
             continue
         found, own = _measure(config, covariate, made, real, known, train)
@@ -165,13 +166,6 @@ def _calibrated(covariate: Covariate, found: F64, own: F64, known: F64, train: n
         ) from None
     floor = 0.0 if covariate.low is not None and covariate.low >= 0 else -np.inf
     return line.apply(found, floor), line.apply(own, floor)
-
-
-def numbers(values: pd.Series, categories: tuple[str, ...]) -> F64:
-    """Values as numbers; of categories, 0 for the first and 1 for the others. NaN where unknown."""
-    if not categories:
-        return values.to_numpy(dtype=np.float64)
-    return np.array([np.nan if pd.isna(v) or v == "" else float(v != categories[0]) for v in values])
 
 
 def _usable(rows: npt.NDArray[np.intp], *columns: Any) -> npt.NDArray[np.intp]:

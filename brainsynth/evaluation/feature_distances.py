@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from brainsynth.errors import UserError
 from brainsynth.evaluation.measured_sample import MeasuredSample
 from brainsynth.metrics.finding import LEAST, Finding, finding
-from brainsynth.metrics.frechet import GaussianStats, frechet_distance, squared_mmd
+from brainsynth.metrics.frechet import frechet_distance, frechet_of_rows, squared_mmd
 from brainsynth.metrics.intervals import ConfidenceInterval, bootstrap_interval, jackknife_interval
 from brainsynth.metrics.manifold import manifold_membership
 
@@ -50,20 +50,6 @@ def feature_distances(
         "kernel distance has no bias at any n)."
     ]
     return out, remarks
-
-
-def frechet_of_rows(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
-    """Fréchet distance of two (n, d) sets of features; exact and quick also where d is far above n.
-
-    Rows and their means lie in a space of n + m dimensions at most, and turning it changes no distance.
-    """
-    x, y = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    if len(x) + len(y) < x.shape[1]:
-        both = np.concatenate([x, y])
-        centre = both.mean(axis=0)
-        basis = np.linalg.qr((both - centre).T)[0]
-        x, y = (x - centre) @ basis, (y - centre) @ basis
-    return frechet_distance(GaussianStats.of(x), GaussianStats.of(y))
 
 
 def _distance(name: str, statistic: Callable[..., float], sets: list[F32]) -> Finding:

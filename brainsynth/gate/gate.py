@@ -1,6 +1,6 @@
 """The quality gate: does a volume look like a scan of the training cohort, or is it broken, and if so how?
 
-A gate is an envelope: for each of some fifty numbers (gate_features.py) its usual range in the cohort. How far from the
+A gate is an envelope: for each of some fifty numbers (features.py) its usual range in the cohort. How far from the
 middle a number may lie is learnt from scans left out of what they are compared with, so that it holds for scans that
 the gate never saw. A check is a group of numbers; its score is the largest distance relative to the number's limit, so
 that scores compare across checks and volumes: below 1 is usual, from 1 on the volume is rejected.

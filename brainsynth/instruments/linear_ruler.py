@@ -18,7 +18,7 @@ Kind = Literal["continuous", "binary"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearRuler:
-    """What measuring needs of a ruler; `evaluation/covariate_ruler.py` fits one and knows its error."""
+    """What measuring needs of a ruler; `instruments/covariate_ruler.py` fits one and knows its error."""
 
     kind: Kind
     mean: F32

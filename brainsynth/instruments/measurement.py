@@ -84,7 +84,7 @@ def plan_measurement(
     plan, samples = measured_plan(dataset, identity, tuple(arrays))
     root = resolve_uri(config.output.rstrip("/") + f"/{name}", "output")
     arguments = {"plan": plan, "uri": dataset.uri, "config": config, "network": network}
-    return Work(root, plan, samples, MeasuredShards, arguments)
+    return Work(root, plan, samples, VolumeMeasurer, arguments)
 
 
 def measured_plan(
@@ -131,7 +131,7 @@ def vector_array(name: str, length: int) -> ArraySpec:
     )
 
 
-class MeasuredShards:
+class VolumeMeasurer:
     """Measures shards of volumes."""
 
     def __init__(self, plan: Plan, uri: str, config: EvaluateConfig, network: FeatureNetwork | None) -> None:

@@ -97,6 +97,20 @@ def frechet_distance(first: GaussianStats, second: GaussianStats) -> float:
     return max(0.0, float(np.square(first.mean - second.mean).sum() + spread))
 
 
+def frechet_of_rows(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
+    """Fréchet distance of two (n, d) sets of features; exact and quick also where d is far above n.
+
+    Rows and their means lie in a space of n + m dimensions at most, and turning it changes no distance.
+    """
+    x, y = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if len(x) + len(y) < x.shape[1]:
+        both = np.concatenate([x, y])
+        centre = both.mean(axis=0)
+        basis = np.linalg.qr((both - centre).T)[0]
+        x, y = (x - centre) @ basis, (y - centre) @ basis
+    return frechet_distance(GaussianStats.of(x), GaussianStats.of(y))
+
+
 def _root_factor(covariance: F64) -> F64:
     """(d, rank) matrix A with A Aᵀ = covariance; directions whose variance is rounding error are left out."""
     values, vectors = np.linalg.eigh(covariance)

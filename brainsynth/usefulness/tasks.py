@@ -15,9 +15,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainsynth.config.evaluation import VENTRICLES, EvaluateConfig
+from brainsynth.covariates.arrays import as_numbers
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
-from brainsynth.evaluation.adherence import numbers
 from brainsynth.instruments.measurement import measured_marks, measured_table
 from brainsynth.metrics.finding import LEAST, Finding, finding
 from brainsynth.models.device import choose_device, set_threads
@@ -158,7 +158,7 @@ def _run(config: EvaluateConfig, name: str, task: Task, covariate: Covariate | N
         (sources[1], "validation"),
     ):
         known = np.ones(len(table), bool) if split is None else (table["split"] == split).to_numpy()
-        values = numbers(table[name], covariate.categories) if covariate else np.zeros(len(table))
+        values = as_numbers(table[name], covariate.categories) if covariate else np.zeros(len(table))
         rows = np.flatnonzero(known & np.isfinite(values))
         available.append(len(rows))
         if len(rows) > budget.volumes:

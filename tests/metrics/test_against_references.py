@@ -10,8 +10,7 @@ import pytest
 import torch
 from monai.metrics import FIDMetric
 
-from brainsynth.evaluation.feature_distances import frechet_of_rows
-from brainsynth.metrics.frechet import GaussianStats, frechet_distance, squared_mmd
+from brainsynth.metrics.frechet import GaussianStats, frechet_distance, frechet_of_rows, squared_mmd
 from brainsynth.metrics.manifold import manifold_membership
 
 TORCH_FIDELITY_FID = 6.899331852673711
