@@ -16,7 +16,7 @@ from brainsynth.covariates.distribution import CovariateDistribution
 from brainsynth.errors import UserError
 from brainsynth.gate.report import gate_section
 from brainsynth.plan import Plan
-from brainsynth.reading.dataset import SyntheticDataset, open_dataset
+from brainsynth.reading.dataset import SyntheticDataset, open_dataset, open_input
 from brainsynth.report import figures
 from brainsynth.report.html import Page
 from brainsynth.storage.commit import read_plan
@@ -39,10 +39,7 @@ def report_dataset(root: str, bundle: str | None) -> Path | None:
     plan = read_plan(store)
     if plan.kind != "generated":
         raise UserError(f"{root} holds {plan.kind} data; a generation report is of a generated dataset")
-    try:
-        dataset = open_dataset(root)
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"{root} is not finished, or damaged: {error}") from None
+    dataset = open_input(root, "dataset")
     spec = None if bundle is None else read_bundle(bundle_folder(bundle))
     if spec is not None and spec.digest != plan.identity["bundle"]:
         raise UserError(f"{bundle} is not the bundle that {root} was made with")

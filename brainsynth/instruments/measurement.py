@@ -22,7 +22,6 @@ import pandas as pd
 
 from brainsynth.bundle.files import file_sha256
 from brainsynth.config.evaluation import VENTRICLES, EvaluateConfig
-from brainsynth.config.schema import RuntimeConfig
 from brainsynth.errors import UserError
 from brainsynth.instruments.feature_network import FeatureNetwork, features_of
 from brainsynth.instruments.own_rulers import call_functions, load_functions
@@ -34,7 +33,7 @@ from brainsynth.metrics.finding import LEAST
 from brainsynth.models.device import choose_device, describe, set_threads
 from brainsynth.models.segmenter import STRUCTURES
 from brainsynth.plan import ArraySpec, Plan, ShardSpec, table_digest
-from brainsynth.reading.dataset import SyntheticDataset, open_dataset
+from brainsynth.reading.dataset import SyntheticDataset, open_dataset, open_input
 from brainsynth.storage.arrays import decode_shard, empty_arrays, shard_key
 from brainsynth.storage.commit import read_commit, read_plan, read_samples
 from brainsynth.storage.filesystem import open_store, resolve_uri
@@ -47,10 +46,7 @@ BINS = 256
 
 def open_volumes(uri: str, where: str, split: str | None = None) -> SyntheticDataset:
     """A finished dataset of volumes. Raises UserError, naming the config's key, where there is none."""
-    try:
-        dataset = open_dataset(resolve_uri(uri, where), split=split)
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"{where}: {error}") from None
+    dataset = open_input(resolve_uri(uri, where), where, split)
     if dataset.array_name != "t1w":
         raise UserError(f"{where}: {uri} holds {dataset.manifest['kind']}, not volumes")
     if not len(dataset):
@@ -140,7 +136,7 @@ class VolumeMeasurer:
         self.ruler: SegmentationRuler | None = None
         self.labels_ventricles = config.labels_ventricles
         set_threads(runtime.threads_per_worker, runtime.workers)
-        self.device = choose_device(_uses_gpu(runtime))
+        self.device = choose_device(runtime.gpus_per_worker > 0)
         self.functions = load_functions(config.functions)
         if config.segmentation is not None:
             self.ruler = SegmentationRuler.load(config.segmentation, self.device)
@@ -171,10 +167,6 @@ class VolumeMeasurer:
                 found.append(ventricle_mark(labels, fine, grid))
             extra |= {k: v for k, v in table_line(volumes).items() if isinstance(v, str) or math.isfinite(v)}
         return found, extra | call_functions(self.functions, volume, self.dataset.affine)
-
-
-def _uses_gpu(runtime: RuntimeConfig) -> bool:
-    return runtime.gpus_per_worker > 0
 
 
 def ventricle_mark(labels: npt.NDArray[np.uint8], fine: VolumeSpec, grid: VolumeSpec) -> npt.NDArray[np.uint8]:

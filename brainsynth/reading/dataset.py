@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from brainsynth.errors import UserError
 from brainsynth.reading.files import list_files, local_path, read_file
 from brainsynth.reading.manifest import committed, finished
 from brainsynth.reading.query import Query
@@ -244,6 +245,14 @@ def open_dataset(
             ValueError, too.
     """
     return SyntheticDataset(str(uri), split, array, measured, where, partial)
+
+
+def open_input(uri: str, where: str, split: str | None = None, array: str | None = None) -> SyntheticDataset:
+    """`open_dataset` for what a config names. Raises UserError, naming its key `where`, if it cannot be opened."""
+    try:
+        return open_dataset(uri, split=split, array=array)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _sample_id(line: dict[str, str]) -> str:
