@@ -108,7 +108,8 @@ class CopyDetector:
         return Closeness(statistic=standard[rows, space], log_ratios=ratios, subjects=nearest[rows, space])
 
     def _standard(self, ratios: F64) -> F64:
-        return (ratios - self._middle) / self._spread
+        standard: F64 = (ratios - self._middle) / self._spread
+        return standard
 
     def _log_ratios(self, volumes: Spaces, own: I64 | None) -> tuple[F64, I64]:
         ratios, nearest = [], []

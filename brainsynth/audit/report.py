@@ -175,6 +175,9 @@ def _disclosure(page: Page, found: Judgement) -> None:
 
 
 def _facts(audit: AuditRecord) -> list[list[object]]:
+    instruments: list[list[object]] = [
+        [name, value if isinstance(value, str) else ", ".join(value)] for name, value in audit.instruments.items()
+    ]
     return [
         ["dataset", audit.dataset],
         ["its plan, its shards", f"{audit.dataset_plan_fingerprint[:16]}, {audit.dataset_shards_digest[:16]}"],
@@ -183,6 +186,6 @@ def _facts(audit: AuditRecord) -> list[list[object]]:
         ["its plan, its shards", f"{audit.reference_plan_fingerprint[:16]}, {audit.reference_shards_digest[:16]}"],
         ["people", f"{audit.training_people} in training, {audit.held_out_people} held out"],
         ["ids taken for one person", "; ".join(" = ".join(group) for group in audit.same_person) or "none"],
-        *([name, value if isinstance(value, str) else ", ".join(value)] for name, value in audit.instruments.items()),
+        *instruments,
         ["versions", ", ".join(f"{name} {version}" for name, version in audit.versions.items())],
     ]

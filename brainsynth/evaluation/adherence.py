@@ -177,12 +177,13 @@ def _usable(rows: npt.NDArray[np.intp], *columns: Any) -> npt.NDArray[np.intp]:
 def _numeric(
     name: str, unit: str, asked: F64, found: F64, known: F64, own: F64, subjects: npt.NDArray[Any]
 ) -> list[Finding]:
-    ends = []
-    for pair in ((found, asked), (own, known)):
-        ratio = bootstrap_interval(_spread, pair, paired=True, method="percentile", resamples=500)
-        ends.append([ratio.value, ratio.low, ratio.high])
-    spread = finding(f"{name}: SD measured over SD asked", "", ends[0], len(found), ends[1], len(own), "equal")
-    if ends[0][0] < _CONSTANT:
+    mine, theirs = (
+        bootstrap_interval(_spread, pair, paired=True, method="percentile", resamples=500)
+        for pair in ((found, asked), (own, known))
+    )
+    metric = f"{name}: SD measured over SD asked"
+    spread = finding(metric, "", mine.figure, len(found), theirs.figure, len(own), "equal")
+    if mine.value < _CONSTANT:
         return [spread]  # all images show one value: there is no correlation
     made, real = agreement(found, asked), agreement(own, known, groups=subjects)
     return [

@@ -101,7 +101,8 @@ def _published(page: Page, root: str) -> None:
     for name in numbers:
         both = table[[name, f"measured_{name}"]].dropna()
         if len(both):
-            figure = figures.agreement(*both.to_numpy(np.float64).T, name, dataset.units[name])
+            asked, measured = both.to_numpy(np.float64).T
+            figure = figures.agreement(asked, measured, name, dataset.units[name])
             page.figure(figure, f"{name}: asked against measured")
 
 

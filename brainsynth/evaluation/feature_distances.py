@@ -1,4 +1,4 @@
-"""Fréchet and kernel distance, precision, recall, density and coverage of a measured dataset, beside the real floor.
+"""Fréchet and kernel distance, precision, recall, density and coverage of a measured dataset, and the real floor.
 
 The yardstick of each is the same figure between real people and real people at the same n: as many validation scans as
 generated volumes, against as many training scans. All but the kernel distance depend on n.
@@ -17,7 +17,7 @@ from brainsynth.errors import UserError
 from brainsynth.evaluation.measured_sample import MeasuredSample
 from brainsynth.metrics.finding import LEAST, Finding, finding
 from brainsynth.metrics.frechet import frechet_distance, frechet_of_rows, squared_mmd
-from brainsynth.metrics.intervals import ConfidenceInterval, bootstrap_interval, jackknife_interval
+from brainsynth.metrics.intervals import bootstrap_interval, jackknife_interval
 from brainsynth.metrics.manifold import manifold_membership
 
 F32 = npt.NDArray[np.float32]
@@ -56,26 +56,26 @@ def _distance(name: str, statistic: Callable[..., float], sets: list[F32]) -> Fi
     """A distance of made and of held (the floor) from train."""
     least = 0.0 if statistic is frechet_of_rows else -math.inf  # an estimate without bias may be negative
     mine, floor = (jackknife_interval(statistic, [rows, sets[2]], least=least) for rows in sets[:2])
-    return finding(name, "", _ends(mine), len(sets[0]), _ends(floor), len(sets[1]), "lower")
+    return finding(name, "", mine.figure, len(sets[0]), floor.figure, len(sets[1]), "lower")
 
 
 def _manifolds(sets: list[F32]) -> list[Finding]:
     """Precision, recall, density and coverage with k = 5."""
     if min(map(len, sets)) < max(LEAST, NEIGHBOURS + 1):
         raise UserError(f"precision and recall need more than {NEIGHBOURS} rows in each set")
-    found = [manifold_membership(sets[2], rows, k=NEIGHBOURS) for rows in sets[:2]]
+    memberships = [manifold_membership(sets[2], rows, k=NEIGHBOURS) for rows in sets[:2]]
     shares = {
-        "precision": [m.generated_realistic for m in found],
-        "recall": [m.reference_reached for m in found],
-        "coverage": [m.reference_covered for m in found],
+        "precision": [m.generated_realistic for m in memberships],
+        "recall": [m.reference_reached for m in memberships],
+        "coverage": [m.reference_covered for m in memberships],
     }
     n = [len(rows) for rows in sets[:2]]
     out = []
     for name, flags in shares.items():
         mine, floor = (_share(values) for values in flags)
         out.append(finding(f"{name} (k = {NEIGHBOURS})", "", mine, n[0], floor, n[1], "higher"))
-    balls = [bootstrap_interval(np.mean, [m.real_balls / m.k], method="percentile") for m in found]
-    density = finding(f"density (k = {NEIGHBOURS})", "", _ends(balls[0]), n[0], _ends(balls[1]), n[1], "equal")
+    balls = [bootstrap_interval(np.mean, [m.real_balls / m.k], method="percentile") for m in memberships]
+    density = finding(f"density (k = {NEIGHBOURS})", "", balls[0].figure, n[0], balls[1].figure, n[1], "equal")
     return [*out, density]
 
 
@@ -83,7 +83,3 @@ def _share(flags: npt.NDArray[np.bool_]) -> list[float]:
     """A share with Wilson's interval, which has a width also at 0 and 1."""
     ends = binomtest(int(flags.sum()), len(flags)).proportion_ci(method="wilson")
     return [float(flags.mean()), float(ends.low), float(ends.high)]
-
-
-def _ends(found: ConfidenceInterval) -> list[float]:
-    return [found.value, found.low, found.high]

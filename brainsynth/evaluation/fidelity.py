@@ -1,4 +1,4 @@
-"""Does a measured dataset look like real scans, and is it as diverse: each figure beside the real-against-real floor.
+"""Does a measured dataset look like real scans, and is it as diverse: each figure next to the real-against-real floor.
 
 The floor is the same figure of the validation scans against the training scans. Figures that depend on n (all distances)
 are taken at one n throughout: as many generated volumes, validation scans and training scans, drawn at random; Cohen's d
@@ -56,13 +56,13 @@ def fidelity(made_root: str, real_root: str) -> Fidelity:
     n = min(len(made), len(held), len(train))
     stacks = [sample.arrays["histogram"][:n].astype(np.float64) for sample in (made, held, train)]
     metric = "voxel intensity: Wasserstein-1 distance to training scans"
-    found, remarks = feature_distances(made, held, train)
-    found.append(_against(_intensity_distance, metric, "", *stacks, "lower"))
+    findings, remarks = feature_distances(made, held, train)
+    findings.append(_against(_intensity_distance, metric, "", stacks, "lower"))
     sides = _left_right(made, held)
     if sides is None:
         remarks.append("Left and right: not judged, for the validation scans show no asymmetry of the training scans.")
-    found += [*([sides] if sides else []), *_scalars(made, held, train, n)]
-    return Fidelity(findings=found, remarks=remarks, made=made, held=held, train=train)
+    findings += [*([sides] if sides else []), *_scalars(made, held, train, n)]
+    return Fidelity(findings=findings, remarks=remarks, made=made, held=held, train=train)
 
 
 def _scalars(made: MeasuredSample, held: MeasuredSample, train: MeasuredSample, n: int) -> list[Finding]:
@@ -75,10 +75,10 @@ def _scalars(made: MeasuredSample, held: MeasuredSample, train: MeasuredSample, 
         known = [v[np.isfinite(v)] for v in sets]
         if min(map(len, known)) < LEAST or any(np.ptp(v) == 0 for v in known[1:]):
             continue
-        out.append(_against(cohens_d, f"{what}: Cohen's d from training scans", "", *known, "equal"))
+        out.append(_against(cohens_d, f"{what}: Cohen's d from training scans", "", known, "equal"))
         if what.endswith("volume"):
             metric = f"{what}: Wasserstein-1 distance to training scans"
-            out.append(_against(wasserstein_distance, metric, "ml", *(v[:n] for v in known), "lower"))
+            out.append(_against(wasserstein_distance, metric, "ml", [v[:n] for v in known], "lower"))
     return out
 
 
@@ -87,28 +87,28 @@ def _left_right(made: MeasuredSample, held: MeasuredSample) -> Finding | None:
 
     None where real scans have no asymmetry in common, for then nothing tells left from right.
     """
-    ends = []
-    for sample in (made, held):
-        interval = bootstrap_interval(np.mean, [sample.table[SIDES].to_numpy(np.float64)], method="percentile")
-        ends.append([interval.value, interval.low, interval.high])
-    if ends[1][1] <= 0:
+    mine, theirs = (
+        bootstrap_interval(np.mean, [sample.table[SIDES].to_numpy(np.float64)], method="percentile")
+        for sample in (made, held)
+    )
+    if theirs.low <= 0:
         return None
     metric = "left-right: correlation with the training scans' mean asymmetry"
-    return finding(metric, "", ends[0], len(made), ends[1], len(held), "higher")
+    return finding(metric, "", mine.figure, len(made), theirs.figure, len(held), "higher")
 
 
 def _against(
-    statistic: Callable[[Any, Any], float], metric: str, unit: str, made: F64, held: F64, train: F64, better: Better
+    statistic: Callable[[Any, Any], float], metric: str, unit: str, sets: list[F64], better: Better
 ) -> Finding:
     """A figure of made and of held (the floor) against train. Distances, "lower", have the jackknife's interval."""
-    ends = []
-    for values in (made, held):
-        if better == "lower":
-            found = jackknife_interval(statistic, [values, train], least=0.0)
-        else:
-            found = bootstrap_interval(statistic, [values, train], method="percentile", resamples=500)
-        ends.append([found.value, found.low, found.high])
-    return finding(metric, unit, ends[0], len(made), ends[1], len(held), better)
+    made, held, train = sets
+    mine, theirs = (
+        jackknife_interval(statistic, [values, train], least=0.0)
+        if better == "lower"
+        else bootstrap_interval(statistic, [values, train], method="percentile", resamples=500)
+        for values in (made, held)
+    )
+    return finding(metric, unit, mine.figure, len(made), theirs.figure, len(held), better)
 
 
 def _intensity_distance(first: F64, second: F64) -> float:
@@ -118,7 +118,7 @@ def _intensity_distance(first: F64, second: F64) -> float:
 
 
 def diversity(made: SyntheticDataset, real: SyntheticDataset, pairs: int) -> list[Finding]:
-    """MS-SSIM and 4-G-R-SSIM of random pairs of the dataset, beside as many random pairs of real scans."""
+    """MS-SSIM and 4-G-R-SSIM of random pairs of the dataset and of as many random pairs of real scans."""
     side = min(made.volume(0).shape)
     scales = max((s for s in range(1, _MAX_SCALES + 1) if _WINDOW * 2 ** (s - 1) <= side), default=0)
     if not scales:
@@ -128,11 +128,8 @@ def diversity(made: SyntheticDataset, real: SyntheticDataset, pairs: int) -> lis
     scores = [_pair_scores(dataset, count, scales) for dataset in (made, real)]
     out = []
     for column, name in enumerate(names):
-        ends = []
-        for values in scores:
-            found = bootstrap_interval(np.mean, [values[:, column]], method="percentile")
-            ends.append([found.value, found.low, found.high])
-        out.append(finding(name, "", ends[0], count, ends[1], count, "equal"))
+        mine, theirs = (bootstrap_interval(np.mean, [values[:, column]], method="percentile") for values in scores)
+        out.append(finding(name, "", mine.figure, count, theirs.figure, count, "equal"))
     return out
 
 

@@ -50,13 +50,14 @@ def trajectory_rows(config: TrajectoryConfig, bundle: BundleSpec) -> pd.DataFram
     distribution = bundle.distribution
     if distribution is None:
         raise UserError(
-            "trajectories.bundle: it has no distribution of covariates, so it is not known how far to move them"
+            "trajectories.bundle: it has no distribution of covariates, so the range to move them over is not known"
         )
     continuous = [c.name for c in bundle.covariates.covariates if c.kind == "continuous"]
     wrong = [name for name in config.covariates if name not in continuous]
     if wrong:
         raise UserError(
-            f"trajectories.covariates: {', '.join(wrong)} is none of the model's numbers, {', '.join(continuous)}"
+            f"trajectories.covariates: {', '.join(wrong)} is not a continuous covariate of the model; those are "
+            f"{', '.join(continuous)}"
         )
     usual = {
         c.name: distribution.quantile(c.name, 0.5) if c.kind == "continuous" else c.categories[0]
@@ -64,8 +65,8 @@ def trajectory_rows(config: TrajectoryConfig, bundle: BundleSpec) -> pd.DataFram
     }
     rows = []
     for name in config.covariates:
-        ends = (distribution.quantile(name, q) for q in (LOW, HIGH))
-        for point, value in enumerate(np.linspace(*ends, config.points)):
+        low, high = (distribution.quantile(name, share) for share in (LOW, HIGH))
+        for point, value in enumerate(np.linspace(low, high, config.points)):
             for seed in range(config.seeds):
                 rows.append({"sample_id": _id(name, seed, point), "noise_seed": seed, **usual, name: float(value)})
     return pd.DataFrame(rows)
@@ -92,17 +93,21 @@ def read_trajectories(
         part.table, part.tissue = made.table.iloc[rows].reset_index(drop=True), made.tissue[rows]
         one = dataclasses.replace(schema, covariates=(covariate,))
         _, scatters = adherence(config, one, part, real, real.split("train"), real.split("validation"))
-        found = dict(zip(scatters[0].sample_ids, scatters[0].measured, strict=True)) if scatters else None
+        readings = dict(zip(scatters[0].sample_ids, scatters[0].measured, strict=True)) if scatters else None
         out.append(
             Trajectory(
                 covariate=name,
                 unit=covariate.unit,
                 sample_ids=tuple(map(tuple, ids)),
-                asked=tuple(float(known.loc[i, name]) for i in ids[0]),
-                measured=tuple(tuple(found.get(i, float("nan")) for i in line) for line in ids) if found else None,
+                asked=tuple(float(value) for value in known.loc[ids[0], name]),
+                measured=None if readings is None else _in_order(readings, ids),
             )
         )
     return out
+
+
+def _in_order(readings: dict[str, float], ids: list[list[str]]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(readings.get(i, float("nan")) for i in line) for line in ids)
 
 
 def _id(name: str, seed: int, point: int) -> str:

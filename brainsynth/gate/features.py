@@ -130,7 +130,8 @@ def _bands(shape: tuple[int, int, int]) -> npt.NDArray[np.int8]:
     """Radial band of every bin of the half spectrum: edges in cycles per voxel 0.05, 0.12, 0.2, 0.3, 0.4, 0.5."""
     k = [fft.fftfreq(shape[0]), fft.fftfreq(shape[1]), fft.rfftfreq(shape[2])]
     radius = np.sqrt(k[0][:, None, None] ** 2 + k[1][None, :, None] ** 2 + k[2][None, None, :] ** 2)
-    return np.digitize(radius, [0.05, 0.12, 0.2, 0.3, 0.4, 0.5]).astype(np.int8)
+    bands: npt.NDArray[np.int8] = np.digitize(radius, [0.05, 0.12, 0.2, 0.3, 0.4, 0.5]).astype(np.int8)
+    return bands
 
 
 def _spectrum(u: F32) -> dict[str, float]:
@@ -245,4 +246,4 @@ def _skew(u: F32, mask: npt.NDArray[np.bool_], block: tuple[int, ...]) -> F32:
     middle = float(weight @ np.arange(len(weight)) / weight.sum())
     centred = np.roll(u, round((len(weight) - 1) / 2 - middle), 0)
     coarse = _pool_mean(centred, block)
-    return (coarse - coarse[::-1]) / 2
+    return np.asarray((coarse - coarse[::-1]) / 2, np.float32)

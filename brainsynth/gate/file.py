@@ -55,8 +55,12 @@ def gate_from_tensors(spec: GateSpec, tensors: dict[str, npt.NDArray[Any]], wher
         wrong.append("gate.envelope")
     if wrong:
         raise UserError(f"{where} is no quality gate for {spec.volume.shape_xyz} voxels: see {', '.join(wrong[:5])}")
-    maps = {k: v.astype(np.float64 if k == "gate.envelope" else np.float32) for k, v in tensors.items()}
-    kinds = [Subspace(**{part: maps[f"gate.{kind}.{part}"] for part in _PARTS}) for kind in ("bright", "filled")]
+    maps: dict[str, npt.NDArray[Any]] = {
+        k: v.astype(np.float64 if k == "gate.envelope" else np.float32) for k, v in tensors.items()
+    }
+    bright, filled = (
+        Subspace(**{part: maps[f"gate.{kind}.{part}"] for part in _PARTS}) for kind in ("bright", "filled")
+    )
     rulers = tuple(
         LinearRuler(
             kind="continuous",
@@ -67,7 +71,7 @@ def gate_from_tensors(spec: GateSpec, tensors: dict[str, npt.NDArray[Any]], wher
         )
         for ruler in spec.rulers
     )
-    coarse = CoarseMaps(*kinds, *(maps[f"gate.{name}"] for name in _SINGLE))
+    coarse = CoarseMaps(bright=bright, filled=filled, certain=maps["gate.certain"], direction=maps["gate.direction"])
     return QualityGate(spec, maps["gate.envelope"], coarse, rulers)
 
 

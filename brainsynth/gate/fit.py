@@ -58,7 +58,7 @@ def write_gate(config: GateFitConfig, source: Path, spec: BundleSpec, path: Path
     """Fit gate and rulers, and write them to `path`. `source` holds the autoencoder's weights, which were checked."""
     cohort, rows = reference_rows(config, spec)
     if config.reference == "scans":
-        volumes = (cohort.volume(row) for row in rows)
+        volumes: Iterator[F32] = (cohort.volume(row) for row in rows)
     else:
         volumes = _reconstructions(cohort, rows, source, spec)
     features: dict[int, F32] = {}

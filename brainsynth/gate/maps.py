@@ -41,7 +41,7 @@ class Subspace:
         # the components were fitted on these very maps, so what they leave of new ones is a little more
         more = n / max(1, n - 1 - len(components))
         rough = np.sqrt((left**2).mean(0) * more)
-        spread = np.sqrt(np.mean([_smooth(x) ** 2 for x in left], 0) * more)
+        spread = np.sqrt(np.mean([_smooth(residual) ** 2 for residual in left], 0) * more)
         components = components.reshape(-1, *shape)
         return Subspace(_half(mean), _half(components), _half(spread), _half(rough))
 
@@ -55,7 +55,7 @@ class Subspace:
         basis = self.components.reshape(len(self.components), -1)
         away = (found - self.mean).ravel()
         along = basis @ away
-        left = (away - along @ basis).reshape(found.shape)
+        left = np.asarray(away - along @ basis, np.float32).reshape(found.shape)
         z = _smooth(left) / (self.spread + SPREAD_FLOOR)
         usual = USUAL * (self.rough + SPREAD_FLOOR)
         return {

@@ -124,7 +124,7 @@ class Aligner:
         wide = _smooth((template > _FOREGROUND * template.max()).float()[None], (1.0, 1.0, 1.0))[0] > 0.02
         axes = [(torch.arange(n) - (n - 1) / 2) * s for n, s in zip(template.shape, frame.spacing_mm, strict=True)]
         points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
-        slope = torch.stack(torch.gradient(template, spacing=frame.spacing_mm), -1)  # type: ignore[arg-type]
+        slope = torch.stack(torch.gradient(template, spacing=frame.spacing_mm), -1)
         some = tuple(slice(None, None, _STEP) for _ in range(3))
         chosen = wide[some]
         self._points, by = points[some][chosen], slope[some][chosen]
@@ -165,11 +165,13 @@ class Aligner:
     def _values(self, images: Tensor, turn: Tensor, shift: Tensor) -> Tensor:
         half = torch.tensor(images.shape[1:]) * self._spacing / 2
         at = ((self._points @ turn.mT + shift[:, None]) / half).flip(-1)
-        values = functional.grid_sample(images[:, None], at[:, None, None], align_corners=False)[:, 0, 0, 0]
+        sampled: Tensor = functional.grid_sample(images[:, None], at[:, None, None], align_corners=False)
+        values: Tensor = sampled[:, 0, 0, 0]
         return values - values.mean(1, keepdim=True)
 
     def _likeness(self, values: Tensor) -> Tensor:
-        return (values @ self._target) / (values.norm(dim=1) * self._target.norm()).clamp_min(1e-12)
+        likeness: Tensor = (values @ self._target) / (values.norm(dim=1) * self._target.norm()).clamp_min(1e-12)
+        return likeness
 
 
 class VoxelDescriptor:
@@ -221,7 +223,8 @@ def _rotation(vectors: Tensor) -> Tensor:
     x, y, z = vectors.T
     zero = torch.zeros_like(x)
     cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], 1).view(-1, 3, 3)
-    return torch.linalg.matrix_exp(cross)
+    rotations: Tensor = torch.linalg.matrix_exp(cross)
+    return rotations
 
 
 def _sample(images: Tensor, turn: Tensor, shift: Tensor, spacing: Tensor) -> Tensor:
@@ -231,4 +234,5 @@ def _sample(images: Tensor, turn: Tensor, shift: Tensor, spacing: Tensor) -> Ten
     matrix = (turn * half / half[:, None]).flip((1, 2))
     theta = torch.cat([matrix, (shift / half).flip(1)[:, :, None]], 2)
     grid = functional.affine_grid(theta, [len(images), 1, *images.shape[1:]], align_corners=False)
-    return functional.grid_sample(images[:, None], grid, align_corners=False)[:, 0]
+    moved: Tensor = functional.grid_sample(images[:, None], grid, align_corners=False)
+    return moved[:, 0]

@@ -60,6 +60,7 @@ class FeatureNetwork:
 def features_of(network: MedicalNet | Embedder, volume: F32, grid: VolumeSpec) -> F32:
     """(d,) features of an (X, Y, Z) volume on `grid`; the embedder sees it at 4 mm, MedicalNet on its own grid."""
     if isinstance(network, Embedder):
-        return network.embed(to_working_grid(volume, grid)[None])[0]
+        embedding: F32 = network.embed(to_working_grid(volume, grid)[None])[0]
+        return embedding
     device = next(network.parameters()).device
     return np.asarray(network(torch.from_numpy(volume)[None].to(device))[0].cpu().numpy())

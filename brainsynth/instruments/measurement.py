@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def plan_measurement(
         lengths["features"] = network.width
         identity["features"] = {"network": network.name, "sha256": network.sha256}
     if config.segmentation is not None:
-        identity["segmenter"] = file_sha256(weights_file(config.segmentation.segmenter, "segmentation.segmenter"))
+        identity["segmenter"] = file_sha256(Path(weights_file(config.segmentation.segmenter, "segmentation.segmenter")))
         identity["precision"] = config.segmentation.precision
     if config.functions:
         identity["functions"] = config.functions

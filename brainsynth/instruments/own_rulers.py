@@ -21,7 +21,8 @@ from brainsynth.config.evaluation import TableRuler
 from brainsynth.errors import UserError
 from brainsynth.storage.filesystem import read_table, resolve_uri
 
-F32, F64 = npt.NDArray[np.float32], npt.NDArray[np.float64]
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 Function = Callable[[F32, F64], Any]
 ALLOWED = "BRAINSYNTH_FUNCTIONS"
 """Environment variable: the modules, separated by commas, that `functions` of a config may name."""
@@ -121,13 +122,13 @@ class MeasuredTable:
 
     def of(self, sample_ids: pd.Series) -> F64:
         """(N,) values of these volumes; NaN where the table has no row, or no number. Raises UserError if it has none."""
-        found = self.values.reindex(_plain(sample_ids)).to_numpy(np.float64)
-        if not np.isfinite(found).any():
+        values = np.asarray(self.values.reindex(_plain(sample_ids)), np.float64)
+        if not np.isfinite(values).any():
             raise UserError(
-                f"{self.where}: {self.path} has no number for any of the {len(found)} volumes; they are named like "
+                f"{self.where}: {self.path} has no number for any of the {len(values)} volumes; they are named like "
                 f"{sample_ids.iloc[0]}, its rows like {self.values.index[0] if len(self.values) else '(none)'}"
             )
-        return found
+        return values
 
 
 def _plain(ids: pd.Series) -> pd.Series:

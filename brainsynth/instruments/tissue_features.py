@@ -43,9 +43,8 @@ def tissue_features(image: npt.NDArray[np.floating[Any]], grid: VolumeSpec) -> F
     csf, white = 1 - _ramp(relative, _CSF), _ramp(relative, _WHITE)
     shares = (csf * _ramp(relative, _AIR), 1 - csf - white, white)
     blocks = np.stack([_block_means(share, grid) for share in shares])
-    both = (blocks + blocks[:, ::-1]) / 2
-    half: F32 = both[:, : (both.shape[1] + 1) // 2].ravel()
-    return half
+    both = np.asarray((blocks + blocks[:, ::-1]) / 2, np.float32)
+    return both[:, : (both.shape[1] + 1) // 2].ravel()
 
 
 def tissue_length(grid: VolumeSpec) -> int:

@@ -1,7 +1,8 @@
-"""One line of an evaluation's verdict table: a figure of the dataset beside the same figure of real scans."""
+"""One line of an evaluation's verdict table: a figure of the dataset and the same figure of real scans."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from brainsynth.records import record
@@ -39,9 +40,9 @@ class Finding:
 def finding(
     metric: str,
     unit: str,
-    mine: list[float],
+    mine: Sequence[float],
     n: int,
-    theirs: list[float],
+    theirs: Sequence[float],
     real_n: int,
     better: Literal["higher", "lower", "equal"],
 ) -> Finding:

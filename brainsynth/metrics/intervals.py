@@ -41,6 +41,11 @@ class ConfidenceInterval:
     resamples: int
     method: Method
 
+    @property
+    def figure(self) -> tuple[float, float, float]:
+        """Value, low and high."""
+        return self.value, self.low, self.high
+
 
 def bootstrap_interval(
     statistic: Callable[..., float],

@@ -23,7 +23,7 @@ def closeness_histogram(null: Numbers, dataset: Numbers, threshold: float) -> Fi
     figure = Figure(figsize=(7.0, 3.0))
     axis = figure.subplots()
     shown = [np.maximum(values, _LOWEST) for values in (null, dataset)]
-    bins = np.histogram_bin_edges(np.concatenate([*shown, [_LOWEST]]), bins=50)
+    bins = np.histogram_bin_edges(np.concatenate([*shown, [_LOWEST]]), bins=50).tolist()
     axis.hist(
         shown[0], bins, density=True, color=_ORANGE, alpha=0.5, label=f"people who are no copies, n = {len(null)}"
     )

@@ -63,8 +63,9 @@ def animation(frames: Sequence[Series], captions: Sequence[Sequence[str]], marke
             _panel(axis, volume, title, mark)
         canvas = FigureCanvasAgg(figure)
         figure.set_dpi(_DPI)
-        canvas.draw()
-        pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()).quantize(256))
+        canvas.draw()  # type: ignore[no-untyped-call]
+        pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+        pictures.append(Image.fromarray(pixels[..., :3].copy()).quantize(256))
     around = [*pictures, *pictures[-2:0:-1]]
     buffer = io.BytesIO()
     around[0].save(
@@ -82,7 +83,7 @@ def animation(frames: Sequence[Series], captions: Sequence[Sequence[str]], marke
 def _panels(count: int, columns: int) -> tuple[Figure, Sequence[Axes]]:
     rows = -(-count // columns)
     figure = Figure(figsize=(3.6 * columns, 1.7 * rows + 0.4), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    axes: list[Axes] = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for axis in axes:
         axis.axis("off")
     figure.suptitle(MARK, fontsize=7, color="#4a5568")

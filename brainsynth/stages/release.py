@@ -43,7 +43,6 @@ from brainsynth.storage.verify import VerifyReport, verify_dataset
 
 log = logging.getLogger(__name__)
 SUMS, RELEASE_KEY = "SHA256SUMS", "release.json"
-_PLACES = ("dataset", "bundle", "audit", "output")
 MAX_FILES, MAX_FOLDER, MAX_BYTES = 100_000, 10_000, 20 << 30
 """What Hugging Face asks of a repository; Zenodo and others are narrower, and docs/publication.md says how to fit them."""
 _BIDS_IGNORE = "data\n/data/**\ncroissant.json\nro-crate-metadata.json\nrelease.json\nSHA256SUMS\nMODEL_CARD.md\n"
@@ -136,7 +135,7 @@ def run(config: ReleaseConfig) -> ReleaseRecord:
         files = _files(folder)
         _put(folder, SUMS, "".join(f"{file.sha256}  {file.path}\n" for file in files))
         done = ReleaseRecord(
-            config=dataclasses.replace(config, **dict.fromkeys(_PLACES, "")),
+            config=dataclasses.replace(config, dataset="", bundle="", audit="", output=""),
             plan_fingerprint=plan.fingerprint,
             shards_digest=manifest.shards_digest,
             bundle=bundle.digest,

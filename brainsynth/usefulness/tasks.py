@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,13 @@ CACHE_BYTES = 512 << 20
 """Volumes of one source that are kept in memory; others are read again whenever they are drawn."""
 
 
-_Sources = tuple[tuple[pd.DataFrame, SyntheticDataset, str], tuple[pd.DataFrame, SyntheticDataset, str]]
+class _Source(NamedTuple):
+    """A measured dataset."""
+
+    table: pd.DataFrame
+    dataset: SyntheticDataset
+    root: str
+    """Of its measurements."""
 
 
 @record
@@ -122,10 +128,8 @@ def usefulness_results(
         return []
     set_threads(config.runtime.threads_per_worker, 1)
     plans = [read_plan(open_store(root)) for root in (made_root, real_root)]
-    sources = (
-        (measured_table(made_root), dataset, made_root),
-        (measured_table(real_root), reference, real_root),
-    )
+    made = _Source(measured_table(made_root), dataset, made_root)
+    real = _Source(measured_table(real_root), reference, real_root)
     covariates = {c.name: c for c in plans[0].covariates.covariates}
     budget = to_dict(replace(config.usefulness, tasks=()))
     found = []
@@ -134,7 +138,7 @@ def usefulness_results(
         key = f"usefulness/{name}-{identity[:16]}.json"
         done = _finished(store, key)
         if done is None:
-            done = _run(config, name, task, covariates.get(name), sources)
+            done = _run(config, name, task, covariates.get(name), made, real)
             store.write(key, seal(done))
         found.append(done)
     return found
@@ -147,38 +151,58 @@ def _finished(store: Store, key: str) -> TaskResult | None:
         return None
 
 
-def _run(config: EvaluateConfig, name: str, task: Task, covariate: Covariate | None, sources: _Sources) -> TaskResult:
+def _run(
+    config: EvaluateConfig, name: str, task: Task, covariate: Covariate | None, made: _Source, real: _Source
+) -> TaskResult:
     """One task, on at most `volumes` of each source."""
     budget = config.usefulness
     assert budget is not None
-    picked, available = [], []
-    for (table, dataset, root), split in (
-        (sources[0], None),
-        (sources[1], "train"),
-        (sources[1], "validation"),
-    ):
-        known = np.ones(len(table), bool) if split is None else (table["split"] == split).to_numpy()
-        values = as_numbers(table[name], covariate.categories) if covariate else np.zeros(len(table))
-        rows = np.flatnonzero(known & np.isfinite(values))
-        available.append(len(rows))
-        if len(rows) > budget.volumes:
-            rows = np.sort(np.random.default_rng(0).choice(rows, budget.volumes, replace=False))
-        places = table["row"].to_numpy()[rows]
-        labels: npt.NDArray[Any] = values[rows] if covariate else measured_marks(root, places)
-        picked.append((DatasetVolumes(dataset, places), labels, table.iloc[rows]))
-    made, train, test = picked
+    synthetic, train, test = (
+        _labelled(source, split, name, covariate, budget.volumes)
+        for source, split in ((made, None), (real, "train"), (real, "validation"))
+    )
     result = run_usefulness(
         task,
-        *made[:2],
-        *train[:2],
-        *test[:2],
+        synthetic.volumes,
+        synthetic.labels,
+        train.volumes,
+        train.labels,
+        test.volumes,
+        test.labels,
         budget,
-        real_train_groups=train[2]["subject"].to_numpy(),
-        real_test_groups=test[2]["subject"].to_numpy(),
+        real_train_groups=train.people,
+        real_test_groups=test.people,
         device=choose_device(config.runtime.gpus_per_worker > 0),
     )
     unit = covariate.unit if covariate else ""
-    return TaskResult(name=name, unit=unit, available=(available[0], available[1], available[2]), result=result)
+    available = (synthetic.available, train.available, test.available)
+    return TaskResult(name=name, unit=unit, available=available, result=result)
+
+
+class _Labelled(NamedTuple):
+    """Volumes for a task."""
+
+    volumes: DatasetVolumes
+    labels: npt.NDArray[Any]
+    people: npt.NDArray[Any] | None
+    """(n,) subjects of real scans."""
+    available: int
+    """How many have a label; at most as many as asked for were drawn."""
+
+
+def _labelled(source: _Source, split: str | None, name: str, covariate: Covariate | None, most: int) -> _Labelled:
+    """At most `most` volumes of a split that have a label, drawn at random."""
+    table = source.table
+    inside = np.ones(len(table), bool) if split is None else (table["split"] == split).to_numpy()
+    values = as_numbers(table[name], covariate.categories) if covariate else np.zeros(len(table))
+    rows = np.flatnonzero(inside & np.isfinite(values))
+    available = len(rows)
+    if available > most:
+        rows = np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
+    places = table["row"].to_numpy()[rows]
+    labels: npt.NDArray[Any] = values[rows] if covariate else measured_marks(source.root, places)
+    people = None if split is None else table["subject"].to_numpy()[rows]
+    return _Labelled(DatasetVolumes(source.dataset, places), labels, people, available)
 
 
 def usefulness_findings(results: list[TaskResult]) -> list[Finding]:

@@ -102,4 +102,5 @@ def _series(table: pd.DataFrame) -> list[int]:
     shared = table["seed"].duplicated(keep=False).to_numpy()
     codes: npt.NDArray[np.int64] = np.full(len(table), -1, dtype=np.int64)
     codes[shared] = pd.factorize(table["seed"][shared])[0]
-    return codes.tolist()
+    series: list[int] = codes.tolist()
+    return series

@@ -115,7 +115,7 @@ def test_mistakes_in_networks_and_trajectories_are_told(
         ({"features": {"medicalnet": str(tmp_path / "absent.pth")}}, "features.medicalnet: there are no weights"),
         ({"features": {"medicalnet": str(tmp_path / "no-weights.pth")}}, "nothing in it was executed"),
         ({"features": {"embedder": str(tmp_path / "absent.safetensors")}}, "features.embedder: there are no weights"),
-        ({"trajectories": moved | {"covariates": ["height"]}}, "height is none of the model's numbers"),
+        ({"trajectories": moved | {"covariates": ["height"]}}, "height is not a continuous covariate of the model"),
         ({"trajectories": moved | {"bundle": str(tmp_path)}}, "is no bundle"),
     ):
         with pytest.raises(UserError, match=message):
