@@ -38,7 +38,7 @@ def child(root: Path, bundle: Path, rows: int) -> dict[str, Any]:
     """One driver: plans, resumes, makes, finalises; says what each took."""
     from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig, SamplerConfig
     from brainsynth.executors.dataset import make_dataset
-    from brainsynth.generate import plan_generation
+    from brainsynth.planning import plan_generation
     from brainsynth.progress import configure_logging
     from brainsynth.storage.commit import write_plan
     from brainsynth.storage.finalise import finalise

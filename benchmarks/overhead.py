@@ -43,7 +43,8 @@ from brainsynth.executors import local, ray_data  # noqa: E402
 from brainsynth.executors.preflight import resource_table  # noqa: E402
 from brainsynth.executors.session import ray_session  # noqa: E402
 from brainsynth.executors.watch import Watch  # noqa: E402
-from brainsynth.generate import GeneratedShards, plan_generation  # noqa: E402
+from brainsynth.generate import VolumeGenerator  # noqa: E402
+from brainsynth.planning import plan_generation  # noqa: E402
 from brainsynth.storage.commit import read_commit, write_plan  # noqa: E402
 from brainsynth.storage.finalise import finalise  # noqa: E402
 from brainsynth.storage.work import Work  # noqa: E402
@@ -86,7 +87,7 @@ def config(load: Load, bundle: Path, output: Path, actors: int) -> GenerateConfi
 
 def bare(work: Work, ready: Callable[[], object] = lambda: None) -> dict[str, float]:
     """The sampling loop and nothing else, timed from `ready` on: rows, seeds and micro-batches are the plan's."""
-    maker: GeneratedShards = work.build_maker(**work.arguments)  # type: ignore[assignment]
+    maker: VolumeGenerator = work.build_maker(**work.arguments)  # type: ignore[assignment]
     size, seconds = maker.settings.micro_batch, {"sample_s": 0.0, "decode_s": 0.0}
     maker.volumes(work.samples.iloc[:size], dict(seconds))  # warms up
     ready()

@@ -16,7 +16,8 @@ from pathlib import Path
 REPO = Path(__file__).parents[1]
 
 from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig, SamplerConfig  # noqa: E402
-from brainsynth.generate import GeneratedShards, plan_generation  # noqa: E402
+from brainsynth.generate import VolumeGenerator  # noqa: E402
+from brainsynth.planning import plan_generation  # noqa: E402
 from brainsynth.storage.commit import write_plan  # noqa: E402
 from brainsynth.storage.work import ShardRunner  # noqa: E402
 from recipes.random_bundle import SMALL, make_random_bundle  # noqa: E402
@@ -41,7 +42,7 @@ def main() -> None:
         write_plan(work.store, work.plan, work.samples)
         runner = ShardRunner(work.root, work.build_maker, work.arguments)
         maker = runner.maker
-        assert isinstance(maker, GeneratedShards)
+        assert isinstance(maker, VolumeGenerator)
         ratios, bare_s, whole_s = [], [], []
         for index in range(work.plan.num_shards):
             shard = work.plan.shard(index)

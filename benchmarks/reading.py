@@ -37,7 +37,7 @@ from brainsynth.cohort.phantom import make_phantom, phantom_covariates, phantom_
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.manifest import describe_sample
-from brainsynth.plan import Plan, generation_plan, generation_samples
+from brainsynth.plan import GenerationIdentity, Plan, generation_plan, generation_samples
 from brainsynth.storage.commit import commit_shard, write_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.finalise import finalise
@@ -85,7 +85,9 @@ def write_all(folder: Path, people: Any, stored: np.ndarray[Any, Any]) -> dict[s
     """The same volumes in every format; MB a volume."""
     rows = people[["age"]]
     samples = generation_samples(rows, SCHEMA, 0, SCHEMA.out_of_range(rows))
-    plan = generation_plan("0" * 64, GRID, SCHEMA, samples, SamplerConfig(method="ddim", steps=5), "float32", 0, 16)
+    sampler = SamplerConfig(method="ddim", steps=5)
+    identity = GenerationIdentity(bundle="0" * 64, sampler=sampler, precision="float32", base_seed=0)
+    plan = generation_plan(identity, GRID, SCHEMA, samples, 16)
     write_shards(folder / "shards", plan, samples, stored)
     halves = replace(plan.arrays[0], chunk_shape=tuple(size // 2 for size in GRID.shape_xyz))
     write_shards(folder / "halves", replace(plan, arrays=(halves,)), samples, stored)

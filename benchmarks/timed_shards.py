@@ -10,17 +10,16 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from brainsynth.generate import GeneratedShards
+from brainsynth.generate import DrawnShard, VolumeGenerator
 from brainsynth.plan import ShardSpec
-from brainsynth.storage.work import Made
 
 Volumes = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
-class TimedShards(GeneratedShards):
+class TimedShards(VolumeGenerator):
     """Generation itself, with the CPU seconds of the actor and of making in the records."""
 
-    def make(self, shard: ShardSpec) -> Made:
+    def make(self, shard: ShardSpec) -> DrawnShard:
         """Make a shard."""
         before, process = time.thread_time(), time.process_time()
         made = super().make(shard)
@@ -55,9 +54,7 @@ class StandInShards(TimedShards):
         seconds["sample_s"] += time.monotonic() - began
         return images
 
-    def make(self, shard: ShardSpec) -> Made:
+    def make(self, shard: ShardSpec) -> Any:
         """Make a shard; with `serial` all of it."""
         made = super().make(shard)
-        if self.serial:
-            _ = made.samples
-        return made
+        return self.finish(made) if self.serial else made

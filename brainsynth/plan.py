@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from brainsynth.config.schema import SamplerConfig
-from brainsynth.config.training import DecoderChoice
+from brainsynth.config.training import DecoderChoice, Precision
 from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.errors import UserError
-from brainsynth.records import digest, record, to_dict
+from brainsynth.records import digest, from_dict, left_out_at, record, to_dict
 from brainsynth.volume import VolumeSpec
 
+ROW_COLUMNS = ("sample_id", "noise_seed")
+"""What a table of rows may say apart from covariates; see `generation_samples`."""
 MAX_SAMPLES, MAX_SAMPLE_VALUES = 10_000_000, 1 << 29
 StoredArrayDtype = Literal["float16", "float32", "uint16", "uint8"]
 
@@ -37,9 +40,9 @@ class ArraySpec:
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier() or not self.name.isascii():
-            raise ValueError(f"{self.name!r} is no name of an array: letters, digits and _ only")
+            raise ValueError(f"{self.name!r} is not a name for an array: letters, digits and _ only")
         if len(self.sample_shape) != len(self.chunk_shape) or len(self.dimension_names) != len(self.sample_shape) + 1:
-            raise ValueError("sample_shape, chunk_shape and dimension_names do not fit each other")
+            raise ValueError("sample_shape, chunk_shape and dimension_names differ in their number of axes")
         if min(self.sample_shape, default=0) < 1 or min(self.chunk_shape) < 1:
             raise ValueError("sample_shape and chunk_shape must be positive")
         if math.prod(self.sample_shape) > MAX_SAMPLE_VALUES:
@@ -56,13 +59,41 @@ class ShardSpec:
 
 
 @record
+class GateRules:
+    """What decides over a volume apart from its voxels: the part of a plan's identity that a quality gate adds."""
+
+    sha256: str
+    """Of the gate's file."""
+    max_attempts: int
+    exempt: tuple[str, ...]
+    tolerance: dict[str, float]
+    """Covariate → largest distance of measured from asked, in its unit."""
+    measures: tuple[str, ...]
+    """Covariates that the gate measures on every volume that its checks let pass."""
+
+
+@record
+class GenerationIdentity:
+    """A generation plan's `identity`, typed. What is at its default since it was introduced later is not written."""
+
+    bundle: str
+    """The bundle's digest."""
+    sampler: SamplerConfig
+    precision: Precision
+    base_seed: int
+    noise: Literal["philox4x64"] = "philox4x64"
+    gate: Annotated[GateRules | None, left_out_at(None)] = None
+    decoder: Annotated[DecoderChoice, left_out_at("own")] = "own"
+
+
+@record
 class Plan:
     """What a dataset will be. Two plans with equal fingerprints describe the same voxels."""
 
     schema_version: Literal[1] = 1
     kind: Literal["generated", "prepared", "latents", "measurements"]
     identity: dict[str, Any]
-    """All else that changes stored values on purpose: bundle or cohort digest, sampler, precision, base seed, …"""
+    """All else that changes stored values on purpose; `generation_identity` reads that of a generated dataset."""
     volume: VolumeSpec
     covariates: CovariateSchema
     arrays: tuple[ArraySpec, ...]
@@ -96,12 +127,7 @@ class Plan:
 
     def raw_bytes(self) -> int:
         """Uncompressed size of all arrays."""
-        per_sample = 0
-        for array in self.arrays:
-            count = 1
-            for size in array.sample_shape:
-                count *= size
-            per_sample += count * {"float32": 4, "float16": 2, "uint16": 2, "uint8": 1}[array.dtype]
+        per_sample = sum(math.prod(array.sample_shape) * np.dtype(array.dtype).itemsize for array in self.arrays)
         return per_sample * self.num_samples
 
 
@@ -151,6 +177,9 @@ def generation_samples(
     """The samples table of a generation plan: sample_id, seed, extrapolated, covariates. `rows` must be validated.
 
     A row's noise comes from its sample_id; where `rows` has `noise_seed`, rows of one number there share one noise.
+
+    Raises:
+        UserError: a sample_id or noise_seed that cannot be used.
     """
     width = max(6, len(str(len(rows) - 1)))
     if "sample_id" in rows.columns:
@@ -166,39 +195,32 @@ def generation_samples(
     if ids.duplicated().any():
         raise UserError(f"sample_id must be unique; given twice: {', '.join(sorted(set(ids[ids.duplicated()]))[:5])}")
     samples = pd.DataFrame({"sample_id": ids.to_numpy()})
-    names = [f"noise{int(s)}" for s in rows["noise_seed"]] if "noise_seed" in rows.columns else samples["sample_id"]
-    samples["seed"] = [seed_for(base_seed, name) for name in names]
+    samples["seed"] = [seed_for(base_seed, name) for name in _noise_names(rows, ids)]
     samples["extrapolated"] = extrapolated
     return pd.concat([samples, rows[list(schema.names)].reset_index(drop=True)], axis=1)
 
 
+def _noise_names(rows: pd.DataFrame, ids: pd.Series) -> Iterable[str]:
+    """What each row's noise is named after."""
+    if "noise_seed" not in rows.columns:
+        return ids
+    numbers = pd.to_numeric(rows["noise_seed"], errors="coerce")
+    if not (np.isfinite(numbers) & (numbers >= 0) & (numbers % 1 == 0)).all():
+        raise UserError("noise_seed must be a whole number of 0 or more in every row")
+    return [f"noise{int(number)}" for number in numbers]
+
+
 def generation_plan(
-    bundle_digest: str,
+    identity: GenerationIdentity,
     volume: VolumeSpec,
     schema: CovariateSchema,
     samples: pd.DataFrame,
-    sampler: SamplerConfig,
-    precision: str,
-    base_seed: int,
     samples_per_shard: int,
-    gate: dict[str, Any] | None = None,
-    decoder: DecoderChoice = "own",
 ) -> Plan:
-    """The plan of a generated dataset. Pure: needs no torch, no storage.
-
-    A gate is part of it only where one is used, and a decoder only where it is not the bundle's own.
-    """
+    """The plan of a generated dataset. Pure: needs no torch, no storage."""
     return Plan(
         kind="generated",
-        identity={
-            "bundle": bundle_digest,
-            "sampler": to_dict(sampler),
-            "precision": precision,
-            "base_seed": base_seed,
-            "noise": "philox4x64",
-            **({} if gate is None else {"gate": gate}),
-            **({} if decoder == "own" else {"decoder": decoder}),
-        },
+        identity=to_dict(identity),
         volume=volume,
         covariates=schema,
         arrays=(volume_array("t1w", volume),),
@@ -208,15 +230,21 @@ def generation_plan(
     )
 
 
+def generation_identity(plan: Plan) -> GenerationIdentity:
+    """What made a generated dataset's voxels. Raises UserError for a plan that says something else."""
+    return from_dict(GenerationIdentity, plan.identity, "the plan's identity")
+
+
 def plan_differences(stored: Plan, wanted: Plan) -> list[str]:
     """The fields in which two plans differ, as dotted names with both values."""
 
     def walk(a: Any, b: Any, path: str) -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict):
-            found = []
-            for key in sorted(set(a) | set(b)):
-                found += walk(a.get(key), b.get(key), f"{path}.{key}" if path else key)
-            return found
+            return [
+                difference
+                for key in sorted(set(a) | set(b))
+                for difference in walk(a.get(key), b.get(key), f"{path}.{key}" if path else key)
+            ]
         return [] if a == b else [f"{path}: the folder has {a!r}, this run asks for {b!r}"]
 
     return walk(to_dict(stored), to_dict(wanted), "")

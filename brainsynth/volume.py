@@ -110,7 +110,7 @@ def resample(
 
     A coarser grid is preceded by a Gaussian whose width is that of the lost resolution, so that nothing aliases.
     """
-    from scipy import ndimage  # readers of datasets need no SciPy
+    from scipy import ndimage  # neither readers of datasets nor a config, which holds a grid, need SciPy
 
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if volume.shape_xyz == data.shape and np.allclose(affine, volume.affine, atol=1e-4):

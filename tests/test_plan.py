@@ -13,6 +13,7 @@ from brainsynth.config.schema import SamplerConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.plan import (
+    GenerationIdentity,
     Plan,
     generation_plan,
     generation_samples,
@@ -41,17 +42,16 @@ def samples_of(rows: pd.DataFrame, base_seed: int = 0) -> pd.DataFrame:
 
 
 def plan_of(samples: pd.DataFrame, **changes: Any) -> Plan:
-    arguments: dict[str, Any] = {
-        "bundle_digest": "b" * 64,
-        "volume": VOLUME,
-        "schema": SCHEMA,
-        "samples": samples,
+    identity = {
+        "bundle": "b" * 64,
         "sampler": SamplerConfig(method="ddim", steps=50),
         "precision": "float32",
         "base_seed": 0,
-        "samples_per_shard": 4,
     }
-    return generation_plan(**{**arguments, **changes})
+    other = {"volume": VOLUME, "schema": SCHEMA, "samples_per_shard": 4}
+    identity |= {key: value for key, value in changes.items() if key not in other}
+    other |= {key: value for key, value in changes.items() if key in other}
+    return generation_plan(GenerationIdentity(**identity), samples=samples, **other)
 
 
 def test_golden_values() -> None:
@@ -138,7 +138,7 @@ def test_shards_cover_each_row_once(rows: int, samples_per_shard: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"bundle_digest": "c" * 64}, "identity.bundle"),
+        ({"bundle": "c" * 64}, "identity.bundle"),
         ({"sampler": SamplerConfig(method="ddim", steps=51)}, "identity.sampler.steps"),
         ({"sampler": SamplerConfig(method="ddim", steps=50, guidance_scale=1.5)}, "identity.sampler.guidance_scale"),
         ({"sampler": SamplerConfig(method="ddim", steps=50, eta=1.0)}, "identity.sampler.eta"),

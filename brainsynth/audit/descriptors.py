@@ -37,7 +37,7 @@ from brainsynth.records import digest
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_commit, read_plan
 from brainsynth.storage.filesystem import Store, open_store
-from brainsynth.storage.work import Made, Work
+from brainsynth.storage.work import ShardOutput, Work
 from brainsynth.volume import VolumeSpec, voxel_sha256
 
 F32 = npt.NDArray[np.float32]
@@ -138,7 +138,7 @@ class VolumeDescriber:
         if instruments.embedder is not None:
             self.embedder = load_embedder(Path(instruments.embedder), self.device)
 
-    def make(self, shard: ShardSpec) -> Made:
+    def make(self, shard: ShardSpec) -> ShardOutput:
         """Describe the volumes of one shard."""
         arrays = empty_arrays(self.plan, shard)
         for start in range(shard.start, shard.stop, self.micro_batch):
@@ -154,7 +154,7 @@ class VolumeDescriber:
             describe_sample(ids[row], row, [array[row - shard.start] for array in arrays])
             for row in range(shard.start, shard.stop)
         ]
-        return Made(arrays, records, describe(self.device))
+        return ShardOutput(arrays, records, describe(self.device))
 
 
 def descriptors(root: str) -> Spaces:

@@ -14,6 +14,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
 from brainsynth.config.architectures import AnyAutoencoderArchitecture, DecoderArchitecture, DenoiserArchitecture
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import ScheduleConfig
@@ -178,6 +182,12 @@ class BundleSpec:
     def digest(self) -> str:
         """sha256 of the record; covers the weights through their digests."""
         return digest(self)
+
+    def extrapolated(self, rows: pd.DataFrame) -> npt.NDArray[np.bool_]:
+        """(B,) True for validated rows outside the training support: by a value, or, where the distribution is known, by an
+        unusual combination of values."""
+        outside = self.covariates.out_of_range(rows)
+        return outside if self.distribution is None else outside | ~self.distribution.in_support(rows)
 
 
 def check_latent_grid(

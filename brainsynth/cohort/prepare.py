@@ -26,7 +26,7 @@ from brainsynth.records import to_dict
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_samples
 from brainsynth.storage.filesystem import open_store, read_table, resolve_uri
-from brainsynth.storage.work import Made, Work
+from brainsynth.storage.work import ShardOutput, Work
 
 
 def plan_cohort(config: PrepareConfig) -> Work:
@@ -55,7 +55,7 @@ def plan_cohort(config: PrepareConfig) -> Work:
     arguments = {"root": root, "plan": plan, "config": config}
     subjects = samples.groupby("split")["subject"].nunique().to_dict()
     preview = f"subjects: {subjects.get('train', 0)} train, {subjects.get('validation', 0)} validation"
-    return Work(root, plan, samples, CohortShards, arguments, preview)
+    return Work(root, plan, samples, CohortPreparer, arguments, preview)
 
 
 def read_source(source: SourceConfig) -> tuple[pd.DataFrame, str]:
@@ -153,21 +153,21 @@ def _exclusion(row: pd.Series, exclude: dict[str, tuple[str, ...]]) -> str:
     return ""
 
 
-class CohortShards:
+class CohortPreparer:
     """Makes shards of prepared scans."""
 
     def __init__(self, root: str, plan: Plan, config: PrepareConfig) -> None:
         self.plan, self.config = plan, config
         self.samples = read_samples(open_store(root), plan)
 
-    def make(self, shard: ShardSpec) -> Made:
+    def make(self, shard: ShardSpec) -> ShardOutput:
         """Load, check and conform the scans of one shard."""
         (voxels,) = empty_arrays(self.plan, shard)
         records = []
         for offset, row in enumerate(range(shard.start, shard.stop)):
             sample = self.samples.iloc[row]
             records.append(self._sample(sample, row, voxels, offset))
-        return Made([voxels], records)
+        return ShardOutput([voxels], records)
 
     def _sample(self, sample: pd.Series, row: int, voxels: npt.NDArray[Any], offset: int) -> SampleRecord:
         try:

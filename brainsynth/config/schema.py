@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from brainsynth.config.gate import GateConfig, GateFitConfig
 from brainsynth.config.training import DecoderChoice, Precision
-from brainsynth.covariates.distribution import Constraint
+from brainsynth.covariates.constraints import Constraint
 from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.records import left_out_at, record
 from brainsynth.volume import VolumeSpec
@@ -273,14 +273,13 @@ class CovariateSource:
 
 
 @record
-class GenerateConfig:
-    """Bundle + covariates → dataset (`jobs/generate.py`)."""
+class SynthesisConfig:
+    """How rows become volumes, wherever the rows come from."""
 
     bundle: str = SHIPPED_BUNDLE
-    """Folder of a bundle, or `t1w-2mm`: the one that travels with brainsynth."""
+    """Folder of a bundle, or `t1w-2mm`: the bundled one."""
     output: str
     """Folder or URI of the dataset."""
-    covariates: CovariateSource
     sampler: SamplerConfig
     base_seed: int = 0
     """With each row's id it makes the row's seed: another number is other brains."""
@@ -299,3 +298,10 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if self.samples_per_shard < 1:
             raise ValueError("samples_per_shard must be at least 1")
+
+
+@record
+class GenerateConfig(SynthesisConfig):
+    """Bundle + covariates → dataset (`jobs/generate.py`)."""
+
+    covariates: CovariateSource

@@ -85,7 +85,7 @@ class CovariateDistribution:
     correlation: tuple[tuple[float, ...], ...]
     """(D, D) latent correlation within a cell, positive definite."""
     support_threshold: float
-    """Largest `support_distance` that counts as inside."""
+    """Largest distance that counts as inside; see `in_support`."""
 
     def draw(self, n: int, seed: int, constraints: Sequence[Constraint] = ()) -> pd.DataFrame:
         """N new rows, columns in schema order, typed as `CovariateSchema.validate` types them.
@@ -144,27 +144,16 @@ class CovariateDistribution:
         latent = np.interp(ndtri(probability), score, LATENT)
         return float(np.interp(latent, LATENT, self.marginals[index].knots))
 
-    def support_distance(self, table: pd.DataFrame) -> Floats:
-        """(B,) Mahalanobis distance of each row to the centre of its cell, in normal-score space; 0 is the centre.
-
-        A row with missing values is measured on what it has, at the nearest cell, and its distance is put on the scale
-        of a complete row (same tail probability). Infinite for a category that the cohort never had.
-
-        Raises:
-            UserError: a column is absent, or a value is no number or no category of the schema.
-        """
-        return self._distance(*to_arrays(self.schema, self._checked(table)))
-
     def in_support(self, table: pd.DataFrame) -> Bools:
-        """(B,) True where a row is as near as the cohort's own people and all its values are inside [low, high].
+        """(B,) True where a validated row is as near as the cohort's own people and all its values are inside [low, high].
 
-        The threshold is the 99 % quantile of the distances of people left out of the fit (5 folds), and at least the
-        99.9 % quantile of the model itself. So about 1 % of real people of the same cohort are flagged by chance.
+        The distance of a row is Mahalanobis's to the centre of its cell, in normal-score space. A row with missing values
+        is measured on what it has, at the nearest cell, and its distance is put on the scale of a complete row (same tail
+        probability); it is infinite for a category that the cohort never had. The threshold is the 99 % quantile of the
+        distances of people left out of the fit (5 folds), and at least the 99.9 % quantile of the model itself. So about
+        1 % of real people of the same cohort are flagged by chance.
         """
-        return self._inside(*to_arrays(self.schema, self._checked(table)))
-
-    def _checked(self, table: pd.DataFrame) -> pd.DataFrame:
-        return self.schema.validate(table, "covariate table", allow_out_of_range=True)
+        return self._inside(*to_arrays(self.schema, table))
 
     def _inside(self, values: Floats, codes: Ints) -> Bools:
         inside: Bools = self._distance(values, codes) <= self.support_threshold

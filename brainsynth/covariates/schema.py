@@ -9,14 +9,17 @@ classifier-free guidance needs. With `missing="refuse"` the context is the paper
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from brainsynth.errors import UserError, problems_error
 from brainsynth.records import record
+
+if TYPE_CHECKING:  # a config holds a schema, and a mistake in it must not wait for pandas
+    import pandas as pd
 
 
 @record
@@ -81,8 +84,8 @@ class Covariate:
     def problems(self, values: pd.Series, allow_out_of_range: bool) -> list[str]:
         """What is wrong with a column, one line per bad row."""
         found = []
-        for row, value in enumerate(values):
-            if pd.isna(value):
+        for row, (value, known) in enumerate(zip(values, values.notna(), strict=True)):
+            if not known:
                 continue
             if self.kind != "continuous":
                 if label(value) not in self.categories:
@@ -139,8 +142,18 @@ class CovariateSchema:
         width = sum(c.width for c in self.covariates)
         return 2 * width if self.missing == "indicator" else width
 
-    def validate(self, table: pd.DataFrame, where: str, allow_out_of_range: bool = False) -> pd.DataFrame:
-        """The schema's columns of `table`, in order and typed; raises UserError that lists every bad row and column."""
+    def validate(
+        self, table: pd.DataFrame, where: str, allow_out_of_range: bool = False, keep: Sequence[str] = ()
+    ) -> pd.DataFrame:
+        """The schema's columns of `table`, in order and typed, and after them those of `keep` that it has, as they are.
+
+        Every other function takes rows that were validated, so this is called where rows enter, and nowhere else.
+
+        Raises:
+            UserError: lists every bad row and column.
+        """
+        import pandas as pd
+
         absent = [name for name in self.names if name not in table.columns]
         if absent:
             raise UserError(
@@ -167,7 +180,8 @@ class CovariateSchema:
             for c in self.covariates
         }
         checked = pd.DataFrame(columns, index=table.index)
-        return checked.where(table[list(self.names)].notna(), other=np.nan).reset_index(drop=True)
+        checked = checked.where(table[list(self.names)].notna(), other=np.nan)
+        return checked.assign(**{name: table[name] for name in keep if name in table}).reset_index(drop=True)
 
     def out_of_range(self, table: pd.DataFrame) -> npt.NDArray[np.bool_]:
         """(B,) True for rows with a continuous value outside its training support."""

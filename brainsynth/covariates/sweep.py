@@ -102,18 +102,6 @@ def sweep_rows(sweeps: Sequence[Sweep], held: Mapping[str, Value], seed: int) ->
     return pd.DataFrame(rows)
 
 
-def outside_support(
-    schema: CovariateSchema, distribution: CovariateDistribution | None, rows: pd.DataFrame
-) -> npt.NDArray[np.bool_]:
-    """(B,) rows with a value outside [low, high], or, where the distribution is known, an unusual combination of values.
-
-    Raises UserError for values that the model cannot take at all.
-    """
-    checked = schema.validate(rows, "the rows of this case", allow_out_of_range=True)
-    outside = schema.out_of_range(checked)
-    return outside if distribution is None else outside | ~distribution.in_support(checked)
-
-
 def refuse_outside(rows: pd.DataFrame, outside: npt.NDArray[np.bool_], names: Sequence[str]) -> None:
     """Raises UserError that names the first rows outside the training support."""
     lines = []

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from brainsynth.config.schema import RuntimeConfig
 from brainsynth.errors import UserError
-from brainsynth.executors import local, ray_data
+from brainsynth.executors import local
 from brainsynth.executors.preflight import resource_table
 from brainsynth.executors.watch import Watch
 from brainsynth.manifest import DatasetManifest
+from brainsynth.plan import ShardSpec
 from brainsynth.progress import in_minutes
 from brainsynth.storage.commit import check_plan, write_plan
 from brainsynth.storage.finalise import finalise
@@ -47,9 +48,8 @@ def make_dataset(work: Work, runtime: RuntimeConfig) -> DatasetManifest:
         to_do = sum(shard.stop - shard.start for shard in missing)
         wait = "" if runtime.workers == 0 else f"; first Ray and {runtime.workers} workers start, which takes a while"
         log.info("making %d volumes in %d shards: %s%s", to_do, len(missing), work.root, wait)
-        run = local.run if runtime.workers == 0 else ray_data.run
         with Watch(runtime.stall_timeout_s, resource_table) as watch:
-            results = run(work, missing, runtime, watch)
+            results = _runner(runtime)(work, missing, runtime, watch)
             _follow(results, work, to_do, runtime, watch)
     manifest = finalise(work.store, work.plan)
     log.info(
@@ -61,6 +61,14 @@ def make_dataset(work: Work, runtime: RuntimeConfig) -> DatasetManifest:
         manifest.num_samples,
     )
     return manifest
+
+
+def _runner(runtime: RuntimeConfig) -> Callable[[Work, list[ShardSpec], RuntimeConfig, Watch], Iterator[ShardResult]]:
+    if runtime.workers == 0:
+        return local.run
+    from brainsynth.executors import ray_data  # and with it Ray
+
+    return ray_data.run
 
 
 def _follow(results: Iterable[ShardResult], work: Work, to_do: int, runtime: RuntimeConfig, watch: Watch) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from brainsynth.bundle.spec import GATE_FILE, BundleSpec
 from brainsynth.errors import UserError
 from brainsynth.gate.features import COARSE_MM, blocks
 from brainsynth.gate.gate import GateSpec, QualityGate
@@ -27,18 +28,20 @@ _PARTS, _SINGLE = ("mean", "components", "spread", "rough"), ("certain", "direct
 
 def gate_tensors(gate: QualityGate) -> dict[str, npt.NDArray[Any]]:
     """Name → array: the envelope in float64, the maps (I, J, K) in float16, which they are rounded to anyway."""
-    found: dict[str, npt.NDArray[Any]] = {"gate.envelope": gate.envelope}
-    found |= {f"gate.{name}": getattr(gate.maps, name) for name in _SINGLE}
+    tensors: dict[str, npt.NDArray[Any]] = {"gate.envelope": gate.envelope}
+    tensors |= {f"gate.{name}": getattr(gate.maps, name) for name in _SINGLE}
     for kind in ("bright", "filled"):
-        found |= {f"gate.{kind}.{part}": getattr(getattr(gate.maps, kind), part) for part in _PARTS}
-    found = {k: np.ascontiguousarray(v, np.float64 if k == "gate.envelope" else np.float16) for k, v in found.items()}
+        tensors |= {f"gate.{kind}.{part}": getattr(getattr(gate.maps, kind), part) for part in _PARTS}
+    tensors = {
+        k: np.ascontiguousarray(v, np.float64 if k == "gate.envelope" else np.float16) for k, v in tensors.items()
+    }
     for spec, ruler in zip(gate.spec.rulers, gate.rulers, strict=True):
-        found |= {f"ruler.{spec.name}.{part}": getattr(ruler, part) for part in _RULER_PARTS}
-    return found
+        tensors |= {f"ruler.{spec.name}.{part}": getattr(ruler, part) for part in _RULER_PARTS}
+    return tensors
 
 
 def gate_from_tensors(spec: GateSpec, tensors: dict[str, npt.NDArray[Any]], where: str) -> QualityGate:
-    """The gate of a record and its arrays. Raises UserError when an array is missing, too many, misshapen or not finite."""
+    """The gate of a record and its arrays. Raises UserError when an array is missing, unknown, misshapen or not finite."""
     block = blocks(spec.volume.shape_xyz, spec.volume.spacing_mm, COARSE_MM)
     grid = tuple(-(-n // b) for n, b in zip(spec.volume.shape_xyz, block, strict=True))
     wanted: dict[str, tuple[int, ...]] = {"gate.envelope": (len(spec.names), 4)}
@@ -54,13 +57,10 @@ def gate_from_tensors(spec: GateSpec, tensors: dict[str, npt.NDArray[Any]], wher
     if not wrong and (tensors["gate.envelope"][:, 1:] <= 0).any():
         wrong.append("gate.envelope")
     if wrong:
-        raise UserError(f"{where} is no quality gate for {spec.volume.shape_xyz} voxels: see {', '.join(wrong[:5])}")
-    maps: dict[str, npt.NDArray[Any]] = {
-        k: v.astype(np.float64 if k == "gate.envelope" else np.float32) for k, v in tensors.items()
-    }
-    bright, filled = (
-        Subspace(**{part: maps[f"gate.{kind}.{part}"] for part in _PARTS}) for kind in ("bright", "filled")
-    )
+        raise UserError(f"{where} is not a quality gate for {spec.volume.shape_xyz} voxels: see {', '.join(wrong[:5])}")
+    envelope = tensors["gate.envelope"].astype(np.float64)
+    maps = {k: v.astype(np.float32) for k, v in tensors.items() if k != "gate.envelope"}
+    bright, filled = (Subspace(*(maps[f"gate.{kind}.{part}"] for part in _PARTS)) for kind in ("bright", "filled"))
     rulers = tuple(
         LinearRuler(
             kind="continuous",
@@ -72,7 +72,7 @@ def gate_from_tensors(spec: GateSpec, tensors: dict[str, npt.NDArray[Any]], wher
         for ruler in spec.rulers
     )
     coarse = CoarseMaps(bright=bright, filled=filled, certain=maps["gate.certain"], direction=maps["gate.direction"])
-    return QualityGate(spec, maps["gate.envelope"], coarse, rulers)
+    return QualityGate(spec, envelope, coarse, rulers)
 
 
 def _leading(tensors: dict[str, npt.NDArray[Any]], name: str) -> int:
@@ -88,18 +88,26 @@ def load_gate(path: Path) -> QualityGate:
     """Read what `save_gate` wrote. Raises UserError when it is missing, damaged or something else."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path} is no quality gate: it is larger than {MAX_BYTES >> 20} MiB")
+            raise UserError(f"{path} is not a quality gate: it is larger than {MAX_BYTES >> 20} MiB")
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except FileNotFoundError:
         raise UserError(f"there is no quality gate at {path}; fit one on the training cohort") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     if text is None:
-        raise UserError(f"{path} is no quality gate: it has no record {METADATA_KEY!r} in its metadata")
+        raise UserError(f"{path} is not a quality gate: it has no record {METADATA_KEY!r} in its metadata")
     try:
         body = json.loads(text)
     except ValueError:
         raise UserError(f"{path} is damaged: its record is not JSON") from None
     return gate_from_tensors(from_dict(GateSpec, body, str(path)), tensors, str(path))
+
+
+def load_bundle_gate(folder: Path, bundle: BundleSpec) -> QualityGate:
+    """The gate of a bundle whose files were checked. Raises UserError when it is damaged or for another grid."""
+    gate = load_gate(folder / GATE_FILE)
+    if (gate.spec.volume.shape_xyz, gate.spec.volume.spacing_mm) != (bundle.volume.shape_xyz, bundle.volume.spacing_mm):
+        raise UserError(f"{folder / GATE_FILE} is for volumes of another grid than the bundle's")
+    return gate

@@ -11,23 +11,9 @@ import numpy.typing as npt
 from brainsynth.config.gate import GateConfig
 from brainsynth.errors import UserError
 from brainsynth.gate.gate import CHECKS, WORST, QualityGate
-from brainsynth.records import record
+from brainsynth.plan import GateRules
 
 ADHERENCE = "adherence"
-
-
-@record
-class GateRules:
-    """What decides over a volume beside its voxels: the part of a plan's identity that a gate adds."""
-
-    sha256: str
-    """Of the gate's file."""
-    max_attempts: int
-    exempt: tuple[str, ...]
-    tolerance: dict[str, float]
-    """Covariate → largest distance of measured from asked, in its unit."""
-    measures: tuple[str, ...]
-    """Covariates that the gate measures on every volume that its checks let pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +56,14 @@ class Gatekeeper:
 
     def judge(self, volume: npt.NDArray[np.float32], asked: Mapping[str, float]) -> Verdict:
         """(X, Y, Z) intensities in [0, 1] as a reader of the dataset gets them; `asked` values may be NaN (unknown)."""
-        found = self.gate.check(volume)
-        if not found.passed:
-            return Verdict(False, found.reason, found.score, found.worst, {})
+        result = self.gate.check(volume)
+        if not result.passed:
+            return Verdict(False, result.reason, result.score, result.worst, {})
         try:
             measured = self.gate.measure_covariates(volume)
         except UserError:
             return Verdict(False, f"{CHECKS['empty']}: no tissue to measure", WORST, "empty", {})
-        score, check, reason = found.score, found.worst, ""
+        score, check, reason = result.score, result.worst, ""
         for name, tolerance in self.rules.tolerance.items():
             away = abs(measured[name] - asked[name]) / tolerance
             if away > score:  # never for NaN

@@ -38,7 +38,7 @@ from brainsynth.reading.dataset import SyntheticDataset, open_dataset, open_inpu
 from brainsynth.storage.arrays import decode_shard, empty_arrays, shard_key
 from brainsynth.storage.commit import read_commit, read_plan, read_samples
 from brainsynth.storage.filesystem import open_store, resolve_uri
-from brainsynth.storage.work import Made, Work
+from brainsynth.storage.work import ShardOutput, Work
 from brainsynth.volume import VolumeSpec, resample
 
 F32 = npt.NDArray[np.float32]
@@ -143,7 +143,7 @@ class VolumeMeasurer:
             self.ruler = SegmentationRuler.load(config.segmentation, self.device)
         self.network = network.load(self.device) if network is not None else None
 
-    def make(self, shard: ShardSpec) -> Made:
+    def make(self, shard: ShardSpec) -> ShardOutput:
         """Measure the volumes of one shard."""
         arrays = empty_arrays(self.plan, shard)
         records, ids = [], self.dataset.sample_ids
@@ -152,7 +152,7 @@ class VolumeMeasurer:
             for array, values in zip(arrays, found, strict=True):
                 array[offset] = values
             records.append(describe_sample(ids[row], row, [array[offset] for array in arrays], extra))
-        return Made(arrays, records, describe(self.device))
+        return ShardOutput(arrays, records, describe(self.device))
 
     def _measure(self, volume: F32) -> tuple[list[npt.NDArray[Any]], dict[str, str | int | float]]:
         """One volume's arrays, in the plan's order, and its scalars."""

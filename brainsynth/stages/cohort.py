@@ -10,17 +10,15 @@ from typing import Any
 
 import pandas as pd
 
-from brainsynth.bundle.files import bundle_folder
+from brainsynth.bundle.files import bundle_folder, read_bundle
 from brainsynth.covariates.described import draw_cohort
-from brainsynth.covariates.sweep import outside_support, refuse_outside
+from brainsynth.covariates.sweep import refuse_outside
 from brainsynth.errors import UserError
 from brainsynth.storage.filesystem import LocalStore
 
 
 def command(arguments: argparse.Namespace) -> int:
     """Draws the table, or finds it made by the same request."""
-    from brainsynth.bundle.files import read_bundle
-
     path = Path(arguments.output).expanduser()
     _check_name(path)
     bundle = read_bundle(bundle_folder(arguments.bundle))
@@ -30,7 +28,7 @@ def command(arguments: argparse.Namespace) -> int:
         )
     described = (arguments.only, arguments.spread, arguments.quantiles_of)
     rows, about = draw_cohort(bundle.distribution, arguments.rows, arguments.seed, *described)
-    outside = outside_support(bundle.covariates, bundle.distribution, rows)
+    outside = bundle.extrapolated(rows)
     if not arguments.allow_extrapolation:
         refuse_outside(rows, outside, bundle.covariates.names)
     about |= {"bundle": bundle.digest, "extrapolated": int(outside.sum())}

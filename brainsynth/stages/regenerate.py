@@ -11,12 +11,12 @@ import numpy as np
 
 from brainsynth.bundle.files import bundle_folder, check_bundle_files, read_bundle
 from brainsynth.config.job import DAMAGED
-from brainsynth.config.schema import CovariateSource, GenerateConfig, SamplerConfig
 from brainsynth.errors import UserError
-from brainsynth.generate import GeneratedShards, GeneratorSettings
+from brainsynth.generate import VolumeGenerator
 from brainsynth.manifest import ShardManifest, stored_sha256
 from brainsynth.plan import Plan, ShardSpec
-from brainsynth.records import from_dict, record
+from brainsynth.planning import GeneratorSettings
+from brainsynth.records import record
 from brainsynth.storage.arrays import decode_rows
 from brainsynth.storage.commit import read_commit, read_plan, read_samples
 from brainsynth.storage.filesystem import Store, open_store, resolve_uri
@@ -75,55 +75,40 @@ def regenerate(uri: str, bundle: str, rows: list[int], use_gpu: bool = False) ->
             f"{folder} is {spec.digest[:12]}…"
         )
     check_bundle_files(folder, spec)
-    makers: dict[tuple[int, int, bool], GeneratedShards] = {}
+    makers: dict[GeneratorSettings, VolumeGenerator] = {}
     for row in rows:
         shard = plan.shard(row // plan.samples_per_shard)
         try:
             commit = read_commit(store, plan, shard.index)
         except FileNotFoundError:
             raise UserError(f"row {row} is not made yet: shard {shard.index} has no commit record") from None
-        recorded = [int(commit.runtime.get(key, default)) for key, default in _RECORDED.items()]
-        how = (recorded[0], recorded[1], bool(recorded[2]))
-        if how not in makers:
-            makers[how] = _maker(uri, plan, folder, *how, use_gpu)
-        yield _compare(store, plan, shard, commit, makers[how], row)
+        settings = _settings(uri, folder, commit, use_gpu)
+        if settings not in makers:
+            makers[settings] = VolumeGenerator(plan, settings)
+        yield _compare(store, plan, shard, commit, makers[settings], row)
 
 
-_RECORDED = {"micro_batch": 1, "threads": 1, "exact_rewrites": 0}
-"""What a commit record says of how its rows were made, and what held before it said so."""
-
-
-def _maker(
-    uri: str, plan: Plan, bundle: Path, micro_batch: int, threads: int, exact_rewrites: bool, use_gpu: bool
-) -> GeneratedShards:
-    config = GenerateConfig(
-        bundle=str(bundle),
-        output=uri,
-        covariates=CovariateSource(draw=plan.num_samples),
-        sampler=from_dict(SamplerConfig, plan.identity["sampler"], "the plan's sampler"),
-        precision=plan.identity["precision"],
-        decoder=plan.identity.get("decoder", "own"),
-    )
-    settings = GeneratorSettings(
+def _settings(uri: str, bundle: Path, commit: ShardManifest, use_gpu: bool) -> GeneratorSettings:
+    """As the rows of a commit record were made; what it does not say yet held before it did."""
+    return GeneratorSettings(
         root=uri,
         bundle=str(bundle),
-        micro_batch=micro_batch,
-        threads=threads,
+        micro_batch=int(commit.runtime.get("micro_batch", 1)),
+        threads=int(commit.runtime.get("threads", 1)),
         workers=1,
         use_gpu=use_gpu,
-        exact_rewrites=exact_rewrites,
+        exact_rewrites=bool(commit.runtime.get("exact_rewrites", 0)),
     )
-    return GeneratedShards(plan, config, settings)
 
 
 def _compare(
-    store: Store, plan: Plan, shard: ShardSpec, commit: ShardManifest, maker: GeneratedShards, row: int
+    store: Store, plan: Plan, shard: ShardSpec, commit: ShardManifest, maker: VolumeGenerator, row: int
 ) -> Comparison:
     first = shard.start + (row - shard.start) // maker.micro_batch * maker.micro_batch
     part = ShardSpec(index=shard.index, start=first, stop=min(first + maker.micro_batch, shard.stop))
     if commit.runtime.get("rows_remade"):
         part = ShardSpec(index=shard.index, start=row, stop=row + 1)  # rows that were made one by one
-    again = maker.make(part)
+    again = maker.finish(maker.make(part))
     made = again.arrays[0][row - part.start]
     sample = commit.samples[row - shard.start]
     data = store.read(commit.objects[0].key)
@@ -150,12 +135,10 @@ def command(arguments: argparse.Namespace) -> int:
     if not rows:
         raise UserError("name at least one row: --row ID, or --random N")
     different = 0
-    for found in regenerate(uri, arguments.bundle, rows, arguments.gpu):
-        different += not found.same_voxels
-        verdict = "same voxels" if found.same_voxels else "DIFFERENT"
-        stored = "" if found.as_recorded else "; what is STORED is not what its record says"
-        print(
-            f"{found.sample_id} (row {found.row}): {verdict}, largest difference {found.largest_difference:.2g}{stored}"
-        )
+    for one in regenerate(uri, arguments.bundle, rows, arguments.gpu):
+        different += not one.same_voxels
+        verdict = "same voxels" if one.same_voxels else "DIFFERENT"
+        stored = "" if one.as_recorded else "; what is STORED is not what its record says"
+        print(f"{one.sample_id} (row {one.row}): {verdict}, largest difference {one.largest_difference:.2g}{stored}")
     print(f"{len(rows) - different} of {len(rows)} rows have the voxels that their records name")
     return DAMAGED if different else 0

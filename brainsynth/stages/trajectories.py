@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 from brainsynth.bundle.files import bundle_folder, read_bundle
 from brainsynth.config.evaluation import EvaluateConfig, TrajectoryConfig
-from brainsynth.config.schema import CovariateSource, GenerateConfig
+from brainsynth.config.schema import SynthesisConfig
 from brainsynth.errors import UserError
 from brainsynth.evaluation.trajectories import trajectory_rows
-from brainsynth.generate import plan_generation
+from brainsynth.plan import ROW_COLUMNS
+from brainsynth.planning import plan_rows
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.work import Work
@@ -19,22 +17,18 @@ FOLDER = "trajectories"
 
 
 def plan_trajectories(config: EvaluateConfig, options: TrajectoryConfig) -> Work:
-    """The generation of the trajectories' volumes. Raises UserError on a bundle of another grid, or as `plan_generation`."""
+    """The generation of the trajectories' volumes. Raises UserError on a bundle of another grid, or as `plan_rows`."""
     bundle = read_bundle(bundle_folder(options.bundle, "trajectories.bundle"))
     reference = read_plan(open_store(config.reference)).volume
     if bundle.volume.shape_xyz != reference.shape_xyz or (bundle.volume.affine != reference.affine).any():
         raise UserError(f"trajectories.bundle: {options.bundle} makes volumes on another grid than {config.reference}")
-    with tempfile.TemporaryDirectory() as scratch:
-        table = Path(scratch) / "trajectories.csv"
-        trajectory_rows(options, bundle).to_csv(table, index=False)
-        return plan_generation(
-            GenerateConfig(
-                bundle=options.bundle,
-                output=f"{config.output.rstrip('/')}/{FOLDER}",
-                covariates=CovariateSource(table=str(table), allow_extrapolation=True),
-                sampler=options.sampler,
-                precision=options.precision,
-                samples_per_shard=options.seeds,
-                runtime=config.runtime,
-            )
-        )
+    rows = trajectory_rows(options, bundle)
+    how = SynthesisConfig(
+        bundle=options.bundle,
+        output=f"{config.output.rstrip('/')}/{FOLDER}",
+        sampler=options.sampler,
+        precision=options.precision,
+        samples_per_shard=options.seeds,
+        runtime=config.runtime,
+    )
+    return plan_rows(how, bundle.covariates.validate(rows, "trajectories", allow_out_of_range=True, keep=ROW_COLUMNS))

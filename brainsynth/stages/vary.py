@@ -1,4 +1,4 @@
-"""One noise under many covariates: an ordinary dataset by the ordinary line, and pictures of it beside it.
+"""One noise under many covariates: an ordinary dataset by the ordinary line, and pictures of it.
 
 ```
 <output>/dataset/          what `generate` makes of the table: verify, open_dataset and export know it
@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +21,11 @@ import pandas as pd
 from brainsynth.bundle.files import bundle_folder, read_bundle
 from brainsynth.bundle.spec import BundleSpec
 from brainsynth.config.load import load_config
-from brainsynth.config.schema import CovariateSource, GenerateConfig
-from brainsynth.covariates.sweep import Sweep, held_values, outside_support, parse_sweep, refuse_outside, sweep_rows
+from brainsynth.config.schema import GenerateConfig
+from brainsynth.covariates.sweep import Sweep, held_values, parse_sweep, refuse_outside, sweep_rows
 from brainsynth.errors import UserError
 from brainsynth.executors.preflight import check_layout
+from brainsynth.plan import ROW_COLUMNS
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.report import case_figures
 from brainsynth.report.montage import Volume
@@ -53,28 +52,17 @@ class Case:
     ) -> None:
         self.output = local_folder(output, "output")
         self.bundle: BundleSpec = read_bundle(bundle_folder(config.bundle))
-        schema, distribution = self.bundle.covariates, self.bundle.distribution
-        held = held_values(schema, distribution, hold)
+        schema = self.bundle.covariates
+        held = held_values(schema, self.bundle.distribution, hold)
         self.sweeps: list[Sweep] = [parse_sweep(text, schema, held) for text in sweeps]
-        self.rows = sweep_rows(self.sweeps, held, seed)
-        self.outside = outside_support(schema, distribution, self.rows)
+        self.rows = schema.validate(sweep_rows(self.sweeps, held, seed), "the rows of this case", True, ROW_COLUMNS)
+        self.outside = self.bundle.extrapolated(self.rows)
         if not allow_extrapolation:
             refuse_outside(self.rows, self.outside, [sweep.name for sweep in self.sweeps])
         self.reference = {"first": 0, "middle": len(self.rows) // 2, "last": len(self.rows) - 1}[reference]
         if config.gate is not None:
             log.info("gate: left out, because a volume that is drawn again has another noise")
-        self.config = dataclasses.replace(
-            config, output=str(self.output / DATASET), gate=None, covariates=CovariateSource(draw=1)
-        )
-
-    @contextmanager
-    def generation(self) -> Iterator[GenerateConfig]:
-        """The config of the ordinary generation; its table is there while this lasts."""
-        with tempfile.TemporaryDirectory() as scratch:
-            table = Path(scratch) / "rows.parquet"
-            self.rows.to_parquet(table, index=False)
-            source = CovariateSource(table=str(table), allow_extrapolation=True)
-            yield dataclasses.replace(self.config, covariates=source)
+        self.config = dataclasses.replace(config, output=str(self.output / DATASET), gate=None)
 
     def captions(self) -> list[str]:
         """What each point is, in a line a sweep."""
@@ -91,16 +79,14 @@ class Case:
 
 def describe_case(case: Case) -> str:
     """What would be made."""
-    with case.generation() as config:
-        made = generate.describe(config)
+    made = generate.describe(case.config, case.rows)
     names = " and ".join(sweep.name for sweep in case.sweeps)
     return f"{len(case.rows)} points of {names}, {case.outside.sum()} extrapolated\n{made}"
 
 
 def make_case(case: Case) -> Path:
     """Generate what is missing, then the table and the pictures anew. Returns the output folder."""
-    with case.generation() as config:
-        generate.run(config)
+    generate.run(case.config, case.rows)
     volumes = _volumes(case)
     captions, marked = case.captions(), case.outside.tolist()
     side = len(case.sweeps[1].values) if len(case.sweeps) == 2 else 0
@@ -116,8 +102,10 @@ def make_case(case: Case) -> Path:
     folder.write("grid.png", case_figures.grid(volumes, captions, marked, columns))
     changed = case_figures.differences(volumes, captions, marked, columns, case.reference)
     folder.write("differences.png", changed)
-    moving = ([part[frame] for frame in frames] for part in (volumes, captions, marked))
-    folder.write("montage.gif", case_figures.animation(*moving))
+    montage = case_figures.animation(
+        [volumes[frame] for frame in frames], [captions[frame] for frame in frames], [marked[frame] for frame in frames]
+    )
+    folder.write("montage.gif", montage)
     return case.output
 
 
@@ -138,8 +126,15 @@ def command(arguments: argparse.Namespace) -> int:
     """Makes the series, or says what it would be."""
     config = load_config(arguments.config, GenerateConfig, arguments.set)
     check_layout(config.runtime)
-    chosen = (arguments.sweep, arguments.hold, arguments.seed, arguments.reference, arguments.allow_extrapolation)
-    case = Case(config, arguments.output, *chosen)
+    case = Case(
+        config,
+        arguments.output,
+        sweeps=arguments.sweep,
+        hold=arguments.hold,
+        seed=arguments.seed,
+        reference=arguments.reference,
+        allow_extrapolation=arguments.allow_extrapolation,
+    )
     if arguments.dry_run:
         print(describe_case(case))
         return 0

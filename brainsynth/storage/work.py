@@ -6,13 +6,13 @@ its worker again and again, is set aside with its reason.
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
 
 import numpy.typing as npt
 import pandas as pd
@@ -32,31 +32,16 @@ MAX_ROW_DEATHS = 5
 """A row on which so many workers died, when it was made alone, is at fault; kills from outside spread over rows."""
 
 
-class Made:
-    """A shard, or some rows, before they are stored: arrays in stored dtype, one record a sample, circumstance.
+@dataclass
+class ShardOutput:
+    """A shard, or some rows, ready to be stored."""
 
-    `samples` may be a function that finishes the arrays and gives the records: work that needs no device. It is called
-    once, when the records are first asked for, and may run while the same maker makes the next shard.
-    """
-
-    def __init__(
-        self,
-        arrays: Sequence[npt.NDArray[Any]],
-        samples: Sequence[SampleRecord] | Callable[[], Sequence[SampleRecord]],
-        runtime: dict[str, str | int | float] | None = None,
-    ) -> None:
-        self._arrays, self._samples, self.runtime = arrays, samples, runtime or {}
-
-    @functools.cached_property
-    def samples(self) -> Sequence[SampleRecord]:
-        """One record a sample, in row order."""
-        return self._samples() if callable(self._samples) else self._samples
-
-    @property
-    def arrays(self) -> Sequence[npt.NDArray[Any]]:
-        """One array (n, *sample_shape) for each of the plan's, finished."""
-        _ = self.samples
-        return self._arrays
+    arrays: Sequence[npt.NDArray[Any]]
+    """One array (n, *sample_shape) in stored dtype for each of the plan's."""
+    samples: Sequence[SampleRecord]
+    """One record a sample, in row order."""
+    runtime: dict[str, str | int | float] = field(default_factory=dict)
+    """Circumstance."""
 
 
 class ShardMaker(Protocol):
@@ -64,13 +49,25 @@ class ShardMaker(Protocol):
 
     plan: Plan
 
-    def make(self, shard: ShardSpec) -> Made:
-        """Compute rows [start, stop) of a shard."""
+    def make(self, shard: ShardSpec) -> Any:
+        """Compute rows [start, stop) of a shard, as a ShardOutput, or as what `finish` makes one of. Never in parallel."""
+
+
+class FinishingMaker(ShardMaker, Protocol):
+    """A maker that leaves what needs no device for later."""
+
+    def finish(self, made: Any) -> ShardOutput:
+        """Complete what `make` made. May run while the same maker makes the next shard."""
+
+
+def finished(maker: ShardMaker, made: Any) -> ShardOutput:
+    """The output of a maker, which finishes it where it left something to do."""
+    return made if isinstance(made, ShardOutput) else cast(FinishingMaker, maker).finish(made)
 
 
 @record
 class ShardResult:
-    """What a worker tells the driver of a shard; the truth is in the commit record."""
+    """What a worker reports of a shard; the truth is in the commit record."""
 
     shard: int
     ok: int
@@ -122,7 +119,7 @@ class ShardRunner:
         max_attempts: int = 3,
         note: Callable[[ShardManifest, bool], None] = lambda committed, made_now: None,
     ) -> None:
-        """`note` is told of each commit record, and whether this call made the shard; it must not raise."""
+        """`note` gets each commit record, and whether this call made the shard; it must not raise."""
         self.store = open_store(root)
         self.maker = build_maker(**arguments)
         self.max_attempts, self.note = max_attempts, note
@@ -144,11 +141,11 @@ class ShardRunner:
                 made = self._make(shard, attempts)
                 make_s = time.monotonic() - began
             began = time.monotonic()
-            made = self._finish(made, shard, attempts)
+            output = self._finish(made, shard, attempts)
             finish_s = time.monotonic() - began
-            runtime = {**made.runtime, "pid": os.getpid(), "began_at": round(began_at, 3)}
+            runtime = {**output.runtime, "pid": os.getpid(), "began_at": round(began_at, 3)}
             runtime |= {"make_s": round(make_s, 4), "finish_s": round(finish_s, 4)}
-            committed = commit_shard(self.store, self.maker.plan, shard, made.arrays, made.samples, runtime)
+            committed = commit_shard(self.store, self.maker.plan, shard, output.arrays, output.samples, runtime)
         except WorkerBroken:
             raise
         except Exception:
@@ -159,8 +156,8 @@ class ShardRunner:
         self.note(committed, True)
         return _result(committed, make_s, time.monotonic() - began)
 
-    def _make(self, shard: ShardSpec, attempts: Attempts) -> Made:
-        """The whole shard in one go where that works, else what can be had of it."""
+    def _make(self, shard: ShardSpec, attempts: Attempts) -> Any:
+        """The whole shard in one go where that works, else the output of what can be had of it."""
         deaths = attempts.begin()
         salvage = read_salvage(self.store, self.maker.plan, shard)
         if salvage is not None:
@@ -176,17 +173,16 @@ class ShardRunner:
             log.warning("shard %d: %d workers died on it; making it row by row", shard.index, deaths)
         return self._row_by_row(shard, salvage or Salvage.nothing(self.maker.plan, shard), attempts)
 
-    def _finish(self, made: Made, shard: ShardSpec, attempts: Attempts) -> Made:
+    def _finish(self, made: Any, shard: ShardSpec, attempts: Attempts) -> ShardOutput:
         """What is left to do without the device; where that fails the shard is made row by row."""
         try:
-            _ = made.samples
+            return finished(self.maker, made)
         except Exception as error:
             log.warning("shard %d: %s: %s; making it row by row", shard.index, type(error).__name__, error)
             with self._making:
-                made = self._row_by_row(shard, Salvage.nothing(self.maker.plan, shard), attempts)
-        return made
+                return self._row_by_row(shard, Salvage.nothing(self.maker.plan, shard), attempts)
 
-    def _row_by_row(self, shard: ShardSpec, salvage: Salvage, attempts: Attempts) -> Made:
+    def _row_by_row(self, shard: ShardSpec, salvage: Salvage, attempts: Attempts) -> ShardOutput:
         runtime: dict[str, str | int | float] = {}
         for row in salvage.lost:
             arrays, sample, facts = self._row(shard, row, attempts.begin(row))
@@ -196,7 +192,7 @@ class ShardRunner:
             salvage.samples[row - shard.start] = sample
             runtime |= facts
         samples = [sample for sample in salvage.samples if sample is not None]
-        return Made(salvage.arrays, samples, {**runtime, "rows_remade": len(salvage.lost)})
+        return ShardOutput(salvage.arrays, samples, {**runtime, "rows_remade": len(salvage.lost)})
 
     def _row(
         self, shard: ShardSpec, row: int, deaths: int
@@ -206,8 +202,10 @@ class ShardRunner:
         if deaths < MAX_ROW_DEATHS:
             for _ in range(self.max_attempts):
                 try:
-                    made = self.maker.make(ShardSpec(index=shard.index, start=row, stop=row + 1))
-                    return [array[0] for array in made.arrays], made.samples[0], made.runtime
+                    output = finished(
+                        self.maker, self.maker.make(ShardSpec(index=shard.index, start=row, stop=row + 1))
+                    )
+                    return [array[0] for array in output.arrays], output.samples[0], output.runtime
                 except (UserError, WorkerBroken):
                     raise
                 except Exception as error:

@@ -20,7 +20,7 @@ from brainsynth.records import seal, unseal
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import Store, local_folder, open_store, resolve_uri
-from brainsynth.storage.work import Made, Work
+from brainsynth.storage.work import ShardOutput, Work
 from brainsynth.training.runs import AutoencoderRun, autoencoder_weights, read_run
 from brainsynth.volume import VolumeSpec, mirrored
 
@@ -78,7 +78,7 @@ def plan_latents(config: EncodeConfig) -> Work:
         "autoencoder": str(folder),
         "runtime": config.runtime,
     }
-    return Work(root, plan, samples, LatentShards, arguments)
+    return Work(root, plan, samples, LatentEncoder, arguments)
 
 
 def _with_mirrored(samples: pd.DataFrame, volume: VolumeSpec) -> pd.DataFrame:
@@ -99,7 +99,7 @@ def _open(uri: str) -> SyntheticDataset:
         raise UserError(f"cohort: {error}") from None
 
 
-class LatentShards:
+class LatentEncoder:
     """Makes shards of latents."""
 
     def __init__(self, root: str, plan: Plan, cohort_uri: str, autoencoder: str, runtime: RuntimeConfig) -> None:
@@ -116,7 +116,7 @@ class LatentShards:
         self.place = {int(row): place for place, row in enumerate(self.cohort.rows)}
 
     @torch.no_grad()
-    def make(self, shard: ShardSpec) -> Made:
+    def make(self, shard: ShardSpec) -> ShardOutput:
         """Encode the scans of one shard: mean and sigma of each latent cell."""
         means, sigmas = empty_arrays(self.plan, shard)
         for start in range(shard.start, shard.stop, self.micro_batch):
@@ -129,7 +129,7 @@ class LatentShards:
         records: list[SampleRecord] = [
             describe_sample(ids[shard.start + i], shard.start + i, [means[i], sigmas[i]]) for i in range(len(means))
         ]
-        return Made([means, sigmas], records, describe(self.device))
+        return ShardOutput([means, sigmas], records, describe(self.device))
 
     def _scan(self, row: int) -> npt.NDArray[np.float32]:
         sample = self.samples.iloc[row]

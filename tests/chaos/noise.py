@@ -21,9 +21,9 @@ from brainsynth.config.schema import RuntimeConfig, SamplerConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.executors.dataset import make_dataset
 from brainsynth.manifest import describe_sample
-from brainsynth.plan import Plan, ShardSpec, generation_plan, generation_samples
+from brainsynth.plan import GenerationIdentity, Plan, ShardSpec, generation_plan, generation_samples
 from brainsynth.progress import configure_logging
-from brainsynth.storage.work import Made, Work
+from brainsynth.storage.work import ShardOutput, Work
 from brainsynth.volume import VolumeSpec
 
 SCHEMA = CovariateSchema(covariates=(Covariate(name="age", kind="continuous", unit="years", low=18.0, high=90.0),))
@@ -35,7 +35,8 @@ def noise_plan(rows: int, samples_per_shard: int, edge: int = 20) -> tuple[Plan,
     table = pd.DataFrame({"age": np.linspace(20, 89, rows)})
     samples = generation_samples(table, SCHEMA, 0, SCHEMA.out_of_range(table))
     sampler = SamplerConfig(method="ddim", steps=1)
-    return generation_plan("0" * 64, volume, SCHEMA, samples, sampler, "float32", 0, samples_per_shard), samples
+    identity = GenerationIdentity(bundle="0" * 64, sampler=sampler, precision="float32", base_seed=0)
+    return generation_plan(identity, volume, SCHEMA, samples, samples_per_shard), samples
 
 
 def noise(plan: Plan, seed: int) -> npt.NDArray[np.uint8]:
@@ -52,7 +53,7 @@ class NoiseShards:
         os.makedirs(self.diary, exist_ok=True)
         self._note(f"alive {os.getpid()}")
 
-    def make(self, shard: ShardSpec) -> Made:
+    def make(self, shard: ShardSpec) -> ShardOutput:
         self._note(f"begin {shard.index}")
         if shard.index == self.deadlock:
             lock = threading.Lock()
@@ -64,7 +65,7 @@ class NoiseShards:
             arrays.append(noise(self.plan, int(self.samples["seed"].iloc[row])))
         ids = self.samples["sample_id"]
         records = [describe_sample(ids.iloc[shard.start + i], shard.start + i, [a]) for i, a in enumerate(arrays)]
-        return Made([np.stack(arrays)], records)
+        return ShardOutput([np.stack(arrays)], records)
 
     def _note(self, text: str) -> None:
         with open(self.diary / str(os.getpid()), "a") as file:

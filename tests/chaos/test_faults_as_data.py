@@ -15,7 +15,8 @@ from brainsynth import open_dataset
 from brainsynth.config.schema import GenerateConfig
 from brainsynth.errors import WorkerBroken
 from brainsynth.executors.dataset import make_dataset
-from brainsynth.generate import GeneratedShards, plan_generation
+from brainsynth.generate import VolumeGenerator
+from brainsynth.planning import plan_generation
 from brainsynth.stages import generate
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset
@@ -27,7 +28,7 @@ Size = Callable[[int, int], int]
 TOLERANCE = 2.0**-11
 
 
-class Faulty(GeneratedShards):
+class Faulty(VolumeGenerator):
     """The real generator, but for what some seeds do to it."""
 
     fates: dict[int, str] = {}  # noqa: RUF012

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from brainsynth.covariates.arrays import to_arrays
 from brainsynth.covariates.distribution import Constraint, CovariateDistribution, fit_distribution
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
@@ -305,12 +306,12 @@ def test_guard_sees_impossible_people_that_pass_every_single_range(fitted: Covar
         ]
     )
     assert fitted.in_support(people).tolist() == [True, False, False, True, False, True]
-    distance = fitted.support_distance(people)
+    distance = fitted._distance(*to_arrays(SCHEMA, people))
     assert distance[0] < distance[1]
     assert distance[5] == 0
     assert np.isfinite(distance).all()
     with pytest.raises(UserError, match="not one of F, M"):
-        fitted.in_support(people.assign(sex="X"))
+        SCHEMA.validate(people.assign(sex="X"), "people")
 
 
 def test_distances_of_partly_known_rows_are_on_the_scale_of_complete_rows() -> None:
@@ -318,7 +319,9 @@ def test_distances_of_partly_known_rows_are_on_the_scale_of_complete_rows() -> N
     others = made_up(2000, seed=5)
     partly = others.assign(vent_ml=np.nan)
     for table in (others, partly):
-        assert np.median(distribution.support_distance(table)) == pytest.approx(stats.chi(3).median(), rel=0.1)
+        assert np.median(distribution._distance(*to_arrays(SCHEMA, table))) == pytest.approx(
+            stats.chi(3).median(), rel=0.1
+        )
         assert 0 < 1 - distribution.in_support(table).mean() < 0.02 or distribution.in_support(table).all()
 
 
@@ -361,7 +364,7 @@ def test_categorical_levels_and_their_rare_combinations() -> None:
     with pytest.raises(UserError, match="nobody is not in the cohort, which has a, b, c"):
         distribution.draw(1, 0, [Constraint(name="site", categories=("nobody",))])
     stranger = table.head(1).assign(site="nobody")
-    assert distribution.support_distance(stranger)[0] == np.inf
+    assert distribution._distance(*to_arrays(SITE_SCHEMA, stranger))[0] == np.inf
     assert not distribution.in_support(stranger)[0]
 
 

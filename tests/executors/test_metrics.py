@@ -14,11 +14,11 @@ from prometheus_client.samples import Sample
 from brainsynth.config.schema import GenerateConfig, RuntimeConfig
 from brainsynth.executors.dataset import make_dataset
 from brainsynth.executors.metrics import BYTES, STAGE_SECONDS, STAGES, VOLUMES, VOLUMES_LEFT, stage_seconds
-from brainsynth.generate import plan_generation
 from brainsynth.manifest import SampleRecord
 from brainsynth.plan import ShardSpec
+from brainsynth.planning import plan_generation
 from brainsynth.storage.commit import read_commit
-from brainsynth.storage.work import Made, Work
+from brainsynth.storage.work import ShardOutput, Work
 from tests.chaos.noise import NoiseShards, noise_work
 from tests.line import Line, as_config
 
@@ -28,7 +28,7 @@ TIMEOUT_S = 60.0
 class SomeBadRows(NoiseShards):
     """Row 3 cannot be made, and row 5 is refused."""
 
-    def make(self, shard: ShardSpec) -> Made:
+    def make(self, shard: ShardSpec) -> ShardOutput:
         if shard.start <= 3 < shard.stop:
             raise ValueError("a poison row")
         made = super().make(shard)
@@ -37,7 +37,7 @@ class SomeBadRows(NoiseShards):
         samples = list(made.samples)
         refused = SampleRecord(sample_id=samples[5 - shard.start].sample_id, row=5, status="rejected", reason="a test")
         samples[5 - shard.start] = refused
-        return Made(made.arrays, samples, {"gate_s": 0.25})
+        return ShardOutput(made.arrays, samples, {"gate_s": 0.25})
 
 
 def scrape() -> list[Sample]:

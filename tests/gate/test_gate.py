@@ -182,7 +182,7 @@ def test_a_damaged_file_is_refused(gate: QualityGate, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is damaged"):
         load_gate(path)
     save_file(gate_tensors(gate), path)
-    with pytest.raises(UserError, match="is no quality gate: it has no record"):
+    with pytest.raises(UserError, match="is not a quality gate: it has no record"):
         load_gate(path)
     save_file(gate_tensors(gate), path, metadata={"quality_gate": "{"})
     with pytest.raises(UserError, match="its record is not JSON"):
@@ -204,7 +204,7 @@ def test_arrays_that_do_not_fit_are_refused(gate: QualityGate, tmp_path: Path, f
         arrays["gate.envelope"] = arrays["gate.envelope"] * 0
     else:
         arrays["gate.subject"] = arrays["gate.direction"]
-    with pytest.raises(UserError, match="is no quality gate for"):
+    with pytest.raises(UserError, match="is not a quality gate for"):
         gate_from_tensors(gate.spec, arrays, "the file")
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from brainsynth.config.schema import GenerateConfig
-from brainsynth.generate import plan_generation
+from brainsynth.planning import plan_generation
 from brainsynth.stages import generate
 from tests.line import Line, as_config, write_yaml
 

@@ -21,7 +21,7 @@ from brainsynth.covariates.described import draw_cohort, own_quantiles, parse_co
 from brainsynth.covariates.distribution import CovariateDistribution, fit_distribution
 from brainsynth.covariates.sweep import held_values, parse_sweep, sweep_rows
 from brainsynth.errors import UserError
-from brainsynth.generate import plan_generation
+from brainsynth.planning import plan_generation
 from brainsynth.report import case_figures
 from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import open_store

@@ -19,8 +19,8 @@ from brainsynth.bundle.spec import DECODER_FILE, BundleSpec
 from brainsynth.config.distillation import DistillConfig
 from brainsynth.config.schema import GenerateConfig
 from brainsynth.errors import UserError
-from brainsynth.generate import plan_generation
 from brainsynth.models.weights import load_models
+from brainsynth.planning import plan_generation
 from brainsynth.records import from_dict, seal, to_dict
 from brainsynth.stages import distill_decoder, generate
 from brainsynth.storage.commit import read_plan

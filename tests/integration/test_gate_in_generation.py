@@ -23,8 +23,9 @@ from brainsynth.config.schema import ExportConfig, GenerateConfig
 from brainsynth.errors import UserError
 from brainsynth.gate.file import load_gate, save_gate
 from brainsynth.gate.gate import CHECKS, QualityGate
-from brainsynth.generate import GeneratedShards, plan_generation
+from brainsynth.generate import VolumeGenerator
 from brainsynth.plan import attempt_seed
+from brainsynth.planning import plan_generation
 from brainsynth.records import seal
 from brainsynth.stages import export_bundle, generate
 from brainsynth.storage.commit import write_plan
@@ -38,7 +39,7 @@ from tests.line import Line, as_config
 SOFT = [name for name in CHECKS if name not in ("finite", "range", "empty")]
 
 
-def maker_of(config: dict[str, Any], folder: Path) -> GeneratedShards:
+def maker_of(config: dict[str, Any], folder: Path) -> VolumeGenerator:
     work = plan_generation(as_config(config, GenerateConfig, folder))
     write_plan(work.store, work.plan, work.samples)
     return work.build_maker(**work.arguments)  # type: ignore[return-value]
@@ -133,7 +134,7 @@ def test_a_decoder_that_fails_once_is_asked_again(line: Line, tight: str, tmp_pa
         return images
 
     maker.volumes = broken  # type: ignore[method-assign]
-    done = maker.make(maker.plan.shard(0)), maker.make(maker.plan.shard(1))
+    done = [maker.finish(maker.make(maker.plan.shard(index))) for index in (0, 1)]
     records = [record for part in done for record in part.samples]
     assert [r.status for r in records] == ["ok", "ok", "ok", "rejected", "ok", "ok"]
     assert [r.extra["gate_attempts"] for r in records] == [1, 2, 2, 3, 1, 1]

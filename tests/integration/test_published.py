@@ -33,12 +33,12 @@ from brainsynth.config.schema import CovariateSource, GenerateConfig, PrepareCon
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.errors import UserError
 from brainsynth.executors.dataset import make_dataset
-from brainsynth.generate import plan_generation
 from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.sampling import draw_noise, sample_latents
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_models
+from brainsynth.planning import plan_generation
 from brainsynth.stages.import_bundle import PAPER, import_bundle
 from brainsynth.stages.regenerate import regenerate
 from brainsynth.volume import VolumeSpec

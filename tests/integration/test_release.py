@@ -27,7 +27,7 @@ from brainsynth.config.schema import SamplerConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.manifest import MODEL_KEY, ModelRecord, SampleRecord, describe_sample
-from brainsynth.plan import generation_plan, generation_samples
+from brainsynth.plan import GenerationIdentity, generation_plan, generation_samples
 from brainsynth.records import seal, unseal
 from brainsynth.stages import release
 from brainsynth.stages.audit import run as audit
@@ -86,7 +86,8 @@ class World:
         rows = pd.DataFrame({"age": rng.uniform(20, 90, VOLUMES + 1), "sex": rng.choice(["F", "M"], VOLUMES + 1)})
         samples = generation_samples(rows, SCHEMA, 0, np.arange(VOLUMES + 1) < 2)
         sampler = SamplerConfig(method="ddim", steps=5)
-        plan = generation_plan(self.bundle.digest, grid, SCHEMA, samples, sampler, "float32", 0, PER_SHARD)
+        identity = GenerationIdentity(bundle=self.bundle.digest, sampler=sampler, precision="float32", base_seed=0)
+        plan = generation_plan(identity, grid, SCHEMA, samples, PER_SHARD)
         store = open_store(str(self.dataset))
         write_plan(store, plan, samples)
         voxels = np.stack([grid.quantise(head) for head in heads(VOLUMES + 1, 9)])

@@ -13,7 +13,7 @@ import pytest
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.manifest import SampleRecord, describe_sample
-from brainsynth.plan import Plan, generation_plan, generation_samples
+from brainsynth.plan import GenerationIdentity, Plan, generation_plan, generation_samples
 from brainsynth.storage.commit import commit_shard, write_plan
 from brainsynth.storage.filesystem import Store, open_store
 from brainsynth.storage.finalise import finalise
@@ -42,7 +42,8 @@ def plan_of(rows: int = ROWS, dtype: Any = "float16", samples_per_shard: int = 8
     )
     samples = generation_samples(table, SCHEMA, 0, SCHEMA.out_of_range(table))
     sampler = SamplerConfig(method="ddim", steps=5)
-    return generation_plan("b" * 64, volume, SCHEMA, samples, sampler, "float32", 0, samples_per_shard), samples
+    identity = GenerationIdentity(bundle="b" * 64, sampler=sampler, precision="float32", base_seed=0)
+    return generation_plan(identity, volume, SCHEMA, samples, samples_per_shard), samples
 
 
 def voxels(plan: Plan, row: int) -> npt.NDArray[Any]:

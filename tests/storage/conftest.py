@@ -14,7 +14,7 @@ import pytest
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.manifest import SampleRecord, ShardManifest, describe_sample
-from brainsynth.plan import Plan, generation_plan, generation_samples
+from brainsynth.plan import GenerationIdentity, Plan, generation_plan, generation_samples
 from brainsynth.storage.commit import commit_shard, write_plan
 from brainsynth.storage.filesystem import ObjectStore, Store, open_store
 from brainsynth.storage.finalise import finalise
@@ -41,7 +41,8 @@ def tiny_plan(
     table = pd.DataFrame({"age": [20.0 + row for row in range(rows)], "sex": ["FM"[row % 2] for row in range(rows)]})
     samples = generation_samples(table, SCHEMA, base_seed, SCHEMA.out_of_range(table))
     sampler = SamplerConfig(method="ddim", steps=5)
-    return generation_plan("b" * 64, volume, SCHEMA, samples, sampler, "float32", base_seed, samples_per_shard), samples
+    identity = GenerationIdentity(bundle="b" * 64, sampler=sampler, precision="float32", base_seed=base_seed)
+    return generation_plan(identity, volume, SCHEMA, samples, samples_per_shard), samples
 
 
 def values(plan: Plan, row: int, noise: int = 0) -> npt.NDArray[Any]:

@@ -32,7 +32,7 @@ from brainsynth.storage.commit import (
 from brainsynth.storage.filesystem import Store, local_folder, open_store, read_table
 from brainsynth.storage.finalise import finalise
 from brainsynth.storage.verify import verify_dataset
-from brainsynth.storage.work import Made, Work
+from brainsynth.storage.work import ShardOutput, Work
 from tests.storage.conftest import RACE_SHARDS, commit, flip, race, tiny_plan, values, write_dataset
 
 
@@ -362,11 +362,11 @@ class Maker:
     def __init__(self, plan: Plan, samples: pd.DataFrame, asked: list[int]) -> None:
         self.plan, self.samples, self.asked = plan, samples, asked
 
-    def make(self, shard: ShardSpec) -> Made:
+    def make(self, shard: ShardSpec) -> ShardOutput:
         self.asked.append(shard.index)
         arrays = np.stack([values(self.plan, row) for row in range(shard.start, shard.stop)])
         rows = range(shard.start, shard.stop)
-        return Made(
+        return ShardOutput(
             [arrays], [describe_sample(self.samples["sample_id"][r], r, [arrays[r - shard.start]]) for r in rows]
         )
 

@@ -20,7 +20,7 @@ from brainsynth.storage.commit import commit_key, read_commit, write_plan
 from brainsynth.storage.filesystem import Store, open_store
 from brainsynth.storage.repair import garbage, lost_summary, repair, ticket_key
 from brainsynth.storage.verify import verify_dataset
-from brainsynth.storage.work import Made, ShardRunner, Work
+from brainsynth.storage.work import ShardOutput, ShardRunner, Work
 from tests.storage.conftest import commit, flip, tiny_plan, values, write_dataset
 
 LOCAL = RuntimeConfig(workers=0)
@@ -32,12 +32,14 @@ class Maker:
     def __init__(self, plan: Plan, samples: pd.DataFrame, asked: list[range], fate: Callable[[range], None]) -> None:
         self.plan, self.samples, self.asked, self.fate = plan, samples, asked, fate
 
-    def make(self, shard: ShardSpec) -> Made:
+    def make(self, shard: ShardSpec) -> ShardOutput:
         rows = range(shard.start, shard.stop)
         self.asked.append(rows)
         self.fate(rows)
         arrays = np.stack([values(self.plan, row) for row in rows])
-        return Made([arrays], [describe_sample(self.samples["sample_id"][r], r, [a]) for r, a in zip(rows, arrays)])  # noqa: B905
+        return ShardOutput(
+            [arrays], [describe_sample(self.samples["sample_id"][r], r, [a]) for r, a in zip(rows, arrays, strict=True)]
+        )
 
 
 def work(root: str, asked: list[range], fate: Callable[[range], None] = lambda rows: None) -> Work:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from brainsynth.manifest import SampleRecord, describe_sample
+from brainsynth.manifest import describe_sample
 from brainsynth.plan import Plan, ShardSpec
 from brainsynth.storage.commit import read_commit, write_plan
 from brainsynth.storage.filesystem import open_store
-from brainsynth.storage.work import Made, ShardRunner
+from brainsynth.storage.work import ShardOutput, ShardRunner
 from tests.storage.conftest import tiny_plan, values
 
 
@@ -23,20 +23,21 @@ class Maker:
         self.plan, self.broken = plan, broken
         self.second = threading.Event()
 
-    def make(self, shard: ShardSpec) -> Made:
-        arrays = np.stack([values(self.plan, row) for row in range(shard.start, shard.stop)])
+    def make(self, shard: ShardSpec) -> ShardSpec:
         if shard.index == 1:
             self.second.set()
+        return shard
 
-        def finished() -> list[SampleRecord]:
-            if shard.index in self.broken and shard.stop - shard.start > 1:
-                raise MemoryError("no room to finish a whole shard")
-            if not self.broken and shard.index == 0:
-                assert self.second.wait(20), "the next shard was not begun"
-            rows = range(shard.start, shard.stop)
-            return [describe_sample(f"syn{row:06d}", row, [arrays[row - shard.start]]) for row in rows]
-
-        return Made([arrays], finished)
+    def finish(self, made: ShardSpec) -> ShardOutput:
+        rows = range(made.start, made.stop)
+        arrays = np.stack([values(self.plan, row) for row in rows])
+        if made.index in self.broken and len(rows) > 1:
+            raise MemoryError("no room to finish a whole shard")
+        if not self.broken and made.index == 0:
+            assert self.second.wait(20), "the next shard was not begun"
+        return ShardOutput(
+            [arrays], [describe_sample(f"syn{row:06d}", row, [arrays[row - made.start]]) for row in rows]
+        )
 
 
 def test_a_shard_is_finished_while_the_next_one_is_made(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.manifest import DatasetManifest, SampleRecord, describe_sample
-from brainsynth.plan import Plan, generation_plan, generation_samples
+from brainsynth.plan import GateRules, GenerationIdentity, Plan, generation_plan, generation_samples
 from brainsynth.records import unseal
 from brainsynth.storage.commit import commit_shard, write_plan
 from brainsynth.storage.filesystem import Store, open_store
@@ -60,9 +60,10 @@ def samples_of() -> pd.DataFrame:
 
 def plan_of(samples: pd.DataFrame, volume: VolumeSpec = VOLUME, per_shard: int = PER_SHARD) -> Plan:
     """Its plan, with a gate that measures age."""
-    gate = {"measures": ["age"], "sha256": "0" * 64, "max_attempts": 3, "tolerance": {}, "exempt": []}
+    gate = GateRules(measures=("age",), sha256="0" * 64, max_attempts=3, tolerance={}, exempt=())
     sampler = SamplerConfig(method="ddim", steps=5)
-    return generation_plan("b" * 64, volume, SCHEMA, samples, sampler, "float32", 0, per_shard, gate)
+    identity = GenerationIdentity(bundle="b" * 64, sampler=sampler, precision="float32", base_seed=0, gate=gate)
+    return generation_plan(identity, volume, SCHEMA, samples, per_shard)
 
 
 def voxels(plan: Plan, row: int, ventricles_ml: float) -> npt.NDArray[Any]:

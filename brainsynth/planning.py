@@ -1,0 +1,130 @@
+"""What a generation will make: bundle, rows and gate are checked, then rows, seeds and shards planned. Needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from brainsynth.bundle.files import bundle_folder, check_bundle_files, check_decoder, read_bundle
+from brainsynth.bundle.spec import GATE_FILE, BundleSpec
+from brainsynth.config.gate import GateConfig
+from brainsynth.config.schema import SHIPPED_BUNDLE, CovariateSource, GenerateConfig, SynthesisConfig
+from brainsynth.errors import UserError
+from brainsynth.models.sampler_rules import check_bundle_sampler
+from brainsynth.plan import ROW_COLUMNS, GateRules, GenerationIdentity, Plan, generation_plan, generation_samples
+from brainsynth.records import record
+from brainsynth.storage.filesystem import read_table, resolve_uri
+from brainsynth.storage.work import Work
+
+if TYPE_CHECKING:
+    from brainsynth.generate import VolumeGenerator
+
+log = logging.getLogger(__name__)
+
+
+@record
+class GeneratorSettings:
+    """Where a generator finds things and how it runs: circumstance, never part of a plan."""
+
+    root: str
+    bundle: str
+    micro_batch: int
+    threads: int
+    workers: int
+    use_gpu: bool
+    exact_rewrites: bool
+
+
+def plan_generation(config: GenerateConfig, rows: pd.DataFrame | None = None) -> Work:
+    """Check everything, and plan. Writes nothing.
+
+    Args:
+        rows: validated rows to generate in place of those that `config.covariates` names; see `plan_rows`.
+
+    Raises:
+        UserError: bad bundle, table, covariates or sampler.
+    """
+    return plan_rows(config, config.covariates if rows is None else rows)
+
+
+def plan_rows(config: SynthesisConfig, source: CovariateSource | pd.DataFrame) -> Work:
+    """As `plan_generation`, of rows by their source, or of rows that the bundle's schema has validated."""
+    folder = bundle_folder(config.bundle)
+    bundle = read_bundle(folder)
+    check_bundle_files(folder, bundle)
+    check_decoder(folder, bundle, config.decoder)
+    check_bundle_sampler(bundle, config.sampler)
+    rows = source if isinstance(source, pd.DataFrame) else covariate_rows(source, bundle)
+    extrapolated = bundle.extrapolated(rows)
+    if extrapolated.any():
+        log.warning(
+            "%d of %d rows lie outside the training support (a value, or an unusual combination of values): they are made, "
+            "and flagged `extrapolated` in the manifest",
+            extrapolated.sum(),
+            len(rows),
+        )
+    missing = rows[list(bundle.covariates.names)].isna().sum()
+    if missing.any():
+        counts = ", ".join(f"{name} in {count}" for name, count in missing.items() if count)
+        log.warning("empty cells: %s of %d rows; the model takes these values as unknown", counts, len(rows))
+    samples = generation_samples(rows, bundle.covariates, config.base_seed, extrapolated)
+    identity = GenerationIdentity(
+        bundle=bundle.digest,
+        sampler=config.sampler,
+        precision=config.precision,
+        base_seed=config.base_seed,
+        gate=None if config.gate is None else planned_rules(config.gate, folder, bundle),
+        decoder=config.decoder,
+    )
+    volume = dataclasses.replace(bundle.volume, dtype=config.stored_dtype)
+    plan = generation_plan(identity, volume, bundle.covariates, samples, config.samples_per_shard)
+    settings = GeneratorSettings(
+        root=resolve_uri(config.output, "output"),
+        bundle=config.bundle if config.bundle == SHIPPED_BUNDLE else str(folder),  # each node has its own copy
+        micro_batch=config.runtime.micro_batch,
+        threads=config.runtime.threads_per_worker,
+        workers=config.runtime.workers,
+        use_gpu=config.runtime.gpus_per_worker > 0,
+        exact_rewrites=config.runtime.exact_rewrites,
+    )
+    return Work(settings.root, plan, samples, volume_generator, {"plan": plan, "settings": settings})
+
+
+def volume_generator(plan: Plan, settings: GeneratorSettings) -> VolumeGenerator:
+    """The maker of a planned generation, which needs torch; each worker builds its own."""
+    from brainsynth.generate import VolumeGenerator
+
+    return VolumeGenerator(plan, settings)
+
+
+def planned_rules(config: GateConfig, folder: Path, bundle: BundleSpec) -> GateRules:
+    """What the bundle's gate may refuse. Raises UserError when it has none, or the config does not suit it."""
+    from brainsynth.gate.file import load_bundle_gate  # and with it SciPy's image filters: only a dataset with a gate
+    from brainsynth.gate.rules import gate_rules
+
+    if GATE_FILE not in bundle.weights:
+        raise UserError(
+            f"gate: the bundle {folder} has no quality gate; export it again with gate in the config of "
+            "jobs/export_bundle.py, or leave gate out here"
+        )
+    return gate_rules(config, load_bundle_gate(folder, bundle), bundle.weights[GATE_FILE])
+
+
+def covariate_rows(source: CovariateSource, bundle: BundleSpec) -> pd.DataFrame:
+    """The validated rows to generate, from a table or drawn from the bundle's distribution."""
+    if source.draw is not None:
+        if bundle.distribution is None:
+            raise UserError(
+                f"covariates.draw: the bundle {bundle.name} has no covariate distribution to draw from, because that of its "
+                f"training cohort is not known; give covariates.table with the columns {', '.join(bundle.covariates.names)}"
+            )
+        return bundle.distribution.draw(source.draw, source.draw_seed, source.constraints)
+    path = str(source.table)
+    table = read_table(path, "covariates.table")
+    if table.empty:
+        raise UserError(f"covariates.table: {path} has no rows")
+    return bundle.covariates.validate(table, path, source.allow_extrapolation, keep=ROW_COLUMNS)
