@@ -1,8 +1,4 @@
-"""Real scans → prepared cohort: one grid, RAS+, intensities in [0, 1], split by subject; a broken scan is a reject.
-
-The intensity rule, per scan, after resampling: values below the low percentile of all voxels become 0; the high
-percentile of the foreground (voxels above 1 % of the remaining maximum) becomes 1; everything is clipped to [0, 1].
-"""
+"""Real scans → prepared cohort: one grid, RAS+, intensities in [0, 1], split by subject; a broken scan is a reject."""
 
 from __future__ import annotations
 
@@ -11,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from brainsynth.cohort.intensity import robust_white, scale_intensities
 from brainsynth.cohort.scan import ScanRejected, load_scan
 from brainsynth.config.schema import PrepareConfig, SourceConfig
 from brainsynth.covariates.schema import label
@@ -43,6 +39,8 @@ def plan_cohort(config: PrepareConfig) -> Work:
             "validation_fraction": config.validation_fraction,
             "split_seed": config.split_seed,
             "source": to_dict(config.source),
+            # The rule that came first has no name in a plan: cohorts made by it keep their fingerprint.
+            **({} if config.intensity_rule == "percentiles" else {"intensity_rule": config.intensity_rule}),
         },
         volume=config.volume,
         covariates=config.covariates,
@@ -174,13 +172,22 @@ class CohortPreparer:
             self._check_covariates(sample)
             if self.config.source.mask_column is not None and not sample["mask"]:
                 raise ScanRejected("missing mask file")
-            image, sha = load_scan(
-                sample["image"], sample["mask"], self.config.volume, self.config.center, self.config.max_file_mib
+            config = self.config
+            image, facts = load_scan(
+                sample["image"],
+                sample["mask"],
+                config.volume,
+                config.center,
+                config.max_file_mib,
+                config.intensity_rule,
             )
-            voxels[offset] = self.plan.volume.quantise(scale_intensities(image, self.config.intensity_percentiles))
+            low, high = config.intensity_percentiles
+            robust = config.intensity_rule == "robust"
+            scaled = robust_white(image, high) if robust else scale_intensities(image, (low, high))
+            voxels[offset] = self.plan.volume.quantise(scaled)
         except ScanRejected as error:
             return SampleRecord(sample_id=sample["sample_id"], row=row, status="rejected", reason=str(error))
-        return describe_sample(sample["sample_id"], row, [voxels[offset]], {"source_sha256": sha})
+        return describe_sample(sample["sample_id"], row, [voxels[offset]], facts)
 
     def _check_covariates(self, sample: pd.Series) -> None:
         if sample["excluded"]:
@@ -194,14 +201,3 @@ class CohortPreparer:
         ]
         if wrong:
             raise ScanRejected(wrong[0].removeprefix("row 0: "))
-
-
-def scale_intensities(image: npt.NDArray[np.float32], percentiles: tuple[float, float]) -> npt.NDArray[np.float32]:
-    """Intensities in [0, 1] by the rule in the module's docstring. Raises ScanRejected for a constant image."""
-    shifted = np.maximum(image - np.percentile(image, percentiles[0]), 0.0)
-    foreground = shifted[shifted > 0.01 * shifted.max()]
-    if foreground.size == 0 or float(foreground.max()) == float(foreground.min()) == float(shifted.min()):
-        raise ScanRejected("constant image")
-    top = float(np.percentile(foreground, percentiles[1]))
-    scaled: npt.NDArray[np.float32] = np.clip(shifted / top, 0.0, 1.0).astype(np.float32)
-    return scaled

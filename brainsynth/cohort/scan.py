@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from brainsynth.cohort.intensity import Brightness, robust_brightness
+from brainsynth.cohort.intensity import ScanRejected as ScanRejected
 from brainsynth.cohort.scan_file import FileRejected, read_volume
 from brainsynth.volume import VolumeSpec, resample
 
@@ -16,14 +18,14 @@ HEAD_MM = 160.0
 VERTEX_MM2 = 1000.0
 
 
-class ScanRejected(Exception):
-    """Why a scan is not usable, in a few words for the rejects table."""
-
-
 def load_scan(
-    path: str, mask_path: str, volume: VolumeSpec, center: str, max_file_mib: int
-) -> tuple[npt.NDArray[np.float32], str]:
-    """The scan on the grid of `volume` (float32, original units, 0 outside) and the sha256 of its file.
+    path: str, mask_path: str, volume: VolumeSpec, center: str, max_file_mib: int, rule: str = "percentiles"
+) -> tuple[npt.NDArray[np.float32], dict[str, str | float]]:
+    """The scan on the grid of `volume`, and what its record keeps of the file.
+
+    Returns:
+        float32 in the scan's own units, 0 outside; by the rule `robust` in units of the rough white, background 0. And
+        `source_sha256`, by the rule `robust` also the levels `black` and `white` in the scan's units.
 
     Raises:
         ScanRejected: with the reason.
@@ -37,8 +39,13 @@ def load_scan(
         raise ScanRejected(str(error)) from None
     if float(data.min()) == float(data.max()):
         raise ScanRejected("constant image")
-    if mask_path:
-        data = _masked(data, affine, Path(mask_path), max_file_mib)
+    mask = _mask(data.shape, affine, Path(mask_path), max_file_mib) if mask_path else None
+    levels: dict[str, str | float] = {}
+    if rule == "robust":
+        found: Brightness = robust_brightness(data, mask)
+        data, levels = found.voxels, {"black": found.black, "white": found.white}
+    elif mask is not None:
+        data = np.where(mask, data, 0).astype(np.float32)
     if center == "foreground":
         affine = centred(data, affine, volume)
     conformed = resample(data, affine, volume)
@@ -46,21 +53,24 @@ def load_scan(
         raise ScanRejected("nothing of the image lies on the configured grid")
     with open(file, "rb") as handle:
         sha = hashlib.file_digest(handle, "sha256").hexdigest()
-    return conformed, sha
+    return conformed, {"source_sha256": sha, **levels}
 
 
-def _masked(
-    data: npt.NDArray[np.float32], affine: npt.NDArray[np.float64], mask_file: Path, max_file_mib: int
-) -> npt.NDArray[np.float32]:
-    """The image with 0 where the mask is 0; the mask is a file from outside like the image."""
+def _mask(
+    shape: tuple[int, ...], affine: npt.NDArray[np.float64], mask_file: Path, max_file_mib: int
+) -> npt.NDArray[np.bool_]:
+    """Where the mask is above 0; it is a file from outside like the image."""
     try:
         mask, mask_affine = read_volume(mask_file, max_file_mib)
     except FileRejected as error:
         reason = str(error)
         raise ScanRejected("missing mask file" if reason == "missing file" else f"mask: {reason}") from None
-    if mask.shape != data.shape or not np.allclose(mask_affine, affine, atol=1e-3):
+    if mask.shape != shape or not np.allclose(mask_affine, affine, atol=1e-3):
         raise ScanRejected("mask is on another grid than the image")
-    return np.where(mask > 0, data, 0).astype(np.float32)
+    inside: npt.NDArray[np.bool_] = mask > 0
+    if not inside.any():
+        raise ScanRejected("mask is empty")
+    return inside
 
 
 def centred(

@@ -107,8 +107,12 @@ class PrepareConfig:
     """Which columns the model learns, with their units and ranges."""
     volume: VolumeSpec
     """The grid that every scan is resampled to."""
+    intensity_rule: Literal["robust", "percentiles"] = "robust"
+    """`robust`: black is the scan's background, whatever its offset, scale, padding or outliers, and what does not look
+    like a T1w scan is rejected (docs/cohort.md). `percentiles`: the rule of cohorts that were made before it had a name."""
     intensity_percentiles: tuple[float, float] = (0.0, 99.8)
-    """[0, 1] is spanned by these percentiles of the foreground (voxels above 1 % of the maximum after the low cut)."""
+    """`robust`: (0, the percentile of the foreground that becomes 1). `percentiles`: [0, 1] is spanned by the low percentile
+    of all voxels and the high one of the foreground (voxels above 1 % of the maximum after the low cut)."""
     missing_covariates: Literal["reject", "keep"] = "reject"
     """A scan without some covariate is a reject, or is kept with the value marked as unknown."""
     validation_fraction: float = 0.2
@@ -128,6 +132,10 @@ class PrepareConfig:
         low, high = self.intensity_percentiles
         if not 0 <= low < high <= 100:
             raise ValueError("intensity_percentiles must be 0 <= low < high <= 100")
+        if low > 0 and self.intensity_rule == "robust":
+            raise ValueError(
+                "intensity_percentiles: with intensity_rule robust the low one is 0: black is the background"
+            )
         if not 0 < self.validation_fraction < 1:
             raise ValueError("validation_fraction must be between 0 and 1")
         if self.samples_per_shard < 1:

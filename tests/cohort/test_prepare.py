@@ -15,7 +15,8 @@ import pytest
 from scipy import ndimage
 
 from brainsynth import open_dataset
-from brainsynth.cohort.prepare import plan_cohort, scale_intensities, split_of
+from brainsynth.cohort.intensity import scale_intensities
+from brainsynth.cohort.prepare import plan_cohort, split_of
 from brainsynth.cohort.scan import ScanRejected, load_scan
 from brainsynth.config.schema import PrepareConfig, RuntimeConfig, SourceConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema

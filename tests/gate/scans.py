@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from brainsynth.cohort.prepare import scale_intensities
+from brainsynth.cohort.intensity import scale_intensities
 from brainsynth.volume import VolumeSpec, resample
 
 COARSE = VolumeSpec(shape_xyz=(40, 56, 40), spacing_mm=(4.0, 4.0, 4.0), origin_mm=(-79.0, -127.0, -71.0))
