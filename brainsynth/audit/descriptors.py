@@ -58,12 +58,12 @@ class Instruments:
     @property
     def identity(self) -> dict[str, str | list[str]]:
         """Digests of all that decides the descriptors."""
-        found: dict[str, str | list[str]] = {"instruments": [VOXELS], "template": voxel_sha256(self.frame.template)}
+        identity: dict[str, str | list[str]] = {"instruments": [VOXELS], "template": voxel_sha256(self.frame.template)}
         if self.embedder is not None:
             there = Path(self.embedder).exists()
-            found["instruments"] = [VOXELS, EMBEDDING]
-            found["embedder"] = file_sha256(Path(self.embedder)) if there else TO_BE_TRAINED
-        return found
+            identity["instruments"] = [VOXELS, EMBEDDING]
+            identity["embedder"] = file_sha256(Path(self.embedder)) if there else TO_BE_TRAINED
+        return identity
 
 
 def template_scans(train: SyntheticDataset, grid: VolumeSpec) -> F32:

@@ -95,7 +95,7 @@ def membership_inference(
             f"{len(outside)}: hold more people out of training"
         )
     rng = np.random.default_rng(seed)
-    found, pool = area_under_curve(inside, outside), np.concatenate([inside, outside])
+    auc, pool = area_under_curve(inside, outside), np.concatenate([inside, outside])
     shuffled = []
     halves = []
     rates = []
@@ -105,7 +105,7 @@ def membership_inference(
         half = rng.permutation(inside)
         halves.append(area_under_curve(half[: len(half) // 2], half[len(half) // 2 :]))
         rates.append(true_positive_rate(half[: len(half) // 2], half[len(half) // 2 :]))
-    p = (1 + int((np.array(shuffled) >= found).sum())) / (resamples + 1)
+    p = (1 + int((np.array(shuffled) >= auc).sum())) / (resamples + 1)
     low, high = np.quantile(halves, [0.025, 0.975])
     return MembershipInference(
         auc=bootstrap_interval(

@@ -116,9 +116,9 @@ class CopyDetector:
         for name in self.names:
             if name not in volumes:
                 raise UserError(f"the volumes lack features of the space {name!r}; give {', '.join(self.names)}")
-            found = nearest_subjects(volumes[name], self._references[name], self.training_subjects, OTHERS + 1, own)
-            ratios.append(log_ratio(found.distances))
-            nearest.append(found.indices[:, 0])
+            near = nearest_subjects(volumes[name], self._references[name], self.training_subjects, OTHERS + 1, own)
+            ratios.append(log_ratio(near.distances))
+            nearest.append(near.indices[:, 0])
         return np.stack(ratios, 1), np.stack(nearest, 1)
 
 

@@ -15,16 +15,16 @@ from brainsynth.storage.filesystem import Store
 PICTURES = 10
 
 
-def write_audit(store: Store, case: Case, frame: CanonicalFrame, found: Judgement, pictures: bool) -> None:
+def write_audit(store: Store, case: Case, frame: CanonicalFrame, judgement: Judgement, pictures: bool) -> None:
     """report.html, neighbours.tsv, and audit.json, which makes them true."""
-    table = found.table.to_csv(sep="\t", index=False, float_format="%.6g", lineterminator="\n")
+    table = judgement.table.to_csv(sep="\t", index=False, float_format="%.6g", lineterminator="\n")
     store.write(NEIGHBOURS_KEY, table.encode())
-    store.write(REPORT_KEY, _page(case, frame, found, pictures).render().encode())
-    store.write(AUDIT_KEY, seal(found.record))
+    store.write(REPORT_KEY, _page(case, frame, judgement, pictures).render().encode())
+    store.write(AUDIT_KEY, seal(judgement.record))
 
 
-def _page(case: Case, frame: CanonicalFrame, found: Judgement, pictures: bool) -> Page:
-    audit = found.record
+def _page(case: Case, frame: CanonicalFrame, judgement: Judgement, pictures: bool) -> Page:
+    audit = judgement.record
     page = Page(
         "brainsynth memorisation audit",
         f"{audit.dataset} · {audit.dataset_shards_digest[:16]} · {audit.volumes} volumes",
@@ -44,8 +44,8 @@ def _page(case: Case, frame: CanonicalFrame, found: Judgement, pictures: bool) -
         f"at most {audit.false_alarm_rate:.2%}.",
         "note",
     )
-    _copies(page, case, frame, found, pictures)
-    _disclosure(page, found)
+    _copies(page, case, frame, judgement, pictures)
+    _disclosure(page, judgement)
     page.heading("What was audited, and with what")
     page.table(["", ""], _facts(audit))
     return page
@@ -85,13 +85,14 @@ def _word(passed: bool) -> str:
     return "pass" if passed else "FAIL"
 
 
-def _copies(page: Page, case: Case, frame: CanonicalFrame, found: Judgement, pictures: bool) -> None:
-    audit, statistic = found.record, found.table["statistic"].to_numpy()
+def _copies(page: Page, case: Case, frame: CanonicalFrame, judgement: Judgement, pictures: bool) -> None:
+    audit, statistic = judgement.record, judgement.table["statistic"].to_numpy()
     copies = audit.copies
     page.heading("How near volumes are to one participant")
-    rank = int(np.floor(audit.false_alarm_rate * (len(found.null) + 1) + 1e-9))
+    rank = int(np.floor(audit.false_alarm_rate * (len(judgement.null) + 1) + 1e-9))
     page.figure(
-        audit_figures.closeness_histogram(found.null, statistic, found.null[rank - 1]), "histogram of the statistic"
+        audit_figures.closeness_histogram(judgement.null, statistic, judgement.null[rank - 1]),
+        "histogram of the statistic",
     )
     drift = "" if copies.null_seen else " Training scans score unlike held-out ones and do not count."
     page.text(
@@ -118,7 +119,7 @@ def _copies(page: Page, case: Case, frame: CanonicalFrame, found: Judgement, pic
     )
     if pictures:
         page.text("Left the volume, right the training scan, both in the audit's pose and on its grid.", "note")
-        shown = found.pairs[:PICTURES]
+        shown = judgement.pairs[:PICTURES]
         made = [to_working_grid(case.dataset.volume(i), case.plan.volume) for i, _ in shown]
         real = [to_working_grid(case.reference.volume(j), case.plan.volume) for _, j in shown]
         aligned = Aligner(frame).align(np.stack([*made, *real])).volumes
@@ -131,11 +132,12 @@ def _outright(outright: bool) -> str:
     return "outright copy" if outright else ""
 
 
-def _disclosure(page: Page, found: Judgement) -> None:
-    membership, replay = found.record.membership, found.record.replay
+def _disclosure(page: Page, judgement: Judgement) -> None:
+    membership, replay = judgement.record.membership, judgement.record.replay
     page.heading("Membership inference")
     page.figure(
-        audit_figures.membership_curve(found.members, found.non_members, f"AUC {membership.auc.value:.3f}"), "ROC curve"
+        audit_figures.membership_curve(judgement.members, judgement.non_members, f"AUC {membership.auc.value:.3f}"),
+        "ROC curve",
     )
     page.table(
         ["", "dataset", "control: halves of the members"],

@@ -66,7 +66,7 @@ def adherence(
         asked, known = (as_numbers(t[name], covariate.categories) for t in (made.table, real.table))
         if len(_usable(train, known)) < LEAST_TO_FIT:
             continue
-        found, own = _measure(config, covariate, made, real, known, train)
+        measured, own = _measure(config, covariate, made, real, known, train)
         ids = tuple(made.table["sample_id"])
         scatters.append(
             Scatter(
@@ -75,15 +75,15 @@ def adherence(
                 ruler=ruler_of(config, name),
                 sample_ids=ids,
                 asked=tuple(asked),
-                measured=tuple(found),
+                measured=tuple(measured),
             )
         )
-        pairs = _usable(np.arange(len(asked)), asked, found), _usable(held, known, own)
+        pairs = _usable(np.arange(len(asked)), asked, measured), _usable(held, known, own)
         if min(map(len, pairs)) >= LEAST:
             compare = _numeric if covariate.kind == "continuous" else _category
             subjects = real.table["subject"].to_numpy()[pairs[1]]
             findings += compare(
-                name, covariate.unit, asked[pairs[0]], found[pairs[0]], known[pairs[1]], own[pairs[1]], subjects
+                name, covariate.unit, asked[pairs[0]], measured[pairs[0]], known[pairs[1]], own[pairs[1]], subjects
             )
     return findings, scatters
 
@@ -133,14 +133,14 @@ def _measure(
     """One covariate on the dataset and on the reference, in its unit; of two categories, the second's probability."""
     name = covariate.name
     if name in config.structures:
-        found, own = (m.table[config.structures[name]].to_numpy(np.float64) for m in (made, real))
+        measured, own = (m.table[config.structures[name]].to_numpy(np.float64) for m in (made, real))
     elif name in config.tables:
-        found, own = (
+        measured, own = (
             MeasuredTable(config.tables[name], which, name, covariate.unit).of(m.table["sample_id"])
             for which, m in (("dataset", made), ("reference", real))
         )
     elif name in config.functions:
-        found, own = (function_values(m.table, name) for m in (made, real))
+        measured, own = (function_values(m.table, name) for m in (made, real))
     else:
         fit = _usable(train, known)
         kind: Literal["continuous", "binary"] = "continuous" if covariate.kind == "continuous" else "binary"
@@ -148,13 +148,15 @@ def _measure(
         ruler = CovariateRuler.fit(real.tissue[fit], known[fit], groups=groups, kind=kind, own_error=False)
         return ruler.predict(made.tissue), ruler.predict(real.tissue)
     if not covariate.categories:
-        return _calibrated(covariate, found, own, known, train)
-    if (both := np.concatenate([found, own]))[np.isfinite(both) & ((both < 0) | (both > 1))].size:
+        return _calibrated(covariate, measured, own, known, train)
+    if (both := np.concatenate([measured, own]))[np.isfinite(both) & ((both < 0) | (both > 1))].size:
         raise UserError(f"{name}: the ruler must give the probability of {covariate.categories[1]}, in [0, 1]")
-    return found, own
+    return measured, own
 
 
-def _calibrated(covariate: Covariate, found: F64, own: F64, known: F64, train: npt.NDArray[np.intp]) -> tuple[F64, F64]:
+def _calibrated(
+    covariate: Covariate, measured: F64, own: F64, known: F64, train: npt.NDArray[np.intp]
+) -> tuple[F64, F64]:
     """Both on the scale of the known values, by a line through the training scans."""
     fit = _usable(train, known, own)
     try:
@@ -165,7 +167,7 @@ def _calibrated(covariate: Covariate, found: F64, own: F64, known: F64, train: n
             f"known value: {error}"
         ) from None
     floor = 0.0 if covariate.low is not None and covariate.low >= 0 else -np.inf
-    return line.apply(found, floor), line.apply(own, floor)
+    return line.apply(measured, floor), line.apply(own, floor)
 
 
 def _usable(rows: npt.NDArray[np.intp], *columns: Any) -> npt.NDArray[np.intp]:
@@ -175,17 +177,17 @@ def _usable(rows: npt.NDArray[np.intp], *columns: Any) -> npt.NDArray[np.intp]:
 
 
 def _numeric(
-    name: str, unit: str, asked: F64, found: F64, known: F64, own: F64, subjects: npt.NDArray[Any]
+    name: str, unit: str, asked: F64, measured: F64, known: F64, own: F64, subjects: npt.NDArray[Any]
 ) -> list[Finding]:
     mine, theirs = (
         bootstrap_interval(_spread, pair, paired=True, method="percentile", resamples=500)
-        for pair in ((found, asked), (own, known))
+        for pair in ((measured, asked), (own, known))
     )
     metric = f"{name}: SD measured over SD asked"
-    spread = finding(metric, "", mine.figure, len(found), theirs.figure, len(own), "equal")
+    spread = finding(metric, "", mine.figure, len(measured), theirs.figure, len(own), "equal")
     if mine.value < _CONSTANT:
         return [spread]  # all images show one value: there is no correlation
-    made, real = agreement(found, asked), agreement(own, known, groups=subjects)
+    made, real = agreement(measured, asked), agreement(own, known, groups=subjects)
     return [
         spread,
         verdict(f"{name}: r of measured with asked", "", "r", made, real, "higher"),
@@ -195,16 +197,16 @@ def _numeric(
     ]
 
 
-def _spread(found: F64, asked: F64) -> float:
-    return float(found.std() / max(asked.std(), 1e-12))
+def _spread(measured: F64, asked: F64) -> float:
+    return float(measured.std() / max(asked.std(), 1e-12))
 
 
 def _category(
-    name: str, unit: str, asked: F64, found: F64, known: F64, own: F64, subjects: npt.NDArray[Any]
+    name: str, unit: str, asked: F64, measured: F64, known: F64, own: F64, subjects: npt.NDArray[Any]
 ) -> list[Finding]:
     if min(min(np.sum(v), np.sum(1 - v)) for v in (asked, known)) < 2:
         return []
-    made, real = discrimination(found, asked), discrimination(own, known, groups=subjects)
+    made, real = discrimination(measured, asked), discrimination(own, known, groups=subjects)
     return [
         verdict(f"{name}: AUC of measured for asked", "", "auc", made, real, "higher"),
         verdict(f"{name}: balanced accuracy", "", "balanced_accuracy", made, real, "higher"),

@@ -57,10 +57,10 @@ def write_report(
     distributions_section(page, fidelity)
     page.heading("Asked against measured on the image")
     for scatter in scatters:
-        asked, found = np.array(scatter.asked), np.array(scatter.measured)
-        known = np.isfinite(asked) & np.isfinite(found)
+        asked, shown = np.array(scatter.asked), np.array(scatter.measured)
+        known = np.isfinite(asked) & np.isfinite(shown)
         if known.any():
-            figure = figures.agreement(asked[known], found[known], scatter.covariate, scatter.unit or "category")
+            figure = figures.agreement(asked[known], shown[known], scatter.covariate, scatter.unit or "category")
             page.figure(figure, f"{scatter.covariate}: asked against measured")
     galleries_section(page, fidelity, dataset)
     if trajectories is not None:

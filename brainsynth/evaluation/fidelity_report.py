@@ -15,9 +15,9 @@ from brainsynth.report.html import Page
 GALLERY, EXTREMES = 12, 4
 
 
-def distributions_section(page: Page, found: Fidelity) -> None:
+def distributions_section(page: Page, looks: Fidelity) -> None:
     """Intensities, sharpness and volumes of the dataset over those of real scans: sums and counts, nobody's own value."""
-    sets = {"training scans": found.train, "validation scans": found.held, "generated": found.made}
+    sets = {"training scans": looks.train, "validation scans": looks.held, "generated": looks.made}
     page.heading("Distributions, generated beside real")
     counts = {name: sample.arrays["histogram"].sum(axis=0, dtype=np.float64) for name, sample in sets.items()}
     shares = {name: c / c.sum() for name, c in counts.items()}
@@ -35,10 +35,10 @@ def distributions_section(page: Page, found: Fidelity) -> None:
     page.figure(evaluation_figures.histograms({"sharpness (mean gradient)": sharp}, ""), "sharpness")
 
 
-def galleries_section(page: Page, found: Fidelity, dataset: SyntheticDataset) -> None:
+def galleries_section(page: Page, looks: Fidelity, dataset: SyntheticDataset) -> None:
     """Slices of generated volumes: some drawn at random, and both ends of sharpness, where faults show first."""
     table = dataset.table
-    kept = found.made.table
+    kept = looks.made.table
     page.heading("Slices")
     page.text("Sagittal, coronal and axial, left is left. Drawn at random, nothing picked:", "note")
     _gallery(page, dataset, table, kept["row"].to_numpy()[:GALLERY], "random volumes")

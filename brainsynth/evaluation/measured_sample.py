@@ -94,12 +94,12 @@ class MeasuredSample:
     @property
     def volumes(self) -> dict[str, F64]:
         """Name → ml of each kept volume: soft tissue volumes, and what a segmentation measured (NaN where it failed)."""
-        found = {}
+        volumes = {}
         for column in (str(c) for c in self.table if str(c).endswith("_ml") and c not in self.covariates):
             soft = column.startswith(_SOFT)
             name = column.removeprefix(_SOFT).removesuffix("_ml").replace("_", " ")
-            found[f"{name} (tissue maps)" if soft else name] = self.table[column].to_numpy(np.float64)
-        return found
+            volumes[f"{name} (tissue maps)" if soft else name] = self.table[column].to_numpy(np.float64)
+        return volumes
 
 
 def _rows_of(table: pd.DataFrame, split: str | None) -> npt.NDArray[np.intp]:

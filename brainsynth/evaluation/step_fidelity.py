@@ -24,8 +24,8 @@ def latent_features(latents: Tensor) -> Tensor:
     Their only use is to be the same for the sets that are compared; the filters are `draw_noise` of one seed.
     """
     filters = draw_noise([SEED], (FILTERS, latents.shape[1], 3, 3, 3))[0] / (27 * latents.shape[1]) ** 0.5
-    found = torch.relu(conv3d(latents.float(), filters, padding=1)).flatten(2)
-    return torch.cat([found.mean(2), found.std(2)], 1)
+    responses = torch.relu(conv3d(latents.float(), filters, padding=1)).flatten(2)
+    return torch.cat([responses.mean(2), responses.std(2)], 1)
 
 
 def measure_steps(latents: Tensor, reference: Tensor) -> StepFidelity:
@@ -52,5 +52,5 @@ def measure_steps(latents: Tensor, reference: Tensor) -> StepFidelity:
     return StepFidelity(latent_error=_measured(error), frechet=_measured(distance))
 
 
-def _measured(found: ConfidenceInterval) -> MeasuredInterval:
-    return MeasuredInterval(value=found.value, low=found.low, high=found.high)
+def _measured(interval: ConfidenceInterval) -> MeasuredInterval:
+    return MeasuredInterval(value=interval.value, low=interval.low, high=interval.high)

@@ -98,15 +98,15 @@ def measure(volume: F32, spacing_mm: tuple[float, float, float]) -> Measured | N
 
 def _edges(mask: npt.NDArray[np.bool_], spacing_mm: tuple[float, ...]) -> dict[str, float]:
     """Brain area at each face of the field of view, and the largest step of area from one slice to the next (cm, roots)."""
-    found = {}
+    numbers = {}
     for axis, name in enumerate(AXES):
         mm2 = float(np.prod(spacing_mm)) / spacing_mm[axis]
         area = mask.sum(tuple(a for a in range(3) if a != axis)) * mm2 / 100
         depth = max(1, round(4 / spacing_mm[axis]))
-        found[f"cut.{name}_low"] = float(np.sqrt(area[:depth].max()))
-        found[f"cut.{name}_high"] = float(np.sqrt(area[-depth:].max()))
-        found[f"cut.{name}_step"] = float(np.sqrt(np.abs(np.diff(area)).max()))
-    return found
+        numbers[f"cut.{name}_low"] = float(np.sqrt(area[:depth].max()))
+        numbers[f"cut.{name}_high"] = float(np.sqrt(area[-depth:].max()))
+        numbers[f"cut.{name}_step"] = float(np.sqrt(np.abs(np.diff(area)).max()))
+    return numbers
 
 
 def _background(u: F32, spacing_mm: tuple[float, ...]) -> dict[str, float]:
@@ -139,25 +139,25 @@ def _spectrum(u: F32) -> dict[str, float]:
     power = np.abs(fft.rfftn(u)) ** 2
     bands = _bands(u.shape)
     total = np.bincount(bands.ravel(), weights=power.ravel(), minlength=7) + 1e-12
-    found = {f"sharpness.band{i}": float(np.log(total[i] / total[1])) for i in range(2, 7)}
+    numbers = {f"sharpness.band{i}": float(np.log(total[i] / total[1])) for i in range(2, 7)}
     noise_like = power / (ndimage.uniform_filter(power, 7, mode="wrap") + np.float32(1e-9 * total[1] / power.size))
-    found["stripes.peak"] = float(np.log(noise_like[bands >= 2].max()))
+    numbers["stripes.peak"] = float(np.log(noise_like[bands >= 2].max()))
     corner = power
     for axis, name in enumerate(AXES):
         n = power.shape[axis]
         profile = power.sum(tuple(a for a in range(3) if a != axis), dtype=np.float64)
         half = profile[: n // 2 + 1] if axis < 2 else profile
-        found[f"sharpness.{name}"] = float(np.log(half[int(0.6 * len(half)) :].sum() / total[1] + 1e-9))
-        found[f"checkerboard.{name}"] = float(np.log((half[-1] + 1e-12) / (half[-4:-1].mean() + 1e-12)))
+        numbers[f"sharpness.{name}"] = float(np.log(half[int(0.6 * len(half)) :].sum() / total[1] + 1e-9))
+        numbers[f"checkerboard.{name}"] = float(np.log((half[-1] + 1e-12) / (half[-4:-1].mean() + 1e-12)))
         high = np.minimum(np.arange(n), n - np.arange(n)) if axis < 2 else np.arange(n)
         corner = np.take(corner, np.flatnonzero(high >= 0.84 * high.max()), axis)
-    found["checkerboard.corner"] = float(np.log(corner.sum(dtype=np.float64) / total[1] + 1e-9))
-    return found
+    numbers["checkerboard.corner"] = float(np.log(corner.sum(dtype=np.float64) / total[1] + 1e-9))
+    return numbers
 
 
 def _slices(u: F32, mask: npt.NDArray[np.bool_]) -> dict[str, float]:
     """The largest jump of mean brightness, and of what differs between neighbours, along each axis."""
-    found, inside = {}, u * mask
+    numbers, inside = {}, u * mask
     for axis, name in enumerate(AXES):
         others = tuple(a for a in range(3) if a != axis)
         count = mask.sum(others)
@@ -167,9 +167,9 @@ def _slices(u: F32, mask: npt.NDArray[np.bool_]) -> dict[str, float]:
         step = np.abs(np.diff(u, axis=axis)).sum(others)
         step = step[np.flatnonzero(thick[1:] & thick[:-1])] / count.max()
         calm = ndimage.median_filter(step, 5, mode="nearest")
-        found[f"slices.{name}_level"] = float(np.log(bend.max() + 0.005)) if bend.size else 0.0
-        found[f"slices.{name}_change"] = float(np.log((step / (calm + 1e-3)).max())) if step.size else 0.0
-    return found
+        numbers[f"slices.{name}_level"] = float(np.log(bend.max() + 0.005)) if bend.size else 0.0
+        numbers[f"slices.{name}_change"] = float(np.log((step / (calm + 1e-3)).max())) if step.size else 0.0
+    return numbers
 
 
 def _grain(u: F32, mask: npt.NDArray[np.bool_]) -> dict[str, float]:
@@ -206,8 +206,8 @@ def _histogram(u: F32, mask: npt.NDArray[np.bool_]) -> dict[str, float]:
     ranks = (np.array([0.5, 0.75, 0.99]) * (inside.size - 1)).astype(int)
     values = np.partition(inside, ranks)[ranks]
     faint = np.count_nonzero((u > SIGNAL) & (u < FAINT)) / inside.size
-    found = {f"contrast.q{q}": float(v) for q, v in zip((50, 75, 99), values, strict=True)}
-    return found | {"contrast.faint": float(np.log(faint + 0.01))}
+    numbers = {f"contrast.q{q}": float(v) for q, v in zip((50, 75, 99), values, strict=True)}
+    return numbers | {"contrast.faint": float(np.log(faint + 0.01))}
 
 
 def _bias(u: F32, block: tuple[int, ...]) -> dict[str, float]:

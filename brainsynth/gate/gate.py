@@ -182,18 +182,18 @@ class QualityGate:
             raise UserError(f"this gate is for volumes of {self.spec.volume.shape_xyz} voxels, not {volume.shape}")
         hard = _hard_faults(volume)
         with np.errstate(divide="ignore"):
-            found = None if hard else measure(volume.astype(np.float32, copy=False), self.spec.volume.spacing_mm)
-        if found is None:
+            measured = None if hard else measure(volume.astype(np.float32, copy=False), self.spec.volume.spacing_mm)
+        if measured is None:
             name = hard or "empty"
             return GateResult(passed=False, reason=CHECKS[name], score=WORST, worst=name, values={name: WORST})
         with np.errstate(
             divide="ignore", invalid="ignore"
         ):  # a constant volume has no correlation: NaN counts as worst
-            return self.judge(found)
+            return self.judge(measured)
 
-    def judge(self, found: Measured) -> GateResult:
+    def judge(self, measured: Measured) -> GateResult:
         """Judge a volume that was measured before."""
-        numbers = found.numbers | self.maps.numbers(found)
+        numbers = measured.numbers | self.maps.numbers(measured)
         ratios = deviations(np.array([[numbers[n] for n in self.spec.names]]), self.envelope, self.spec.names)[0]
         values: dict[str, float] = {}
         scores = np.nan_to_num(ratios / self.envelope[:, 3], nan=WORST, posinf=WORST).clip(0, WORST)
@@ -229,15 +229,15 @@ def _sample(volumes: Iterable[npt.NDArray[Any]], volume: VolumeSpec) -> tuple[li
     for x in volumes:
         if x.shape != volume.shape_xyz:
             raise UserError(f"a volume to learn from has {x.shape} voxels, the grid {volume.shape_xyz}")
-        found = None if _hard_faults(x) else measure(x.astype(np.float32, copy=False), volume.spacing_mm)
-        if found is None:
+        measured = None if _hard_faults(x) else measure(x.astype(np.float32, copy=False), volume.spacing_mm)
+        if measured is None:
             continue
         seen += 1
         slot = len(kept) if len(kept) < RESERVOIR else int(rng.integers(seen))
         if slot == len(kept):
-            kept.append(found)
+            kept.append(measured)
         elif slot < RESERVOIR:
-            kept[slot] = found
+            kept[slot] = measured
     return kept, seen
 
 

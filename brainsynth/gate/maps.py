@@ -45,7 +45,7 @@ class Subspace:
         components = components.reshape(-1, *shape)
         return Subspace(_half(mean), _half(components), _half(spread), _half(rough))
 
-    def numbers(self, found: F32) -> dict[str, float]:
+    def numbers(self, shape_map: F32) -> dict[str, float]:
         """Of one (I, J, K) map: misfit (root mean square), largest lack and surplus, likeness to the mean.
 
         `dark` and `bright` are in smoothed spreads; `hole` and `lump` are what is missing or too much in a neighbourhood of
@@ -53,9 +53,9 @@ class Subspace:
         is a correlation (Fisher z).
         """
         basis = self.components.reshape(len(self.components), -1)
-        away = (found - self.mean).ravel()
+        away = (shape_map - self.mean).ravel()
         along = basis @ away
-        left = np.asarray(away - along @ basis, np.float32).reshape(found.shape)
+        left = np.asarray(away - along @ basis, np.float32).reshape(shape_map.shape)
         z = _smooth(left) / (self.spread + SPREAD_FLOOR)
         usual = USUAL * (self.rough + SPREAD_FLOOR)
         return {
@@ -63,7 +63,9 @@ class Subspace:
             "dark": float(-z.min()),
             "bright": float(z.max()),
             "hole": float(_smooth(np.maximum(-left - usual, 0)).max()),
-            "likeness": float(np.arctanh(np.clip(np.corrcoef(found.ravel(), self.mean.ravel())[0, 1], -0.999, 0.999))),
+            "likeness": float(
+                np.arctanh(np.clip(np.corrcoef(shape_map.ravel(), self.mean.ravel())[0, 1], -0.999, 0.999))
+            ),
             "lump": float(_smooth(np.maximum(left - usual, 0)).max()),
         }
 
@@ -92,14 +94,14 @@ class CoarseMaps:
 
     def numbers(self, measured: Measured) -> dict[str, float]:
         """The numbers of one volume that need the cohort's maps."""
-        found = {"flip.side": float((self.direction * measured.skew).sum())}
-        found["hole.enclosed"] = float(gaussian_filter(measured.void * self.certain, 0.7, mode="constant").max())
+        values = {"flip.side": float((self.direction * measured.skew).sum())}
+        values["hole.enclosed"] = float(gaussian_filter(measured.void * self.certain, 0.7, mode="constant").max())
         for name in ("bright", "filled"):
             n = getattr(self, name).numbers(getattr(measured, name))
-            found |= {f"shape.{name}": np.log(n["misfit"] + 0.1), f"shape.{name}_unlike": -n["likeness"]}
-            found |= {f"hole.{name}": np.log(max(n["dark"], 0) + 1), f"lump.{name}": np.log(max(n["bright"], 0) + 1)}
-            found |= {f"hole.{name}_size": n["hole"], f"lump.{name}_size": n["lump"]}
-        return {key: float(value) for key, value in found.items()}
+            values |= {f"shape.{name}": np.log(n["misfit"] + 0.1), f"shape.{name}_unlike": -n["likeness"]}
+            values |= {f"hole.{name}": np.log(max(n["dark"], 0) + 1), f"lump.{name}": np.log(max(n["bright"], 0) + 1)}
+            values |= {f"hole.{name}_size": n["hole"], f"lump.{name}_size": n["lump"]}
+        return {key: float(value) for key, value in values.items()}
 
 
 def _half(x: npt.NDArray[np.floating]) -> F32:

@@ -24,7 +24,7 @@ def gate_section(page: Page, plan: Plan, dataset: SyntheticDataset, subjects: pd
     kept = judged[judged["status"] == "ok"]
     refused = Counter(check for text in judged["gate_refused"] for check in str(text).split())
     attempts = int(judged["gate_attempts"].sum())
-    found: dict[str, Any] = {
+    counts: dict[str, Any] = {
         "attempts": attempts,
         "refused": sum(refused.values()),
         "rows_kept_at_first": int((kept["gate_attempts"] == 1).sum()),
@@ -35,17 +35,17 @@ def gate_section(page: Page, plan: Plan, dataset: SyntheticDataset, subjects: pd
     rules = plan.identity["gate"]
     page.heading("Quality gate")
     rows = [
-        ["volumes judged, refused", f"{attempts}, {found['refused']} ({found['refused'] / max(1, attempts):.1%})"],
-        ["rows kept at the first attempt", found["rows_kept_at_first"]],
-        [f"rows redrawn (at most {rules['max_attempts']} attempts)", found["rows_redrawn"]],
-        ["rows set aside", found["rows_set_aside"]],
+        ["volumes judged, refused", f"{attempts}, {counts['refused']} ({counts['refused'] / max(1, attempts):.1%})"],
+        ["rows kept at the first attempt", counts["rows_kept_at_first"]],
+        [f"rows redrawn (at most {rules['max_attempts']} attempts)", counts["rows_redrawn"]],
+        ["rows set aside", counts["rows_set_aside"]],
         ["checks that refuse nothing here", ", ".join(rules["exempt"]) or "none"],
     ]
     page.table(["", ""], rows)
     if refused:
         words = [[CHECKS.get(check, check), count] for check, count in refused.most_common()]
         page.table(["refused for", "volumes"], words)
-    found["measured"] = _measured(page, plan, kept)
+    counts["measured"] = _measured(page, plan, kept)
     worst = kept.sort_values("gate_score", ascending=False).head(WORST)
     if len(worst):
         page.text(
@@ -64,12 +64,12 @@ def gate_section(page: Page, plan: Plan, dataset: SyntheticDataset, subjects: pd
         "at what was refused before using the rest.",
         "note",
     )
-    return found
+    return counts
 
 
 def _measured(page: Page, plan: Plan, kept: pd.DataFrame) -> dict[str, Any]:
     """Asked against measured, for each covariate that the gate measures."""
-    found: dict[str, Any] = {}
+    agreements: dict[str, Any] = {}
     units = {c.name: c.unit for c in plan.covariates.covariates}
     rules = plan.identity["gate"]
     lines: list[list[object]] = []
@@ -81,10 +81,10 @@ def _measured(page: Page, plan: Plan, kept: pd.DataFrame) -> dict[str, Any]:
             continue
         one = agreement(measured[known], asked[known], groups=np.arange(known.sum()))
         tolerance = rules["tolerance"].get(name)
-        found[name] = {"n": one.n, "r": one.r, "mae": one.mae, "tolerance": tolerance}
+        agreements[name] = {"n": one.n, "r": one.r, "mae": one.mae, "tolerance": tolerance}
         held = "not held" if tolerance is None else f"{tolerance:.4g}"
         interval = f"{one.r:.3f} [{one.r_low:.3f}, {one.r_high:.3f}]"
         lines.append([f"{name} [{units[name]}]", one.n, interval, f"{one.mae:.3g}", held])
     if lines:
         page.table(["measured on the kept volumes against asked", "n", "r", "MAE", "tolerance"], lines)
-    return found
+    return agreements

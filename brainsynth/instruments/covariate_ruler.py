@@ -150,7 +150,7 @@ def _solve(gram: F64, y: F64, train: npt.NDArray[np.intp], alpha: float) -> tupl
 
 def _choose(gram: F64, y: F64, unit: npt.NDArray[np.intp], kind: Kind, seed: int) -> tuple[float, tuple[float, float]]:
     """Penalty of the smallest squared out-of-fold error, and the calibration that those predictions call for."""
-    found = np.empty((len(_ALPHAS), len(y)))
+    predictions = np.empty((len(_ALPHAS), len(y)))
     fold = _fold_of(y, unit, _FOLDS, seed)
     for i in range(_FOLDS):
         train, test = np.flatnonzero(fold != i), np.flatnonzero(fold == i)
@@ -158,9 +158,9 @@ def _choose(gram: F64, y: F64, unit: npt.NDArray[np.intp], kind: Kind, seed: int
         along = axes.T @ (y[train] - y[train].mean())
         seen = _centred(gram, test, train) @ axes
         for j, alpha in enumerate(_ALPHAS):
-            found[j, test] = seen @ (along / (size + alpha * size.mean())) + y[train].mean()
-    best = int(np.square(found - y).sum(1).argmin())
-    out_of_fold = found[best]
+            predictions[j, test] = seen @ (along / (size + alpha * size.mean())) + y[train].mean()
+    best = int(np.square(predictions - y).sum(1).argmin())
+    out_of_fold = predictions[best]
     if kind == "binary":
         return float(_ALPHAS[best]), _log_odds(out_of_fold, y)
     slope = float(np.cov(out_of_fold, y)[0, 1] / np.var(y, ddof=1))

@@ -148,8 +148,8 @@ class VolumeMeasurer:
         arrays = empty_arrays(self.plan, shard)
         records, ids = [], self.dataset.sample_ids
         for offset, row in enumerate(range(shard.start, shard.stop)):
-            found, extra = self._measure(self.dataset.volume(row))
-            for array, values in zip(arrays, found, strict=True):
+            measured, extra = self._measure(self.dataset.volume(row))
+            for array, values in zip(arrays, measured, strict=True):
                 array[offset] = values
             records.append(describe_sample(ids[row], row, [array[offset] for array in arrays], extra))
         return ShardOutput(arrays, records, describe(self.device))
@@ -157,17 +157,17 @@ class VolumeMeasurer:
     def _measure(self, volume: F32) -> tuple[list[npt.NDArray[Any]], dict[str, str | int | float]]:
         """One volume's arrays, in the plan's order, and its scalars."""
         grid = self.plan.volume
-        found = [np.histogram(volume, bins=BINS, range=(0.0, 1.0))[0], tissue_features(volume, grid)]
-        found.append(left_right_difference(volume, grid))
+        measured = [np.histogram(volume, bins=BINS, range=(0.0, 1.0))[0], tissue_features(volume, grid)]
+        measured.append(left_right_difference(volume, grid))
         if self.network is not None:
-            found.append(features_of(self.network, volume, grid))
+            measured.append(features_of(self.network, volume, grid))
         extra: dict[str, str | int | float] = {"gradient": gradient(volume)}
         if self.ruler is not None:
             volumes, labels, fine = self.ruler.measure_labelled(volume, grid)
             if self.labels_ventricles:
-                found.append(ventricle_mark(labels, fine, grid))
+                measured.append(ventricle_mark(labels, fine, grid))
             extra |= {k: v for k, v in table_line(volumes).items() if isinstance(v, str) or math.isfinite(v)}
-        return found, extra | call_functions(self.functions, volume, self.dataset.affine)
+        return measured, extra | call_functions(self.functions, volume, self.dataset.affine)
 
 
 def ventricle_mark(labels: npt.NDArray[np.uint8], fine: VolumeSpec, grid: VolumeSpec) -> npt.NDArray[np.uint8]:
@@ -195,8 +195,8 @@ def measured_shards(root: str, *names: str) -> Iterator[tuple[pd.DataFrame, dict
         shard = plan.shard(index)
         good = [sample for sample in read_commit(store, plan, index).samples if sample.status == "ok"]
         rows = np.array([sample.row for sample in good], np.intp)
-        found = pd.DataFrame([{"row": sample.row, **sample.extra} for sample in good])
-        table = planned.iloc[rows].reset_index(drop=True).join(found)
+        scalars = pd.DataFrame([{"row": sample.row, **sample.extra} for sample in good])
+        table = planned.iloc[rows].reset_index(drop=True).join(scalars)
         data = {a.name: decode_shard(plan, a, shard, store.read(shard_key(a, index))) for a in arrays}
         yield table, {name: values[rows - shard.start] for name, values in data.items()}
 
@@ -234,12 +234,12 @@ def measured_marks(root: str, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray
     store = open_store(root)
     plan = read_plan(store)
     array = next(a for a in plan.arrays if a.name == VENTRICLES)
-    found = []
+    marks = []
     for index in np.unique(rows // plan.samples_per_shard):
         shard = plan.shard(int(index))
         values = decode_shard(plan, array, shard, store.read(shard_key(array, shard.index)))
-        found.append(values[rows[(rows >= shard.start) & (rows < shard.stop)] - shard.start])
-    return np.concatenate(found)
+        marks.append(values[rows[(rows >= shard.start) & (rows < shard.stop)] - shard.start])
+    return np.concatenate(marks)
 
 
 def instruments_of(root: str) -> str:

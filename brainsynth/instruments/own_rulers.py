@@ -69,17 +69,17 @@ def function_columns(covariate: str) -> tuple[str, str]:
 
 def call_functions(functions: Mapping[str, Function], volume: F32, affine: F64) -> dict[str, str | int | float]:
     """What each function finds in one volume. One that fails is a reason, not an end: other rulers go on."""
-    found: dict[str, str | int | float] = {}
+    results: dict[str, str | int | float] = {}
     for covariate, function in functions.items():
         column, failed = function_columns(covariate)
         try:
             value = float(function(volume.copy(), affine.copy()))
             if not math.isfinite(value):
                 raise ValueError(f"it returned {value}")
-            found[column] = value
+            results[column] = value
         except Exception as error:
-            found[failed] = f"{type(error).__name__}: {error}"[:200]
-    return found
+            results[failed] = f"{type(error).__name__}: {error}"[:200]
+    return results
 
 
 def function_values(table: pd.DataFrame, covariate: str) -> F64:

@@ -153,18 +153,18 @@ class SegmentationRuler:
         if image.min() == image.max() or not _foreground(image).any():
             return StructureVolumes(ml=unknown, flags=("blank",)), nothing, grid
         labels, fine = self.segment(image, grid)
-        found = StructureVolumes(ml=structure_ml(labels, fine.voxel_ml))
-        return StructureVolumes(ml=found.ml, flags=quality_flags(found, labels, fine, grid)), labels, fine
+        volumes = StructureVolumes(ml=structure_ml(labels, fine.voxel_ml))
+        return StructureVolumes(ml=volumes.ml, flags=quality_flags(volumes, labels, fine, grid)), labels, fine
 
 
-def table_line(found: StructureVolumes) -> dict[str, float | str]:
+def table_line(volumes: StructureVolumes) -> dict[str, float | str]:
     """Flat, for tables: three sums, each structure in ml, flags joined by `; `."""
     return {
-        "ventricles_ml": found.ventricles_ml,
-        "lateral_ventricles_ml": found.lateral_ventricles_ml,
-        "brain_ml": found.brain_ml,
-        **{f"{name.replace(' ', '_').lower()}_ml": volume for name, volume in found.ml.items()},
-        "flags": "; ".join(found.flags),
+        "ventricles_ml": volumes.ventricles_ml,
+        "lateral_ventricles_ml": volumes.lateral_ventricles_ml,
+        "brain_ml": volumes.brain_ml,
+        **{f"{name.replace(' ', '_').lower()}_ml": volume for name, volume in volumes.ml.items()},
+        "flags": "; ".join(volumes.flags),
     }
 
 
@@ -177,19 +177,19 @@ def structure_ml(labels: npt.NDArray[np.uint8], voxel_ml: float) -> dict[str, fl
 
 
 def quality_flags(
-    found: StructureVolumes, labels: npt.NDArray[np.uint8], fine: VolumeSpec, grid: VolumeSpec
+    volumes: StructureVolumes, labels: npt.NDArray[np.uint8], fine: VolumeSpec, grid: VolumeSpec
 ) -> tuple[str, ...]:
     """Doubts about a segmentation: `labels` on the grid `fine`, of an image on `grid`."""
-    if found.brain_ml < _LEAST_BRAIN:
+    if volumes.brain_ml < _LEAST_BRAIN:
         return ("no brain",)
     brain, flags = labels > 0, []
-    if found.ventricles_ml < _LEAST_VENTRICLES:
+    if volumes.ventricles_ml < _LEAST_VENTRICLES:
         flags.append("no ventricles")
-    if any(found.ml[name] < least for name, least in _LANDMARKS.items()):
+    if any(volumes.ml[name] < least for name, least in _LANDMARKS.items()):
         flags.append("landmarks missing")
-    if not _PLAUSIBLE_BRAIN[0] <= found.brain_ml <= _PLAUSIBLE_BRAIN[1]:
+    if not _PLAUSIBLE_BRAIN[0] <= volumes.brain_ml <= _PLAUSIBLE_BRAIN[1]:
         flags.append("implausible brain")
-    if found.ventricles_ml > _MOST_VENTRICLES:
+    if volumes.ventricles_ml > _MOST_VENTRICLES:
         flags.append("implausible ventricles")
     pieces, _ = ndimage.label(brain)
     if np.bincount(pieces.ravel())[1:].max() < _WHOLE * brain.sum():

@@ -56,10 +56,10 @@ def nearest_neighbours(queries: npt.ArrayLike, references: npt.ArrayLike, k: int
     unit = (4 + np.sqrt(query.shape[1])) * np.finfo(np.float32).eps
     for rows in row_blocks(len(query), _QUERIES):
         near, near_squares = _centred(query[rows], centre)
-        found, approximate = _candidates(near, near_squares, centred, squares, keep)
-        exact = _exact_squares(query[rows], reference, found)
-        order = np.lexsort((found, exact), axis=1)[:, :k]
-        indices[rows] = np.take_along_axis(found, order, 1)
+        candidates, approximate = _candidates(near, near_squares, centred, squares, keep)
+        exact = _exact_squares(query[rows], reference, candidates)
+        order = np.lexsort((candidates, exact), axis=1)[:, :k]
+        indices[rows] = np.take_along_axis(candidates, order, 1)
         distances[rows] = np.sqrt(np.take_along_axis(exact, order, 1))
         if keep < len(reference):
             margin = unit * (near_squares.numpy().astype(np.float64) + float(squares.max()))
@@ -104,9 +104,9 @@ def nearest_subjects(
         raise UserError(f"{k} nearest subjects need {needed} subjects in the references, not {len(counts)}")
     # The rows of the most-scanned subjects, at worst, stand before the first row of the last subject wanted.
     rows = int(np.sort(counts)[::-1][: needed - 1].sum()) + 1
-    found = [nearest_neighbours(seen[:, view], scans, rows) for view in range(seen.shape[1])]
-    indices = np.concatenate([part.indices for part in found], axis=1)
-    distances = np.concatenate([part.distances for part in found], axis=1)
+    by_view = [nearest_neighbours(seen[:, view], scans, rows) for view in range(seen.shape[1])]
+    indices = np.concatenate([part.indices for part in by_view], axis=1)
+    distances = np.concatenate([part.distances for part in by_view], axis=1)
     order = np.lexsort((indices, distances), axis=1)
     whose = owner[np.take_along_axis(indices, order, 1)]
     distances = np.take_along_axis(distances, order, 1)
@@ -144,11 +144,11 @@ def _candidates(
     return where.gather(1, columns).numpy(), (best + query_squares[:, None]).numpy().astype(np.float64)
 
 
-def _exact_squares(query: npt.NDArray[np.floating], reference: npt.NDArray[np.floating], found: I64) -> F64:
+def _exact_squares(query: npt.NDArray[np.floating], reference: npt.NDArray[np.floating], candidates: I64) -> F64:
     """(b, c) squared distances of candidates, from float64 differences."""
-    out = np.empty(found.shape)
-    for column in range(found.shape[1]):
-        difference = query.astype(np.float64) - reference[found[:, column]]
+    out = np.empty(candidates.shape)
+    for column in range(candidates.shape[1]):
+        difference = query.astype(np.float64) - reference[candidates[:, column]]
         out[:, column] = np.square(difference, out=difference).sum(axis=1)
     return out
 

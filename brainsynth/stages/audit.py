@@ -48,13 +48,15 @@ def run(config: AuditConfig) -> AuditRecord:
     for work in works:
         make_dataset(work, config.runtime)
     made, real = (descriptors(work.root) for work in works)
-    found = judge(config, case, instruments, made, real)
+    judgement = judge(config, case, instruments, made, real)
     store = open_store(resolve_uri(config.output, "output"))
-    write_audit(store, case, instruments.frame, found, config.pictures)
-    for reason in found.record.reasons:
+    write_audit(store, case, instruments.frame, judgement, config.pictures)
+    for reason in judgement.record.reasons:
         log.info("%s", reason)
-    log.info("verdict: %s (%d volumes); report: %s/%s", found.record.verdict, len(found.table), store.uri, REPORT_KEY)
-    return found.record
+    log.info(
+        "verdict: %s (%d volumes); report: %s/%s", judgement.record.verdict, len(judgement.table), store.uri, REPORT_KEY
+    )
+    return judgement.record
 
 
 def exit_code(record: AuditRecord) -> int:

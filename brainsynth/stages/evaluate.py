@@ -76,8 +76,8 @@ def run(config: EvaluateConfig) -> list[Finding]:
 
 def _network_fact(config: EvaluateConfig, made: str) -> str:
     """Which network gave the features, and whose weights those are."""
-    found = read_plan(open_store(made)).identity.get("features")
-    if found is None or config.features is None:
+    network = read_plan(open_store(made)).identity.get("features")
+    if network is None or config.features is None:
         return "none"
     given = config.features.medicalnet or config.features.embedder
     whose = (
@@ -85,7 +85,7 @@ def _network_fact(config: EvaluateConfig, made: str) -> str:
         if given
         else f"trained here on the reference's training split, {config.features.steps} steps"
     )
-    return f"{found['network']}; {whose}; sha256 {found['sha256'][:16]}"
+    return f"{network['network']}; {whose}; sha256 {network['sha256'][:16]}"
 
 
 def describe(config: EvaluateConfig) -> str:

@@ -263,14 +263,14 @@ def _too_large(config: ReleaseConfig, plan: Plan, manifest: DatasetManifest) -> 
     folder = manifest.num_ok if volumes else plan.num_shards
     largest = plan.raw_bytes() // (plan.num_samples if volumes else plan.num_shards)
     mend = "release it as zarr" if volumes else "generate it with a larger samples_per_shard"
-    found = []
+    problems = []
     if files > MAX_FILES or folder > MAX_FOLDER:
-        found.append(f"about {files} files, {folder} in one folder; hubs take {MAX_FILES} and {MAX_FOLDER}: {mend}")
+        problems.append(f"about {files} files, {folder} in one folder; hubs take {MAX_FILES} and {MAX_FOLDER}: {mend}")
     if largest > MAX_BYTES:
-        found.append(
+        problems.append(
             f"objects of up to {largest / 1e9:.0f} GB; hubs take {MAX_BYTES / 1e9:.0f}: use a smaller samples_per_shard"
         )
-    return found
+    return problems
 
 
 def _files(folder: Path) -> list[ReleasedFile]:

@@ -176,8 +176,8 @@ def _result(
     people: npt.NDArray[Any],
     chance: dict[str, float],
 ) -> UsefulnessResult:
-    seeds = {name: per_seed(task, found) for name, found in outcomes.items()}
-    drawn = {name: resampled(task, found, people) for name, found in outcomes.items()}
+    seeds = {name: per_seed(task, each) for name, each in outcomes.items()}
+    drawn = {name: resampled(task, each, people) for name, each in outcomes.items()}
     pairs = (("synthetic", "real"), ("few_real_and_synthetic", "few_real"), ("few_real_and_synthetic", "real"))
     return UsefulnessResult(
         task=task,

@@ -110,13 +110,13 @@ def train_and_predict(
         _train(network, task, sources, budget, rng, (mean, spread), device)
         _settle_batch_norm(network, sources, budget, rng, device)
     network.eval()
-    found = []
+    outputs = []
     with torch.inference_mode():
         for start in range(0, len(test), budget.batch_size):
             batch = torch.from_numpy(standardised(test[start : start + budget.batch_size]))[:, None]
             out = network(batch.to(device))
-            found.append((out[:, 0] if task == "segmentation" else out).float().cpu().numpy())
-    predicted: F32 = np.concatenate(found) * np.float32(spread) + np.float32(mean)
+            outputs.append((out[:, 0] if task == "segmentation" else out).float().cpu().numpy())
+    predicted: F32 = np.concatenate(outputs) * np.float32(spread) + np.float32(mean)
     return predicted
 
 

@@ -28,36 +28,36 @@ def usefulness_section(page: Page, results: list[TaskResult]) -> None:
         "note",
     )
     for task in results:
-        found, unit = task.result, f" [{task.unit}]" if task.unit else ""
+        result, unit = task.result, f" [{task.unit}]" if task.unit else ""
         page.text(
-            f"{task.name}: {found.n_test} test scans of {found.n_test_people} people; volumes with a label: "
+            f"{task.name}: {result.n_test} test scans of {result.n_test_people} people; volumes with a label: "
             "{} synthetic, {} real to train on, {} to test on.".format(*task.available)
             + (
                 " Labels are those of the segmentation ruler, on real and synthetic alike."
                 * (task.name == "ventricles")
             )
         )
-        metric = METRICS[found.task][0]
-        estimates = [arm.metrics[metric] for arm in found.arms]
+        metric = METRICS[result.task][0]
+        estimates = [arm.metrics[metric] for arm in result.arms]
         label = metric.upper() + (unit if metric == "mae" else "")
         figure = arms(
-            [_ARMS[arm.name] for arm in found.arms],
+            [_ARMS[arm.name] for arm in result.arms],
             [e.mean for e in estimates],
             [(e.people_low, e.people_high) for e in estimates],
             [e.per_seed for e in estimates],
-            found.chance[metric],
+            result.chance[metric],
             f"{label}; ring: one seed; dashed: chance",
         )
         page.figure(figure, f"usefulness, {task.name}")
-        header = ["trained on", "real", "synthetic", *METRICS[found.task]]
+        header = ["trained on", "real", "synthetic", *METRICS[result.task]]
         rows: list[list[object]] = [
-            [_ARMS[arm.name], arm.n_real, arm.n_synthetic, *map(_cell, arm.metrics.values())] for arm in found.arms
+            [_ARMS[arm.name], arm.n_real, arm.n_synthetic, *map(_cell, arm.metrics.values())] for arm in result.arms
         ]
         rows += [
             [f"{_ARMS[d.first]} minus {_ARMS[d.minus]}", "", "", *map(_cell, d.metrics.values())]
-            for d in found.differences
+            for d in result.differences
         ]
-        page.table(header, [*rows, ["chance", "", "", *(f"{value:.3g}" for value in found.chance.values())]])
+        page.table(header, [*rows, ["chance", "", "", *(f"{value:.3g}" for value in result.chance.values())]])
 
 
 def _cell(e: Estimate) -> str:

@@ -81,11 +81,11 @@ def resampled(task: Task, outcomes: list[F64], people: npt.NDArray[Any]) -> F64:
     unit = np.unique(people, return_inverse=True)[1]
     rows_of = [np.flatnonzero(unit == u) for u in range(unit.max() + 1)]
     rng = np.random.default_rng(0)
-    found = []
+    means = []
     for _ in range(_RESAMPLES):
         rows = np.concatenate([rows_of[u] for u in rng.integers(0, len(rows_of), len(rows_of))])
-        found.append(per_seed(task, [outcome[rows] for outcome in outcomes]).mean(0))
-    return np.array(found)
+        means.append(per_seed(task, [outcome[rows] for outcome in outcomes]).mean(0))
+    return np.array(means)
 
 
 def estimates(task: Task, seeds: F64, drawn: F64, *, clip: bool = True) -> dict[str, Estimate]:

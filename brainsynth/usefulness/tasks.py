@@ -132,7 +132,7 @@ def usefulness_results(
     real = _Source(measured_table(real_root), reference, real_root)
     covariates = {c.name: c for c in plans[0].covariates.covariates}
     budget = to_dict(replace(config.usefulness, tasks=()))
-    found = []
+    results = []
     for name, task in tasks_of(config, plans[0].covariates).items():
         identity = digest({"task": name, "budget": budget, "measured": [plan.fingerprint for plan in plans]})
         key = f"usefulness/{name}-{identity[:16]}.json"
@@ -140,8 +140,8 @@ def usefulness_results(
         if done is None:
             done = _run(config, name, task, covariates.get(name), made, real)
             store.write(key, seal(done))
-        found.append(done)
-    return found
+        results.append(done)
+    return results
 
 
 def _finished(store: Store, key: str) -> TaskResult | None:

@@ -82,11 +82,11 @@ class Rows:
         self._facts = {shard: facts for shard, facts in self._facts.items() if shard in there}
         commits = read_commits(self.store, self.plan, sorted(there - set(self._facts)))
         self._facts |= {commit.shard: [_facts(sample) for sample in commit.samples] for commit in commits}
-        found = pd.DataFrame([facts for shard in sorted(self._facts) for facts in self._facts[shard]])
-        if found.empty:
-            found = pd.DataFrame(columns=["row", *_KEPT]).astype({"row": "int64"})
+        known = pd.DataFrame([facts for shard in sorted(self._facts) for facts in self._facts[shard]])
+        if known.empty:
+            known = pd.DataFrame(columns=["row", *_KEPT]).astype({"row": "int64"})
         self.table = self._gated(
-            self._samples.join(found.set_index("row"), how="inner").rename_axis("row").reset_index()
+            self._samples.join(known.set_index("row"), how="inner").rename_axis("row").reset_index()
         )
         self.finished, self._seen = False, there
         return True
@@ -104,14 +104,14 @@ class Rows:
                 self.note = f"{len(published)} evaluations published what they measured: choose by --measured ({names})"
             return self._gated(table)
         try:
-            found = open_dataset(self.store.uri, measured=self.measured).table
+            measured = open_dataset(self.store.uri, measured=self.measured).table
         except UserError:
             raise
         except ValueError as error:
             raise UserError(f"{error}; `brainsynth verify {self.store.uri}` says what is damaged") from None
         self.measured_by = "an evaluation"
         instead = table.drop(columns=_measured(table))
-        return instead.merge(found[["sample_id", *_measured(found)]], how="left", on="sample_id")
+        return instead.merge(measured[["sample_id", *_measured(measured)]], how="left", on="sample_id")
 
 
 def _facts(sample: SampleRecord) -> dict[str, Any]:
