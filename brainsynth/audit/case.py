@@ -62,7 +62,7 @@ def open_case(config: AuditConfig) -> Case:
     check_same_grid(dataset, reference)
     plan = read_plan(open_store(dataset.uri))
     if reference.manifest["kind"] != "prepared":
-        raise UserError(f"reference: {config.reference} is no prepared cohort (it is {reference.manifest['kind']})")
+        raise UserError(f"reference: {config.reference} is not a prepared cohort (it is {reference.manifest['kind']})")
     for split in ("train", "validation"):
         open_volumes(config.reference, "reference", split=split)
     if not set(dataset.covariates) & set(reference.covariates):
@@ -81,7 +81,7 @@ def _check_cohort(config: AuditConfig, plan: Plan, reference: SyntheticDataset) 
         return ""
     if config.bundle is None:
         raise UserError(
-            f"bundle: name the bundle that {config.dataset} was generated with; it tells whether reference is its cohort"
+            f"bundle: name the bundle that {config.dataset} was generated with; it says whether reference is its cohort"
         )
     spec = read_bundle(bundle_folder(config.bundle))
     if spec.digest != plan.identity["bundle"]:

@@ -1,7 +1,7 @@
 """Describe volumes for the audit: every volume in, its descriptors out, stored as a dataset of kind `measurements`.
 
 Arrays: `voxels` (2, 512), the descriptor of the aligned volume and of its mirror image; with an embedder `embedding`
-(1, 128). Both depend on the template, the mean of the training scans: it is stored beside them, once, so that a resumed
+(1, 128). Both depend on the template, the mean of the training scans: it is stored with them, once, so that a resumed
 run uses the very same, and its digest is part of the plan.
 """
 
@@ -43,7 +43,7 @@ from brainsynth.volume import VolumeSpec, voxel_sha256
 F32 = npt.NDArray[np.float32]
 VOXELS, EMBEDDING = "voxels", "embedding"
 TEMPLATE_SCANS = 300
-"""The template is the mean of at most so many training scans, evenly spaced through the split."""
+"""The template is the mean of at most this many training scans, evenly spaced through the split."""
 TO_BE_TRAINED = "to be trained"
 
 
@@ -101,7 +101,7 @@ def _read_template(store: Store, key: str, grid: VolumeSpec) -> F32:
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{store.uri}/{key} is damaged ({error}): remove the folder and audit again") from None
     if template.shape != working_grid(grid).shape_xyz or template.dtype != np.float32:
-        raise UserError(f"{store.uri}/{key} is no template of this grid: remove the folder and audit again")
+        raise UserError(f"{store.uri}/{key} is not a template of this grid: remove the folder and audit again")
     return np.asarray(template)
 
 
@@ -169,7 +169,7 @@ def descriptors(root: str) -> Spaces:
     if lost:
         raise UserError(
             f"{root}: {len(lost)} volumes could not be described, the first {lost[0].sample_id} ({lost[0].reason}); an "
-            "audit must see every volume. Mend the cause, re-plan them with "
+            "audit must see every volume. Fix the cause, re-plan them with "
             f"`brainsynth verify {root} --repair --failed`, and run the same command again"
         )
     return {array.name: np.concatenate(list(measured_blocks(root, array.name))) for array in plan.arrays}

@@ -3,10 +3,10 @@
 Membership: an attacker holds a person's scan and guesses from the dataset whether that person was in training. Nearer to the
 nearest generated volume means "was in". How near is normal differs by brain, so each person's distance is divided by the
 distance to the nearest other real person (difficulty calibration, Watson et al. 2022). What the attack seems to reach by
-luck is measured beside it: members against members, and shuffled labels.
+luck is measured as well: members against members, and shuffled labels.
 
 Replay: a row of covariates that equals a participant's. Some rows do by chance, above all where covariates are coarse; how
-many is told by held-out people, whom the generator cannot replay.
+many is measured on held-out people, whom the generator cannot replay.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TINY = 1e-9
 
 @record
 class MembershipInference:
-    """How well members can be told from non-members by how near the dataset comes to them."""
+    """How well members can be distinguished from non-members by how near the dataset comes to them."""
 
     auc: ConfidenceInterval
     """Chance that a member is nearer than a non-member; 0.5 is guessing. Persons are resampled."""
@@ -80,10 +80,10 @@ def true_positive_rate(members: F64, non_members: F64, false_positives: float = 
 def membership_inference(
     members: npt.ArrayLike, non_members: npt.ArrayLike, resamples: int = 2000, seed: int = 0, level: float = 0.01
 ) -> MembershipInference:
-    """Judge the attack by its control; scores are lower for whoever is nearer, one per person.
+    """Judge the attack by its control; scores are lower for people who are nearer, one per person.
 
     It passes unless the AUC is larger than shuffled labels explain (p < level). Non-members must be people of the same kind
-    as members (same sites and scanners), or the attack tells sites apart.
+    as members (same sites and scanners), or the attack distinguishes sites.
 
     Raises:
         UserError: fewer than 10 people in either group, or scores that are not finite.

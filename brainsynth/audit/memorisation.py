@@ -1,11 +1,11 @@
 """Does a generated volume copy a training scan: one number per volume, its calibration, and a verdict on the dataset.
 
-Smooth images are near to everyone, so no absolute distance tells a copy. The statistic is relative: the log ratio of the
+Smooth images are near to everyone, so no absolute distance reveals a copy. The statistic is relative: the log ratio of the
 distance to the nearest training subject to the mean distance to the next five. A copy is much nearer to one person than to
 the others; a new person is about as near to six. Several spaces (voxels, embedding) each give such a ratio; each is put
 on the scale of its null (median and robust standard deviation), and the lowest counts, before the one calibration.
 
-The null is what the same statistic does for real people who are no copies, against the same training set: every training
+The null is what the same statistic does for real people who are not copies, against the same training set: every training
 scan with its own subject left out, and every held-out scan. Its p values are conformal (Vovk et al. 2005; Bates et al.
 2023): as long as a volume that copies nobody is exchangeable with those people, the chance that it is flagged is at most
 the stated rate, whatever the sizes of the training set and of the dataset.
@@ -131,7 +131,7 @@ def log_ratio(distances: F64) -> F64:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Null:
-    """What the statistic is for people who are no copies."""
+    """What the statistic is for people who are not copies."""
 
     values: F64
     """(m,) ascending."""
@@ -161,7 +161,7 @@ class Null:
         return np.asarray((1 + below) / (len(self.values) + 1), np.float64)
 
     def tail_p_values(self, statistic: F64) -> F64:
-        """(n,) p values that go on below the null's minimum: its lowest tenth is taken for an exponential tail.
+        """(n,) p values that continue below the null's minimum: its lowest tenth is taken for an exponential tail.
 
         For t below u, the (j + 1)-th lowest null value, with S = Σ (u - x) over the j lower ones:
         p = (j + 1) / (m + 1) · (1 + (u - t) / S)^-j, the predictive tail of an exponential whose scale is known from j
@@ -185,7 +185,7 @@ class Null:
             need = int(np.ceil(1 / rate - 1 - 1e-9)) if 0 < rate < 1 else 99
             drift = "; training scans score unlike held-out ones and do not count" if self.drift_p < _DRIFT else ""
             raise UserError(
-                f"a false-alarm rate of {rate:g} needs at least {need} scans of people who are no copies; there are "
+                f"a false-alarm rate of {rate:g} needs at least {need} scans of people who are not copies; there are "
                 f"{len(self.values)} ({self.seen} training, {self.unseen} held out{drift}): add scans, or ask for a rate of "
                 f"at least {1 / (len(self.values) + 1):.3g}"
             )

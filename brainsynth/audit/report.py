@@ -1,4 +1,4 @@
-"""The page of an audit: the verdict first, then what it rests on. Beside it neighbours.tsv, and last audit.json."""
+"""The page of an audit: the verdict first, then what it rests on; neighbours.tsv, and last audit.json."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def _copies(page: Page, case: Case, frame: CanonicalFrame, judgement: Judgement,
     drift = "" if copies.null_seen else " Training scans score unlike held-out ones and do not count."
     page.text(
         f"The null: {copies.null_seen} training scans without their own person and {copies.null_unseen} held-out scans "
-        f"(they differ with p = {copies.null_drift_p_value:.2g}).{drift} p values are conformal; the tail goes on below the "
-        "null by extrapolation. A volume is an outright copy when its tail p times the number of volumes is below "
+        f"(they differ with p = {copies.null_drift_p_value:.2g}).{drift} p values are conformal; the tail continues below "
+        "the null by extrapolation. A volume is an outright copy when its tail p times the number of volumes is below "
         f"{audit.level:g}.",
         "note",
     )
@@ -157,8 +157,8 @@ def _disclosure(page: Page, judgement: Judgement) -> None:
         ],
     )
     page.text(
-        "Can training people be told from held-out ones by how near the dataset comes to them? 0.5 is guessing; the p value "
-        "from shuffled labels decides.",
+        "Can training people be distinguished from held-out ones by how near the dataset comes to them? 0.5 is guessing; "
+        "the p value from shuffled labels decides.",
         "note",
     )
     page.heading("Covariate replay")
@@ -183,7 +183,7 @@ def _facts(audit: AuditRecord) -> list[list[object]]:
     return [
         ["dataset", audit.dataset],
         ["its plan, its shards", f"{audit.dataset_plan_fingerprint[:16]}, {audit.dataset_shards_digest[:16]}"],
-        ["bundle", audit.bundle_digest[:16] or "none: a prepared cohort stands in"],
+        ["bundle", audit.bundle_digest[:16] or "none: a prepared cohort takes the place of a dataset"],
         ["reference", audit.reference],
         ["its plan, its shards", f"{audit.reference_plan_fingerprint[:16]}, {audit.reference_shards_digest[:16]}"],
         ["people", f"{audit.training_people} in training, {audit.held_out_people} held out"],

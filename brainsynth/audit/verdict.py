@@ -50,7 +50,7 @@ class AuditRecord:
     dataset_shards_digest: str
     """As in the dataset's own dataset.json: the record speaks of that content and no other."""
     bundle_digest: str
-    """Empty for a prepared cohort that stands in."""
+    """Empty for a prepared cohort in place of a dataset."""
     reference: str
     reference_plan_fingerprint: str
     reference_shards_digest: str
@@ -79,13 +79,13 @@ def read_audit(store: Store) -> AuditRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """The record and what a page shows beside it."""
+    """The record and what else a page shows."""
 
     record: AuditRecord
     table: pd.DataFrame
     """One row a volume: sample_id, p_value, tail_p_value, statistic, nearest_participant, flagged."""
     null: F64
-    """(m,) the statistic of people who are no copies, ascending."""
+    """(m,) the statistic of people who are not copies, ascending."""
     members: F64
     """Membership scores of training people; low is near."""
     non_members: F64

@@ -120,7 +120,7 @@ def _provenance(facts: Facts) -> dict[str, Any]:
 
 def _distribution(facts: Facts) -> list[dict[str, Any]]:
     table, zarr = facts.file(_TABLE), facts.config.data == "zarr"
-    # A release has no archive of its own: the whole is named by the digest of its data, so that file sets lie in something.
+    # A release has no archive of its own: the whole is named by the digest of its data, so that file sets have a container.
     whole = {
         "@type": "cr:FileObject",
         "@id": "repository",

@@ -19,7 +19,7 @@ _LIMITS = (
     "Not as the only evidence that a method works on people: confirm on real scans.",
     "Labels are what was asked of the model, not what was measured on an image; their error is not zero.",
     "What is rare in the training data is rare or wrong here: findings on small groups do not carry over.",
-    "Do not try to infer who was in the training data. The audit passed, which is no proof of privacy.",
+    "Do not try to infer who was in the training data. The audit passed, which does not prove privacy.",
 )
 
 

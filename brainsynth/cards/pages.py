@@ -142,7 +142,7 @@ def _audit(facts: Facts) -> str:
         f"{a.held_out_people} held out: {a.outright_copies} outright copies; {a.flagged} flagged as near "
         f"({a.flagged_expected:.2f} without copies); membership inference AUC {a.membership_auc:.3f} ({control}, "
         f"p {a.membership_p_value:.2g}); covariates of {a.tuples_replayed} of {a.training_tuples} people replayed. "
-        "A pass is no proof of privacy.\n"
+        "A pass does not prove privacy.\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""ro-crate-metadata.json: an RO-Crate 1.1 that tells the generation as a Process Run (profile 0.5)."""
+"""ro-crate-metadata.json: an RO-Crate 1.1 that describes the generation as a Process Run (profile 0.5)."""
 
 from __future__ import annotations
 

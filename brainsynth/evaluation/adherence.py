@@ -1,4 +1,4 @@
-"""Do the images show what was asked for: each covariate measured on the image, beside the value that was asked.
+"""Do the images show what was asked for: each covariate measured on the image, against the value that was asked.
 
 The ruler of a covariate is fitted or calibrated on the training scans; what it finds on the validation scans, people that
 it was not fitted on, is its own error.
@@ -53,7 +53,7 @@ def adherence(
     train: npt.NDArray[np.intp],
     held: npt.NDArray[np.intp],
 ) -> tuple[list[Finding], list[Scatter]]:
-    """Every covariate that a ruler can be had for: verdicts, and the values themselves.
+    """Every covariate that has a ruler: verdicts, and the values themselves.
 
     Args:
         train: rows of `real` that rulers are fitted on.
@@ -103,10 +103,12 @@ def check_rulers(config: EvaluateConfig, covariates: CovariateSchema, dataset: s
     for key in ("structures", "tables", "functions"):
         absent = [name for name in getattr(config, key) if name not in known]
         if absent:
-            raise UserError(f"{key}: {', '.join(absent)} is no covariate of {dataset} ({', '.join(known)})")
+            raise UserError(f"{key}: {', '.join(absent)} is not a covariate of {dataset} ({', '.join(known)})")
     for name in config.structures:
         if known[name].kind != "continuous":
-            raise UserError(f"structures: {name} is no number; name a table or a function that tells its probability")
+            raise UserError(
+                f"structures: {name} is not a number; name a table or a function that gives its probability"
+            )
     for name, ruler in config.tables.items():
         for which in ("dataset", "reference"):
             MeasuredTable(ruler, which, name, known[name].unit)
@@ -221,6 +223,6 @@ def verdict(
     real: Agreement | Discrimination,
     better: Literal["higher", "lower", "equal"],
 ) -> Finding:
-    """One figure of the agreement of the dataset beside that of real scans; `key` names it in both."""
+    """One figure of the agreement of the dataset and of real scans; `key` names it in both."""
     mine, theirs = ([float(getattr(v, key + end)) for end in ("", "_low", "_high")] for v in (made, real))
     return finding(metric, unit, mine, made.n, theirs, real.n, better)

@@ -1,6 +1,6 @@
 """Judge a measured dataset against measured real scans: does it obey its labels (`fidelity`: does it look like them).
 
-Nothing is judged against a number of our own choosing. Each figure stands beside what the same instrument finds on real
+Nothing is judged against a number of our own choosing. Each figure is compared with what the same instrument finds on real
 scans that it was not fitted on (the validation split), and the verdict is whether the two intervals meet.
 """
 
@@ -16,7 +16,7 @@ from brainsynth.storage.filesystem import open_store
 
 
 def assess(config: EvaluateConfig, made_root: str, real_root: str) -> tuple[list[Finding], list[Scatter]]:
-    """Adherence: every covariate that a ruler can be had for, its verdicts and its values.
+    """Adherence: every covariate that has a ruler, its verdicts and its values.
 
     Raises:
         UserError: the reference has too few scans, or another schema of covariates.

@@ -28,7 +28,7 @@ GALLERY = 24
 
 
 def report_dataset(root: str, bundle: str | None) -> Path | None:
-    """Write the report of a finished generated dataset beside it. Returns its path (None on an object store).
+    """Write the report of a finished generated dataset into its folder. Returns its path (None on an object store).
 
     Without the bundle, the covariates are not shown over the distribution of the training cohort.
 
@@ -80,7 +80,7 @@ def report_dataset(root: str, bundle: str | None) -> Path | None:
 
 def _drawn(page: Page, dataset: SyntheticDataset, distribution: CovariateDistribution | None) -> None:
     reference = None if distribution is None else distribution.draw(4000, seed=0)
-    page.heading("Covariates: this dataset beside the training cohort")
+    page.heading("Covariates: this dataset and the training cohort")
     page.figure(
         figures.covariate_histograms(dataset.table, reference, {n: dataset.units[n] for n in dataset.covariates}),
         "covariate histograms",
@@ -135,7 +135,7 @@ def _gate_time(runtime: list[dict[str, Any]], busy_s: float) -> dict[str, str]:
 
 
 def caption(row: pd.Series, dataset: SyntheticDataset) -> str:
-    """The covariates of one line of a dataset's table, short enough to stand above a picture."""
+    """The covariates of one line of a dataset's table, short enough for the caption of a picture."""
     parts = []
     for name in dataset.covariates:
         value = row[name]

@@ -43,7 +43,7 @@ class Fidelity:
 
 
 def fidelity(made_root: str, real_root: str) -> Fidelity:
-    """Distances of a measured dataset from the training scans, beside those of the validation scans from them.
+    """Distances of a measured dataset from the training scans, and those of the validation scans from them.
 
     Memory does not grow with the number of volumes: `MeasuredSample` has what is kept.
 
@@ -85,7 +85,7 @@ def _scalars(made: MeasuredSample, held: MeasuredSample, train: MeasuredSample, 
 def _left_right(made: MeasuredSample, held: MeasuredSample) -> Finding | None:
     """Mean correlation of each volume's left-right difference with the training scans' mean one; a flip turns its sign.
 
-    None where real scans have no asymmetry in common, for then nothing tells left from right.
+    None where real scans have no asymmetry in common, for then nothing distinguishes left from right.
     """
     mine, theirs = (
         bootstrap_interval(np.mean, [sample.table[SIDES].to_numpy(np.float64)], method="percentile")

@@ -18,7 +18,7 @@ GALLERY, EXTREMES = 12, 4
 def distributions_section(page: Page, looks: Fidelity) -> None:
     """Intensities, sharpness and volumes of the dataset over those of real scans: sums and counts, nobody's own value."""
     sets = {"training scans": looks.train, "validation scans": looks.held, "generated": looks.made}
-    page.heading("Distributions, generated beside real")
+    page.heading("Distributions, generated and real")
     counts = {name: sample.arrays["histogram"].sum(axis=0, dtype=np.float64) for name, sample in sets.items()}
     shares = {name: c / c.sum() for name, c in counts.items()}
     page.figure(evaluation_figures.intensities(shares), "voxel intensities")

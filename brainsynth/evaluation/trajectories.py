@@ -45,7 +45,7 @@ def trajectory_rows(config: TrajectoryConfig, bundle: BundleSpec) -> pd.DataFram
     All others stay at their median in training; categories at the first one.
 
     Raises:
-        UserError: a covariate to move is none of the model's, or is no number; the bundle has no distribution.
+        UserError: a covariate to move is not a continuous covariate of the model; the bundle has no distribution.
     """
     distribution = bundle.distribution
     if distribution is None:

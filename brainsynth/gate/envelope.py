@@ -27,7 +27,7 @@ _FLOOR = {
 def fit_envelope(table: F64, names: Sequence[str], false_reject_rate: float) -> F64:
     """(F, 4) middle, spread below, spread above and limit of each column of (N, F) left-out numbers.
 
-    Limits put all numbers on one scale: each lies where the number's own tail falls to one in a thousand. Then all grow or
+    Limits put all numbers on one scale: each is where the number's own tail falls to one in a thousand. Then all grow or
     shrink together until the given share of volumes would fail by their worst number, judged by limits of the other folds.
     """
     fold = np.random.default_rng(2).permutation(len(table)) % FOLDS

@@ -31,7 +31,8 @@ from brainsynth.volume import VolumeSpec
 MIN_COHORT, RESERVOIR = 30, 2000
 RANGE_TOLERANCE, WORST = 0.01, 99.0
 FLIP_ACCURACY = 0.98
-"""The left-right check is used only if it tells at least this share of left-out scans from their mirror images."""
+"""The left-right check is used only if it distinguishes at least this share of left-out scans from their mirror
+images."""
 
 CHECKS = {
     "finite": "voxels that are not finite",
@@ -58,7 +59,7 @@ CHECKS = {
 
 @record
 class RulerSpec:
-    """A ruler that travels with a gate, beside its two arrays; one continuous covariate."""
+    """A ruler stored with a gate, except for its two arrays; one continuous covariate."""
 
     name: str
     unit: str
@@ -74,7 +75,7 @@ class RulerSpec:
 
 @record
 class GateSpec:
-    """What a gate is, beside its arrays."""
+    """What a gate is, except for its arrays."""
 
     volume: VolumeSpec
     names: tuple[str, ...]
@@ -84,7 +85,7 @@ class GateSpec:
     false_reject_rate: float
     """Share of good volumes that it was set to reject at most."""
     flip_accuracy: float
-    """Share of left-out volumes that the left-right check told from their mirror images."""
+    """Share of left-out volumes that the left-right check distinguished from their mirror images."""
     exempt: tuple[str, ...] = ()
     """Checks that are measured and reported, but reject nothing."""
     rulers: tuple[RulerSpec, ...] = ()

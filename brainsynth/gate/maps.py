@@ -14,7 +14,7 @@ COMPONENTS = 8
 """Principal components kept of each map at most: enough for size, ventricles and tilt, too few to hold a subject."""
 SKEW_COMPONENTS = 20
 SPREAD_FLOOR, USUAL = 0.02, 2.5
-"""No spread is taken to be smaller; a block that deviates by up to so many spreads adds nothing to a hole or a lump."""
+"""No spread is taken to be smaller; a block that deviates by up to that many spreads adds nothing to a hole or a lump."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Subspace:
 
 @dataclass(frozen=True, slots=True)
 class CoarseMaps:
-    """Two subspaces and one direction that tells left from right."""
+    """Two subspaces and one direction that distinguishes left from right."""
 
     bright: Subspace
     """Of mean brightness."""

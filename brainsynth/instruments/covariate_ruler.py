@@ -1,7 +1,7 @@
 """A ruler for a covariate that an image shows: age, sex, any other; ridge regression on features of the image, known error.
 
 The penalty is chosen by cross-validation over people, in closed form (all folds and penalties from one Gram matrix).
-Quote the ruler's own error on real scans (`own_error`) beside what it measures on generated ones.
+Quote the ruler's own error on real scans (`own_error`) with what it measures on generated ones.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _checked(
             f"a ruler needs at least {_MIN_ROWS} images of as many people, not {len(x)} of {unit.max() + 1}"
         )
     if not np.isfinite(x).all() or not np.isfinite(y).all():
-        raise UserError("some features or values are not finite; leave those images out and say how many")
+        raise UserError("some features or values are not finite; leave those images out and report how many")
     if kind not in ("continuous", "binary"):
         raise UserError(f"kind = {kind!r} must be 'continuous' or 'binary'")
     if kind == "binary" and (not np.isin(y, (0, 1)).all() or min(y.sum(), (1 - y).sum()) < _FOLDS):

@@ -1,7 +1,7 @@
 """Measure a dataset: every volume in, one row of small numbers out, stored as a dataset of kind `measurements`.
 
 A measurement has a plan, shards and commit records like any dataset, so measuring 100,000 volumes resumes, runs on every
-executor and is verified the same way; whoever judges reads kilobytes per volume, never the volumes again.
+executor and is verified the same way; judging reads kilobytes per volume, never the volumes again.
 
 Arrays: `histogram` (voxels per intensity bin over [0, 1]), `tissue` (`tissue_features`), `skew` (`left_right_difference`),
 with a feature network `features`, and, where the usefulness test asks for labels, `ventricles` (1 where the segmentation
@@ -106,7 +106,7 @@ def measured_plan(
 
 
 def check_same_grid(dataset: SyntheticDataset, reference: SyntheticDataset) -> None:
-    """Raises UserError when the volumes of two datasets lie on different grids."""
+    """Raises UserError when the volumes of two datasets are on different grids."""
     if dataset.volume(0).shape != reference.volume(0).shape or (dataset.affine != reference.affine).any():
         raise UserError(f"reference: {reference.uri} is on another grid than {dataset.uri}; prepare it on that grid")
 

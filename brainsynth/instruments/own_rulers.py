@@ -53,7 +53,7 @@ def _load(path: str, where: str) -> Function:
     except Exception as error:  # whatever a stranger's module does
         raise UserError(
             f"{where}: the module {module} cannot be imported ({type(error).__name__}: {error}); it must be installed, or "
-            "lie on PYTHONPATH, wherever volumes are measured"
+            "be on PYTHONPATH, wherever volumes are measured"
         ) from error
     found = getattr(loaded, name, None)
     if not callable(found):
@@ -68,7 +68,7 @@ def function_columns(covariate: str) -> tuple[str, str]:
 
 
 def call_functions(functions: Mapping[str, Function], volume: F32, affine: F64) -> dict[str, str | int | float]:
-    """What each function finds in one volume. One that fails is a reason, not an end: other rulers go on."""
+    """What each function finds in one volume. One that fails gives a reason; the other rulers are still called."""
     results: dict[str, str | int | float] = {}
     for covariate, function in functions.items():
         column, failed = function_columns(covariate)

@@ -92,7 +92,7 @@ class Calibration:
         if m.shape != t.shape or m.ndim != 1 or len(m) < 8:
             raise UserError(f"a calibration needs two lists of at least 8 volumes, not {m.shape} and {t.shape}")
         if not (np.isfinite(m) & np.isfinite(t)).all():
-            raise UserError("some volumes to calibrate on are not finite; leave those scans out and say how many")
+            raise UserError("some volumes to calibrate on are not finite; leave those scans out and report how many")
         if np.ptp(m) <= 1e-9 * max(1.0, float(np.abs(m).max())):
             raise UserError("the measured volumes are all the same; calibrate on different ones")
         slope, offset = np.polyfit(m, t, 1)

@@ -35,7 +35,7 @@ def tissue_features(image: npt.NDArray[np.floating[Any]], grid: VolumeSpec) -> F
     """
     x = np.asarray(image, np.float32)
     if x.shape != grid.shape_xyz:
-        raise UserError(f"an image of shape {x.shape} does not lie on the grid {grid.shape_xyz}; resample it")
+        raise UserError(f"an image of shape {x.shape} is not on the grid {grid.shape_xyz}; resample it")
     if not np.isfinite(x).all():
         raise UserError("the image has NaN or infinite voxels; a ruler measures only finite images")
     relative = x / np.float32(_white_level(x))

@@ -165,7 +165,7 @@ def _pair(measured: npt.ArrayLike, true: npt.ArrayLike) -> tuple[F64, F64]:
         raise UserError(f"a confidence interval needs at least 4 pairs of values, not {len(m)}")
     lost = int((~(np.isfinite(m) & np.isfinite(t))).sum())
     if lost:
-        raise UserError(f"{lost} of {len(m)} pairs of values are not finite; leave them out and say how many")
+        raise UserError(f"{lost} of {len(m)} pairs of values are not finite; leave them out and report how many")
     return m, t
 
 

@@ -28,11 +28,11 @@ class Finding:
     real_high: float
     real_n: int
     better: Literal["higher", "lower", "equal"]
-    """Which side of the real scans' interval is no fault."""
+    """Which side of the real scans' interval is not a fault."""
 
     @property
     def as_real(self) -> bool:
-        """True when the interval meets that of real scans, or lies on the better side of it."""
+        """True when the interval meets that of real scans, or is on the better side of it."""
         too_low, too_high = self.high < self.real_low, self.low > self.real_high
         return not {"higher": too_low, "lower": too_high, "equal": too_low or too_high}[self.better]
 

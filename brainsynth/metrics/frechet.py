@@ -100,7 +100,7 @@ def frechet_distance(first: GaussianStats, second: GaussianStats) -> float:
 def frechet_of_rows(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
     """Fréchet distance of two (n, d) sets of features; exact and quick also where d is far above n.
 
-    Rows and their means lie in a space of n + m dimensions at most, and turning it changes no distance.
+    Rows and their means span a space of n + m dimensions at most, and turning it changes no distance.
     """
     x, y = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if len(x) + len(y) < x.shape[1]:

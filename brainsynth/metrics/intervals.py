@@ -97,7 +97,7 @@ def bootstrap_interval(
             rng=np.random.default_rng(seed),
         )
     low, high = drawn.confidence_interval
-    if not math.isfinite(low + high):  # BCa has no answer where all resamples lie on one side of the value, or on it
+    if not math.isfinite(low + high):  # BCa has no answer where all resamples are on one side of the value, or equal it
         method = "percentile"
         low, high = np.quantile(drawn.bootstrap_distribution, ((1 - level) / 2, (1 + level) / 2))
     return ConfidenceInterval(
@@ -126,7 +126,7 @@ def jackknife_interval(
     again makes doubles and moves the whole bootstrap distribution upwards, leaving out a few rows hardly moves it. The
     variance is the sum over samples of (g - 1) / g Σ (θᵢ - θ̄)² (Shao & Tu 1995, section 2.3); the interval is
     θ ± t(g - 1) times its root, the statistic's own bias included. Between samples of one distribution it is too wide (the
-    standard error of a Fréchet or kernel distance comes out 1.3 to 1.7 times too large), so a fault is not cried too soon.
+    standard error of a Fréchet or kernel distance comes out 1.3 to 1.7 times too large): no fault is reported too soon.
 
     Args:
         statistic: takes one array per sample, returns one number; smooth in the rows.

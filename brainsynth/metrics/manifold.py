@@ -4,7 +4,7 @@ The manifold of a set is the union of balls around its rows, each reaching to th
 and recall: Kynkäänniemi et al. 2019 (there k = 3). Density and coverage, which one outlier cannot spoil: Naeem et al. 2020
 (there k = 5). All depend on k and on both set sizes: compare at equal sizes, and with two halves of the real scans.
 
-A row is in a ball when its distance is below the radius, or 0: so identical sets score 1, and copies are no special case.
+A row is in a ball when its distance is below the radius, or 0: so identical sets score 1, and copies need no special case.
 Products are float32; every decision that float32 cannot make is made again in float64 from the differences, so results
 are those of a float64 loop over all pairs. Memory: one float32 copy of either set and blocks of fixed size.
 """
@@ -39,7 +39,7 @@ def feature_matrix(values: npt.ArrayLike, name: str) -> npt.NDArray[np.floating]
     lost = sum(int((~np.isfinite(matrix[rows])).any(axis=1).sum()) for rows in row_blocks(len(matrix)))
     if lost:
         raise UserError(
-            f"{lost} of {len(matrix)} rows of the {name} features have NaN or Inf; leave them out, say how many"
+            f"{lost} of {len(matrix)} rows of the {name} features have NaN or Inf; leave them out and report how many"
         )
     return matrix
 
@@ -51,15 +51,15 @@ def row_blocks(n: int, size: int = 2048) -> Iterator[slice]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManifoldMembership:
-    """Row by row, who lies in whose manifold: average any part of it, a sex or an age band, for the metric of that part."""
+    """Row by row, who is in whose manifold: average any part of it, a sex or an age band, for the metric of that part."""
 
     k: int
     generated_realistic: Flags
-    """(n,) whether a generated row lies in some real ball."""
+    """(n,) whether a generated row is in some real ball."""
     real_balls: npt.NDArray[np.int64]
     """(n,) how many real balls hold a generated row."""
     reference_reached: Flags
-    """(m,) whether a real row lies in some generated ball."""
+    """(m,) whether a real row is in some generated ball."""
     reference_covered: Flags
     """(m,) whether a real row's ball holds some generated row."""
 
@@ -76,7 +76,7 @@ class ManifoldMembership:
     @property
     def density(self) -> float:
         """Mean number of real balls around a generated row, over k; 1 is expected for equal distributions, and there is no
-        upper bound (Naeem et al. 2020, equation 4). Few rows lie in very many balls, so it is noisy where d is large."""
+        upper bound (Naeem et al. 2020, equation 4). Few rows are in very many balls, so it is noisy where d is large."""
         return float(self.real_balls.mean()) / self.k
 
     @property

@@ -5,7 +5,7 @@ their distances are computed again from float64 differences, so that an exact co
 not settle the answer within the rounding error of the product is searched again in float64. So results are those of a loop
 over all pairs, ties go to the lower index, and neither block sizes nor the number of cores change them.
 
-Memory: blocks of fixed size beside the two sets and the result, whatever their lengths.
+Memory: blocks of fixed size in addition to the two sets and the result, whatever their lengths.
 """
 
 from __future__ import annotations

@@ -19,13 +19,13 @@ _LOWEST = -12.0
 
 
 def closeness_histogram(null: Numbers, dataset: Numbers, threshold: float) -> Figure:
-    """The statistic of people who are no copies (null) and of the dataset's volumes, densities; flagged left of the line."""
+    """The statistic of people who are not copies (null) and of the dataset's volumes; flagged left of the line."""
     figure = Figure(figsize=(7.0, 3.0))
     axis = figure.subplots()
     shown = [np.maximum(values, _LOWEST) for values in (null, dataset)]
     bins = np.histogram_bin_edges(np.concatenate([*shown, [_LOWEST]]), bins=50).tolist()
     axis.hist(
-        shown[0], bins, density=True, color=_ORANGE, alpha=0.5, label=f"people who are no copies, n = {len(null)}"
+        shown[0], bins, density=True, color=_ORANGE, alpha=0.5, label=f"people who are not copies, n = {len(null)}"
     )
     label = f"volumes of the dataset, n = {len(dataset)}"
     axis.hist(shown[1], bins, density=True, histtype="step", color=_BLUE, lw=1.5, label=label)
@@ -51,5 +51,5 @@ def membership_curve(members: Numbers, non_members: Numbers, title: str) -> Figu
 
 
 def pairs(volumes: Sequence[tuple[Volume, Volume]], captions: Sequence[tuple[str, str]]) -> Figure:
-    """Each volume beside the training scan that it may copy, both in the audit's pose: three slices of either."""
+    """Each volume next to the training scan that it may copy, both in the audit's pose: three slices of either."""
     return gallery([v for pair in volumes for v in pair], [c for pair in captions for c in pair], columns=2)

@@ -1,4 +1,4 @@
-"""Figures of an evaluation: distributions beside those of real scans, and trajectories."""
+"""Figures of an evaluation: distributions over those of real scans, and trajectories."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def strip(volume_XYZ: Volume, scale: int = 1) -> npt.NDArray[np.uint8]:  # noqa:
 
 
 def value_strip(volume_XYZ: Volume) -> Volume:  # noqa: N803
-    """(H, W) as `strip`, with the volume's own values; 0 beside smaller slices."""
+    """(H, W) as `strip`, with the volume's own values; 0 next to smaller slices."""
     return _beside(_planes(volume_XYZ, _AT))
 
 

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 def run(config: EvaluateConfig) -> list[Finding]:
     """Measurements of dataset and reference → report.html, report.json, measured.tsv. Returns the verdict table."""
-    _plan(config, make=False)  # every mistake is told before an embedder is trained
+    _plan(config, make=False)  # every mistake is reported before an embedder is trained
     load_functions(config.functions)
     works = _plan(config, make=True)
     for work in works:
@@ -58,10 +58,10 @@ def run(config: EvaluateConfig) -> list[Finding]:
     trajectories = _trajectories(config, works[2].root, real) if config.trajectories else None
     write_report(store, findings, scatters, dataset, facts, measured_table(made), looks, trajectories, usefulness)
     if config.publish and scatters:
-        beside = {"reference": reference.manifest["shards_digest"], "instruments": facts["instruments"]}
+        recorded = {"reference": reference.manifest["shards_digest"], "instruments": facts["instruments"]}
         digest = dataset.manifest["shards_digest"]
         table = measured_values(scatters)
-        key = put_measured(open_store(dataset.uri), table, digest, beside | {"rulers": facts["rulers"]})
+        key = put_measured(open_store(dataset.uri), table, digest, recorded | {"rulers": facts["rulers"]})
         log.info("measured values: %s/%s", dataset.uri, key)
     for finding in findings:
         log.info(

@@ -125,7 +125,7 @@ def run(config: ReleaseConfig) -> ReleaseRecord:
     with whole(output) as folder:
         folder.mkdir()
         described = _bids(uri, folder) if config.data == "bids" else _zarr(store, uri, folder, plan, manifest)
-        # Authors, licence and DOI stand in CITATION.cff; BIDS wants them in one place.
+        # Authors, licence and DOI are in CITATION.cff; BIDS wants them in one place.
         described = {k: v for k, v in described.items() if k != "License"} | {"Name": config.title}
         described["Acknowledgements"] = config.source_terms
         _put(folder, "dataset_description.json", pretty_json(described).decode())
@@ -162,9 +162,9 @@ def _documents(folder: Path, facts: Facts) -> None:
 
 
 def _zarr(store: Store, uri: str, folder: Path, plan: Plan, manifest: DatasetManifest) -> dict[str, Any]:
-    """The dataset under data/, and the participants' tables beside it. What tells of machines and folders stays behind.
+    """The dataset under data/, and the participants' tables next to it. What describes machines and folders is left out.
 
-    Reports do; of commit records it is left out, and the tables that are compiled from them are compiled anew.
+    Reports do; of commit records it is left out, and the tables that are compiled from them are compiled again.
     """
     published = LocalStore(folder / "data")
     for key in _keys(store, plan):
@@ -183,10 +183,10 @@ def _zarr(store: Store, uri: str, folder: Path, plan: Plan, manifest: DatasetMan
         raise UserError(f"{uri} was changed while it was being released; run the same command again")
     with tempfile.TemporaryDirectory() as scratch:
         export = plan_export(uri, scratch, "bids")
-    beside = tables(export, export.subjects)
+    bids = tables(export, export.subjects)
     for name in ("participants.tsv", "participants.json"):
-        (folder / name).write_bytes(beside[name])
-    described: dict[str, Any] = json.loads(beside["dataset_description.json"])
+        (folder / name).write_bytes(bids[name])
+    described: dict[str, Any] = json.loads(bids["dataset_description.json"])
     return described
 
 
@@ -262,10 +262,10 @@ def _too_large(config: ReleaseConfig, plan: Plan, manifest: DatasetManifest) -> 
     files = manifest.num_ok + 20 if volumes else 2 * plan.num_shards + 40
     folder = manifest.num_ok if volumes else plan.num_shards
     largest = plan.raw_bytes() // (plan.num_samples if volumes else plan.num_shards)
-    mend = "release it as zarr" if volumes else "generate it with a larger samples_per_shard"
+    fix = "release it as zarr" if volumes else "generate it with a larger samples_per_shard"
     problems = []
     if files > MAX_FILES or folder > MAX_FOLDER:
-        problems.append(f"about {files} files, {folder} in one folder; hubs take {MAX_FILES} and {MAX_FOLDER}: {mend}")
+        problems.append(f"about {files} files, {folder} in one folder; hubs take {MAX_FILES} and {MAX_FOLDER}: {fix}")
     if largest > MAX_BYTES:
         problems.append(
             f"objects of up to {largest / 1e9:.0f} GB; hubs take {MAX_BYTES / 1e9:.0f}: use a smaller samples_per_shard"

@@ -1,4 +1,4 @@
-"""`brainsynth report`: a dataset's report, written anew."""
+"""`brainsynth report`: a dataset's report, written again."""
 
 from __future__ import annotations
 

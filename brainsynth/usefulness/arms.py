@@ -120,7 +120,7 @@ def _source(task: Task, volumes: VolumeRows, labels: Labels, name: str) -> Sourc
     if volumes.ndim != 4 or values.shape != shape:
         raise UserError(f"{name}: labels {values.shape} do not fit volumes {volumes.shape} in a {task} task")
     if not np.isfinite(values).all():
-        raise UserError(f"{name}: some labels are not finite; leave those volumes out and say how many")
+        raise UserError(f"{name}: some labels are not finite; leave those volumes out and report how many")
     if task != "continuous" and not np.isin(values, (0, 1)).all():
         raise UserError(f"{name}: labels of a {task} task must be 0 and 1")
     return Source(volumes, values.astype(np.float32))
@@ -137,7 +137,7 @@ def _check(
     config: UsefulnessConfig, made: Source, train: Source, test: Source, people: list[npt.NDArray[Any]], named: bool
 ) -> None:
     if len({source.volumes.shape[1:] for source in (made, train, test)}) > 1:
-        raise UserError("synthetic, real training and real test volumes must lie on one grid; resample them")
+        raise UserError("synthetic, real training and real test volumes must be on one grid; resample them")
     if named and (both := set(people[0].tolist()) & set(people[1].tolist())):
         raise UserError(f"{len(both)} people are in training and test, {min(both)!r} for one; split by person")
     least = config.batch_size / config.few_fraction

@@ -75,7 +75,7 @@ def standardised(volumes: npt.NDArray[Any]) -> F32:
     x = np.asarray(volumes, np.float32)
     mean, spread = x.mean((1, 2, 3), keepdims=True), x.std((1, 2, 3), keepdims=True)
     if not np.isfinite(mean).all() or not np.isfinite(spread).all() or float(spread.min()) <= 1e-6:
-        raise UserError("a volume is blank or has NaN or infinite voxels; leave it out and say how many were")
+        raise UserError("a volume is blank or has NaN or infinite voxels; leave it out and report how many were")
     out: F32 = (x - mean) / spread
     return out
 

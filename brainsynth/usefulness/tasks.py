@@ -1,7 +1,7 @@
 """The usefulness test of an evaluation: which tasks, on which volumes, with which labels.
 
 Labels of synthetic volumes are what was asked of them. Ventricles have no asked outline: there the segmentation ruler
-labels synthetic and real volumes alike, so that test tells whether synthetic volumes teach to segment as that ruler does.
+labels synthetic and real volumes alike, so that test shows whether synthetic volumes teach to segment as that ruler does.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class DatasetVolumes:
 
 
 def tasks_of(config: EvaluateConfig, covariates: CovariateSchema) -> dict[str, Task]:
-    """Name → kind of every task that is asked for. Raises UserError for a name that is no such task."""
+    """Name → kind of every task that is asked for. Raises UserError for a name that is not such a task."""
     assert config.usefulness is not None
     kinds: dict[str, Literal["continuous", "binary"]] = {
         c.name: "continuous" if c.kind == "continuous" else "binary"

@@ -44,7 +44,7 @@ class Rows:
         self.measured_by = ""
         """Who measured the `measured_…` columns; empty where nobody did."""
         self.note = ""
-        """What whoever looks should know, in a sentence; empty where there is nothing to say."""
+        """What a viewer should know, in a sentence; empty where there is nothing to say."""
         self.table = pd.DataFrame()
         """One line a row, by row number: sample_id, status, reason, covariates and what else is known."""
         self._seen: object = None

@@ -53,7 +53,7 @@ class ViewServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, view: View, port: int = 0) -> None:
-        """Raises UserError when the port cannot be had; 0 takes a free one."""
+        """Raises UserError when the port is not available; 0 takes a free one."""
         self.view = view
         self.token = secrets.token_urlsafe(16)
         self.assets = {"" if key == "index.html" else key: value for key, value in _page_files().items()}
@@ -72,7 +72,7 @@ class ViewServer(ThreadingHTTPServer):
         self.server_name, self.server_port = LOOPBACK, self.server_address[1]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that leaves in the middle of an answer is no error."""
+        """A browser that leaves in the middle of an answer is not an error."""
         log.debug("a request ended early", exc_info=True)
 
     @property

@@ -95,5 +95,5 @@ def test_a_structure_is_no_category() -> None:
     config = EvaluateConfig(
         dataset="d", reference="r", output="o", segmentation=weights, structures={"sex": "brain_ml"}
     )
-    with pytest.raises(UserError, match="structures: sex is no number"):
+    with pytest.raises(UserError, match="structures: sex is not a number"):
         check_rulers(config, SCHEMA, "d")
