@@ -123,7 +123,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_broken(error: BaseException) -> bool:
-    """True when the accelerator of this process is of no more use: after such an error every later call fails too."""
+    """True when the accelerator of this process is of no further use: after such an error every later call fails too."""
     return isinstance(error, torch.AcceleratorError)
 
 

@@ -1,6 +1,6 @@
 """A light decoder that was trained to make a bundle's decoder's images from the same latents.
 
-Where the own decoder spends most of its operations at full resolution, this one works on the latent grid, and a coarse
+The bundle's own decoder spends most of its operations at full resolution; this one works on the latent grid, and a coarse
 level or two above it, with more channels; depth to space (3D pixel shuffle, 1609.05158) makes the voxels.
 """
 

@@ -45,7 +45,7 @@ def reference_sampler(teacher: SamplerConfig, steps: int) -> SamplerConfig:
 
 
 def check_teacher(schedule: ScheduleConfig, sampler: SamplerConfig, evaluations: int, guidable: bool) -> None:
-    """Raises UserError when a trajectory of this sampler cannot teach a student of so many evaluations."""
+    """Raises UserError when a trajectory of this sampler cannot teach a student of this many evaluations."""
     check_sampler(schedule, sampler, guidable)
     if sampler.method == "ddpm" or sampler.eta > 0:
         raise UserError(f"sampler.method {sampler.method!r} adds noise: a student needs a deterministic teacher")

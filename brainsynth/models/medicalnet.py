@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from monai.networks.nets.resnet import ResNet, ResNetBottleneck
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from brainsynth.errors import UserError
+from brainsynth.models.weights import read_tensors
 
 FEATURES = 2048
 _LAYERS, _PLANES = [3, 4, 6, 3], [64, 128, 256, 512]
@@ -56,7 +56,7 @@ def load_medicalnet(path: Path, device: torch.device) -> MedicalNet:
     Raises:
         UserError: the file is missing or damaged, holds more than tensors, or is of another network.
     """
-    state = {key.removeprefix(_PREFIX): value for key, value in _read(path).items()}
+    state = {key.removeprefix(_PREFIX): value for key, value in read_tensors(path).items()}
     network = MedicalNet()
     try:
         network.network.load_state_dict(state)
@@ -68,21 +68,3 @@ def load_medicalnet(path: Path, device: torch.device) -> MedicalNet:
         ) from None
     network.requires_grad_(False).eval().to(device)
     return network
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"{path} is missing")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's unpickler has an error type of the pickle module, which nothing here imports
-        text = str(error).splitlines()[0][:200] if str(error) else "no message"
-        raise UserError(
-            f"{path} is damaged or holds more than weights ({type(error).__name__}: {text}); nothing in it was executed"
-        ) from None
-    weights = state.get("state_dict", state) if isinstance(state, dict) else None
-    if not isinstance(weights, dict):
-        raise UserError(f"{path} holds a {type(state).__name__}, not the weights of a network")
-    return weights

@@ -3,7 +3,7 @@
 A patch of f³ voxels becomes one latent cell. The encoder is linear: one convolution over the patches and their neighbours,
 which begins as the projection on the patches' first principal components. So the latents are coefficients of image patches,
 in order of their variance. The decoder is the transposed map plus a residual network at the latent grid, which begins at
-zero and learns what neighbouring patches tell about this one; depth to space makes the voxels. No convolution runs at full
+zero and learns what neighbouring patches say about this one; depth to space makes the voxels. No convolution runs at full
 resolution.
 
 Shapes: B batch, C latent channels, XYZ latent cells, P = f³ voxels of a patch.

@@ -59,7 +59,7 @@ def read_state(path: Path, network: nn.Module, what: str) -> dict[str, Tensor]:
     """The tensors of a file made by `torch.save(network.state_dict())`, in either key style, under MONAI core's names.
 
     Args:
-        network: tells the wanted keys and shapes; may be on the meta device.
+        network: has the wanted keys and shapes; may be on the meta device.
         what: "autoencoder" or "diffusion", for errors.
 
     Raises:
@@ -89,14 +89,14 @@ def read_state(path: Path, network: nn.Module, what: str) -> dict[str, Tensor]:
     return {key: renamed.pop(key).clone(memory_format=torch.contiguous_format) for key in wanted}
 
 
-def _wrong(found: Any, wanted: Tensor) -> list[str]:
-    if found is None:
+def _wrong(tensor: Any, wanted: Tensor) -> list[str]:
+    if tensor is None:
         return []
-    if found.shape != wanted.shape:
-        return [f"shape {tuple(found.shape)}, want {tuple(wanted.shape)}"]
-    if found.dtype != torch.float32:
-        return [f"{found.dtype}, want torch.float32"]
-    return [] if found.isfinite().all() else ["holds NaN or infinity"]
+    if tensor.shape != wanted.shape:
+        return [f"shape {tuple(tensor.shape)}, want {tuple(wanted.shape)}"]
+    if tensor.dtype != torch.float32:
+        return [f"{tensor.dtype}, want torch.float32"]
+    return [] if tensor.isfinite().all() else ["holds NaN or infinity"]
 
 
 def _load(path: Path) -> dict[str, Tensor]:
@@ -111,9 +111,9 @@ def _load(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # torch.load raises as many types as there are ways to damage a file
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{path} is no file of plain tensors made by torch.save: {reason[0][:200]}") from None
+        raise UserError(f"{path} is not a file of plain tensors made by torch.save: {reason[0][:200]}") from None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(
-            f"{path} is no plain state dict (key → tensor); save it with torch.save(network.state_dict(), path)"
+            f"{path} is not a plain state dict (key → tensor); save it with torch.save(network.state_dict(), path)"
         )
     return dict(state)

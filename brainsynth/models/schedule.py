@@ -96,12 +96,12 @@ def log_snr_timesteps(
     log_snr = schedule.log_snr()
     first = len(log_snr) - 1 if first is None else first
     wanted = np.linspace(max(log_snr[first], LOWEST_LOG_SNR), min(last_log_snr, log_snr[0]), steps)
-    found = np.array([np.abs(log_snr - value).argmin() for value in wanted])
-    found[0] = first
+    places = np.array([np.abs(log_snr - value).argmin() for value in wanted])
+    places[0] = first
     order = np.arange(steps)
     # Where steps are finer than training timesteps, neighbours would coincide: each goes at least one down, none below 0.
-    found = np.minimum.accumulate(found + order) - order
-    return [int(t) for t in np.maximum(found, order[::-1])]
+    places = np.minimum.accumulate(places + order) - order
+    return [int(t) for t in np.maximum(places, order[::-1])]
 
 
 def flow_times(steps: int, shift: float) -> Float64s:

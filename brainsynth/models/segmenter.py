@@ -91,11 +91,11 @@ class Segmenter(nn.Module):
         assert last.bias is not None
         weight, bias = last.weight.float().flatten(1).t().contiguous(), last.bias.float()
         voxels = features[0].permute(1, 2, 3, 0).reshape(-1, _SEGMENTER_CHANNELS)
-        found = torch.empty(len(voxels), dtype=torch.uint8, device=voxels.device)
+        labels = torch.empty(len(voxels), dtype=torch.uint8, device=voxels.device)
         for start in range(0, len(voxels), _PIECE):
             scores = torch.addmm(bias, voxels[start : start + _PIECE].float(), weight)
-            found[start : start + _PIECE] = scores.argmax(1)
-        return _to_right_anterior_superior(found.reshape(features.shape[2:]))
+            labels[start : start + _PIECE] = scores.argmax(1)
+        return _to_right_anterior_superior(labels.reshape(features.shape[2:]))
 
 
 def load_segmenter(weights: Path, device: torch.device, precision: Precision = "bfloat16") -> Segmenter:

@@ -36,7 +36,7 @@ class ConvolutionShape:
 
 def convolution_shapes(run: Callable[[], object], *networks: nn.Module) -> list[ConvolutionShape]:
     """Each different 3D convolution that `run` asks of the networks; on the meta device nothing is computed."""
-    found: dict[ConvolutionShape, None] = {}
+    seen: dict[ConvolutionShape, None] = {}
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(module, nn.Conv3d | nn.ConvTranspose3d)
@@ -48,7 +48,7 @@ def convolution_shapes(run: Callable[[], object], *networks: nn.Module) -> list[
             input_xyz=tuple(inputs[0].shape[2:]),
             channels_last=module.weight.is_contiguous(memory_format=torch.channels_last_3d),
         )
-        found[shape] = None
+        seen[shape] = None
 
     convolutions = [m for n in networks for m in n.modules() if isinstance(m, nn.Conv3d | nn.ConvTranspose3d)]
     hooks = [module.register_forward_pre_hook(note) for module in convolutions]
@@ -58,7 +58,7 @@ def convolution_shapes(run: Callable[[], object], *networks: nn.Module) -> list[
     finally:
         for hook in hooks:
             hook.remove()
-    return list(found)
+    return list(seen)
 
 
 def check_bfloat16(shapes: list[ConvolutionShape], device: torch.device) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from brainsynth.bundle.files import check_bundle_files, check_decoder, file_sha256
 from brainsynth.bundle.spec import AUTOENCODER_FILE, DECODER_FILE, DIFFUSION_FILE, BundleSpec
@@ -50,6 +50,28 @@ def load_weights(module: nn.Module, path: Path, may_lack: str | None = None) -> 
     if wrong:
         raise UserError(f"{path} does not fit the architecture: {'; '.join(wrong[:5])}")
     module.load_state_dict({**{k: current[k] for k in lacking}, **state})
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a .pth file of tensors only, of which nothing is executed.
+
+    Raises UserError when it is missing or damaged, or holds more than tensors.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's unpickler has an error type of the pickle module, which nothing here imports
+        text = str(error).splitlines()[0][:200] if str(error) else "no message"
+        raise UserError(
+            f"{path} is damaged or holds more than weights ({type(error).__name__}: {text}); nothing in it was executed"
+        ) from None
+    weights = state.get("state_dict", state) if isinstance(state, dict) else None
+    if not isinstance(weights, dict):
+        raise UserError(f"{path} holds a {type(state).__name__}, not the weights of a network")
+    return weights
 
 
 def load_models(

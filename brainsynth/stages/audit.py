@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 import torch
@@ -27,6 +26,7 @@ from brainsynth.models.embedder import load_embedder, save_embedder
 from brainsynth.records import digest, to_dict
 from brainsynth.storage.commit import check_plan
 from brainsynth.storage.filesystem import local_folder, open_store, resolve_uri
+from brainsynth.storage.whole_file import replaced
 from brainsynth.storage.work import Work
 from brainsynth.training.embedder import EmbedderTraining, train_embedder
 from brainsynth.volume import voxel_sha256
@@ -111,6 +111,5 @@ def _train(config: AuditConfig, case: Case, instruments: Instruments) -> None:
     device = choose_device(config.runtime.gpus_per_worker > 0)
     training = EmbedderTraining(steps=config.embedder_steps)
     embedder = train_embedder(aligned, instruments.frame.spacing_mm, training, device)
-    temporary = path.with_name(f".tmp-{path.name}")
-    save_embedder(embedder, temporary)
-    os.replace(temporary, path)
+    with replaced(path) as temporary:
+        save_embedder(embedder, temporary)

@@ -28,7 +28,7 @@ def run(config: DistillConfig) -> None:
     for name, fidelity in (("generated", spec.distilled.on_generated), ("encoded", spec.distilled.on_encoded)):
         if fidelity is not None:
             log.info(
-                "to the own decoder's images of %d %s latents: PSNR %.2f dB, SSIM %.4f, L1 %.4f, sharpness %.3f",
+                "against the bundle's own decoder on %d %s latents: PSNR %.2f dB, SSIM %.4f, L1 %.4f, sharpness %.3f",
                 fidelity.count,
                 name,
                 fidelity.psnr_db,
@@ -62,7 +62,7 @@ def without_decoder(spec: BundleSpec) -> BundleSpec:
 def _export(config: DistillConfig) -> BundleSpec:
     """The bundle with the finished training's decoder in it."""
     source, trained = bundle_folder(config.bundle), local_folder(config.output, "output")
-    run = read_run(trained, DistillRun, "jobs/distill_decoder.py")
+    run = read_run(trained, DistillRun, "distill-decoder")
     plain = without_decoder(read_bundle(source))
     spec = dataclasses.replace(
         plain,

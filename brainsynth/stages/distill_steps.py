@@ -73,7 +73,7 @@ def _output(config: StepDistillConfig) -> Path:
 def _export(config: StepDistillConfig) -> BundleSpec:
     """The bundle with the finished training's denoiser in place of its own."""
     source, trained = bundle_folder(config.bundle), local_folder(config.output, "output")
-    old, run = read_bundle(source), read_run(trained, StepDistillRun, "jobs/distill_steps.py")
+    old, run = read_bundle(source), read_run(trained, StepDistillRun, "distill-steps")
     wanted, held_out = config.trajectories, load_file(trained / HELD_OUT_FILE)
     few_steps = FewStepsSpec(
         distilled_from=run.bundle_digest,

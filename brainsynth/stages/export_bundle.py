@@ -77,7 +77,7 @@ def plan_bundle(config: ExportConfig) -> tuple[Path, Path, BundleSpec]:
 
 def _trained_bundle(config: ExportConfig, source: Path) -> BundleSpec:
     """The record of the bundle with the weights as they were trained."""
-    run = read_run(source, DenoiserRun, "jobs/train_diffusion.py", older=(DiffusionRun,))
+    run = read_run(source, DenoiserRun, "train-diffusion", older=(DiffusionRun,))
     if isinstance(run, DiffusionRun):
         return dataclasses.replace(
             run.bundle, name=config.name, licence=config.licence, training_data=config.training_data
@@ -164,7 +164,7 @@ def new_bundle(folder: Path) -> Iterator[Path]:
 def check_empty(folder: Path) -> None:
     """Raises UserError when there is something in the folder."""
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty and holds no bundle; give a new output folder")
+        raise UserError(f"{folder} is not empty and is not a bundle; give a new output folder")
 
 
 def bundle_output(config: DistillConfig | StepDistillConfig, is_same: Callable[[BundleSpec], bool]) -> Path:

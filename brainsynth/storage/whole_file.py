@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import uuid
@@ -13,22 +14,39 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from brainsynth.errors import UserError
-from brainsynth.storage.filesystem import TEMPORARY_PREFIX, sync
+from brainsynth.storage.filesystem import TEMPORARY_PREFIX, remove, sync
 
+log = logging.getLogger(__name__)
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A temporary file to write to; it takes the place of `path`, synced, only when the block ends well."""
+    """A temporary name for a file or a flat folder, which takes the place of `path`, synced, when the block ends well."""
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{path.name}")
     try:
         yield temporary
+        if temporary.is_dir():
+            for file in temporary.iterdir():
+                sync(file)
+            if os.path.lexists(path):
+                discard(path)
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder so that a kill on the way leaves no half of it under its name; only warns when it cannot."""
+    aside = folder.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    try:
+        folder.rename(aside)
+    except OSError as error:
+        log.warning("cannot remove %s: %s", folder, error)
+        return
+    remove(aside)
 
 
 @contextlib.contextmanager

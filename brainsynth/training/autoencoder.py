@@ -12,7 +12,6 @@ from torch.func import functional_call
 
 from brainsynth.bundle.spec import AUTOENCODER_FILE, check_latent_grid
 from brainsynth.config.training import AutoencoderTrainConfig
-from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.device import able, autocast, layout
 from brainsynth.models.patch_autoencoder import PatchAutoencoder, principal_components
@@ -21,7 +20,7 @@ from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import local_folder, open_store
-from brainsynth.training.data import Batches, flip_half
+from brainsynth.training.data import Batches, check_splits, flip_half
 from brainsynth.training.image_quality import closeness, mean_closeness
 from brainsynth.training.learner import Learner, descend
 from brainsynth.training.loop import Worker
@@ -164,11 +163,7 @@ def check(config: AutoencoderTrainConfig) -> Plan:
     check_latent_grid(plan.volume, config.architecture)
     local_folder(config.output, "output")
     check_perceptual(config.losses)
-    try:
-        for split in ("train", "validation"):
-            open_dataset(config.cohort, split=split)
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"cohort: {error}") from None
+    check_splits(config.cohort, "cohort")
     return plan
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: a new directory each, digests inside, renamed into place when complete; no pickle.
+"""Checkpoints: a new folder each, digests inside, renamed into place when complete; no pickle.
 
 ```
 checkpoints/step-000200/checkpoint.json   sealed: step, config digest, file digests, optimizer settings
@@ -10,10 +10,7 @@ The newest directory that proves whole is resumed; a damaged one is named in a w
 from __future__ import annotations
 
 import logging
-import os
 import re
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +20,7 @@ from safetensors.torch import load_file, save_file
 from brainsynth.bundle.files import file_sha256
 from brainsynth.errors import UserError
 from brainsynth.records import record, seal, unseal
-from brainsynth.storage.filesystem import TEMPORARY_PREFIX, sync
-from brainsynth.storage.whole_file import reported_when_full
+from brainsynth.storage.whole_file import discard, replaced, reported_when_full
 from brainsynth.training.state import TrainingState
 
 log = logging.getLogger(__name__)
@@ -60,45 +56,24 @@ def save_checkpoint(folder: Path, state: TrainingState, step: int, config_digest
     Raises:
         UserError: the disk is full; older checkpoints are as they were.
     """
-    root = folder / "checkpoints"
-    final = root / f"step-{step:06d}"
-    temporary = root / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
-    try:
-        with reported_when_full(root, final.name):
-            temporary.mkdir(parents=True)
-            save_file(state.tensors(), temporary / _TENSORS)
-            saved = CheckpointRecord(
-                step=step,
-                config_digest=config_digest,
-                tensors_sha256=file_sha256(temporary / _TENSORS),
-                ema_updates=state.ema_updates(),
-                optimizer_groups=state.optimizer_groups(),
-            )
-            (temporary / _RECORD).write_bytes(seal(saved))
-            for path in (temporary / _TENSORS, temporary / _RECORD, temporary):
-                sync(path)
-            if os.path.lexists(final):  # damaged: it was passed over, else this step would not have been done again
-                _discard(final)
-            temporary.rename(final)
-            sync(root)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    final = folder / "checkpoints" / f"step-{step:06d}"
+    # One of this name is damaged: it was passed over, else this step would not have been done again.
+    with reported_when_full(final.parent, final.name), replaced(final) as temporary:
+        temporary.mkdir(parents=True)
+        save_file(state.tensors(), temporary / _TENSORS)
+        saved = CheckpointRecord(
+            step=step,
+            config_digest=config_digest,
+            tensors_sha256=file_sha256(temporary / _TENSORS),
+            ema_updates=state.ema_updates(),
+            optimizer_groups=state.optimizer_groups(),
+        )
+        (temporary / _RECORD).write_bytes(seal(saved))
     # Later steps can only be damaged ones that were passed over: they must not crowd out what was just saved.
     done = [path for at, path in checkpoints(folder) if at <= step]
     for old in done[:-keep]:
-        _discard(old)
+        discard(old)
     return final
-
-
-def _discard(path: Path) -> None:
-    """Remove a checkpoint so that a kill on the way leaves no half of it under its name."""
-    aside = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-    try:
-        path.rename(aside)
-    except OSError as error:
-        log.warning("cannot remove %s: %s", path, error)
-        return
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def restore_newest(folder: Path, state: TrainingState, config_digest: str) -> int:

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from brainsynth.reading.dataset import SyntheticDataset
+from brainsynth.errors import UserError
+from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 
 CACHE_BYTES = 4 << 30
 
@@ -26,6 +27,18 @@ def batch_indices(count: int, batch_size: int, step: int, seed: int) -> npt.NDAr
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Seed of everything random within one step of one worker."""
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def check_splits(uri: str, what: str, array: str | None = None) -> None:
+    """Raises UserError when a dataset cannot be opened, or has no training or no validation split.
+
+    `what`: the config key that names it; `array`: which of its arrays, the first by default.
+    """
+    try:
+        for split in ("train", "validation"):
+            open_dataset(uri, split=split, array=array)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"{what}: {error}") from None
 
 
 class Batches:

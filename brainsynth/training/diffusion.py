@@ -208,7 +208,7 @@ def check(config: DiffusionTrainConfig) -> Inputs:
     """Everything that can be refused before a worker starts, and what was read for it. Raises UserError."""
     local_folder(config.output, "output")
     folder = local_folder(config.autoencoder, "autoencoder")
-    autoencoder = read_run(folder, AutoencoderRun, "jobs/train_autoencoder.py")
+    autoencoder = read_run(folder, AutoencoderRun, "train-autoencoder")
     autoencoder_weights(folder, autoencoder)
     store = open_store(config.latents)
     plan = read_plan(store)

@@ -20,11 +20,10 @@ from brainsynth.models.device import able, autocast, layout
 from brainsynth.models.distilled_decoder import DistilledDecoder, decode_flops
 from brainsynth.models.sampler_rules import check_bundle_sampler
 from brainsynth.models.weights import load_models
-from brainsynth.reading.dataset import open_dataset
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import local_folder, open_store
-from brainsynth.training.data import batch_indices
+from brainsynth.training.data import batch_indices, check_splits
 from brainsynth.training.diffusion import LatentTable
 from brainsynth.training.generated_latents import Teacher, generated_latents, read_teacher
 from brainsynth.training.image_quality import closeness, mean_closeness, sharpness
@@ -195,11 +194,7 @@ def check(config: DistillConfig) -> Teacher:
                 f"latents {config.latents} were not made by the autoencoder of the bundle {config.bundle}; "
                 "give its own, or leave latents out and set generated.share to 1"
             )
-        try:
-            for split in ("train", "validation"):
-                open_dataset(config.latents, split=split)
-        except (FileNotFoundError, ValueError) as error:
-            raise UserError(f"latents: {error}") from None
+        check_splits(config.latents, "latents")
     check_perceptual(config.losses)
     return source
 

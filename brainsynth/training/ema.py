@@ -29,7 +29,7 @@ class Ema:
         return self.shadow
 
     def load(self, state: dict[str, Tensor], updates: int) -> None:
-        """Go on from a checkpoint."""
+        """Resume from a checkpoint."""
         if set(state) != set(self.shadow):
             raise ValueError("the averaged weights do not fit the network")
         for name, tensor in state.items():

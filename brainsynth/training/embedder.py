@@ -1,6 +1,6 @@
-"""Trains the embedder on real scans without labels, so that it cannot tell the scans it saw from those it did not.
+"""Trains the embedder on real scans without labels, so that it cannot distinguish the scans it saw from those it did not.
 
-A network that learns to tell the training scans apart treats them unlike new ones, and an audit calibrated on new scans is
+A network that learns to distinguish the training scans treats them unlike new ones, and an audit calibrated on new scans is
 then wrong about them. So the persons here are invented: every step warps and blends random scans so strongly that the
 result is nobody, and takes two slightly changed pictures of it (moved, turned, mirrored, warped a little, blurred, noisy,
 another gamma). The two must be near, all other invented persons of the step far: the contrastive loss of SimCLR (Chen et
@@ -96,7 +96,11 @@ def train_embedder(
             left_s = (config.steps - step - 1) / rate
             log.info(
                 "embedder: step %d/%d  %.2f steps/s  ETA %s  loss %.3f",
-                *(step + 1, config.steps, rate, in_minutes(left_s), value),
+                step + 1,
+                config.steps,
+                rate,
+                in_minutes(left_s),
+                value,
             )
     log.info("embedder trained: %d steps, last loss %.3f", config.steps, value)
     return embedder.requires_grad_(False).eval()

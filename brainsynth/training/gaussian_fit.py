@@ -22,7 +22,7 @@ _FOLDS = 5
 _RIDGE = 0.1
 """On the slopes, for encoded covariates in [0, 1]."""
 _UNKNOWN_WEIGHT = 1e-3
-"""Each row also counts so much with nothing known about it. Where the context tells what is known, the mean without
+"""Weight of each row once more with nothing known about it. Where the context says what is known, the mean without
 covariates becomes the mean of all; where it does not, this hardly tilts the slopes."""
 _LOWEST_VARIANCE = 1e-4
 

@@ -30,7 +30,7 @@ LATENTS_KEY = "latents.json"
 def plan_latents(config: EncodeConfig) -> Work:
     """What encoding will store. Raises UserError when cohort and autoencoder do not fit."""
     folder = local_folder(config.autoencoder, "autoencoder")
-    run = read_run(folder, AutoencoderRun, "jobs/train_autoencoder.py")
+    run = read_run(folder, AutoencoderRun, "train-autoencoder")
     autoencoder_weights(folder, run)
     cohort_uri = resolve_uri(config.cohort, "cohort")
     cohort_store = open_store(cohort_uri)
@@ -100,14 +100,14 @@ def _open(uri: str) -> SyntheticDataset:
 
 
 class LatentEncoder:
-    """Makes shards of latents."""
+    """Encodes the scans of a shard."""
 
     def __init__(self, root: str, plan: Plan, cohort_uri: str, autoencoder: str, runtime: RuntimeConfig) -> None:
         self.plan, self.micro_batch = plan, runtime.micro_batch
         set_threads(runtime.threads_per_worker, runtime.workers)
         self.device = choose_device(runtime.gpus_per_worker > 0)
         folder = local_folder(autoencoder, "autoencoder")
-        run = read_run(folder, AutoencoderRun, "jobs/train_autoencoder.py")
+        run = read_run(folder, AutoencoderRun, "train-autoencoder")
         self.network = build_autoencoder(run.architecture)
         load_weights(self.network, autoencoder_weights(folder, run))
         self.network.requires_grad_(False).eval().to(self.device)
@@ -138,7 +138,7 @@ class LatentEncoder:
 
 
 def measure_latents(root: str, whitening: float) -> LatentSpec:
-    """Shift and scale per channel over the training split, stored beside the latents; see EncodeConfig.whitening.
+    """Shift and scale per channel over the training split, stored next to the latents; see EncodeConfig.whitening.
 
     The variance counts what encoding adds by sampling: var(z) = var(mean) + E[sigma²].
     """
@@ -165,4 +165,4 @@ def read_latent_spec(store: Store) -> LatentSpec:
     try:
         return unseal(LatentSpec, store.read(LATENTS_KEY), f"{store.uri}/{LATENTS_KEY}")
     except FileNotFoundError:
-        raise UserError(f"{store.uri} has no {LATENTS_KEY}; run jobs/encode_latents.py (again)") from None
+        raise UserError(f"{store.uri} has no {LATENTS_KEY}; run `brainsynth encode-latents` (again)") from None

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from monai.networks.nets.resnet import resnet10, resnet18, resnet50
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from brainsynth.config.distillation import DistillLossConfig
 from brainsynth.config.training import AutoencoderLossConfig
 from brainsynth.errors import UserError
+from brainsynth.models.weights import read_tensors
 
 log = logging.getLogger(__name__)
 _RESNETS: dict[int, tuple[Any, str]] = {10: (resnet10, "B"), 18: (resnet18, "A"), 50: (resnet50, "B")}
@@ -59,7 +59,7 @@ class PerceptualLoss(nn.Module):
             shortcut_type=shortcut,
             bias_downsample=False,
         )
-        state = {key.removeprefix("module."): value for key, value in _read_weights(weights).items()}
+        state = {key.removeprefix("module."): value for key, value in read_tensors(weights).items()}
         try:
             network.load_state_dict({k: v for k, v in state.items() if not k.startswith(("conv_seg", "fc"))})
         except RuntimeError as error:
@@ -100,12 +100,3 @@ def perceptual_loss(losses: AutoencoderLossConfig | DistillLossConfig, device: t
             )
         return None
     return PerceptualLoss(Path(losses.perceptual_weights), losses.perceptual_depth).to(device)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"losses.perceptual_weights: there is no file {path}")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return dict(state.get("state_dict", state))

@@ -151,13 +151,15 @@ def training_digest(config: Any, data_fingerprint: str) -> str:
 def read_run(folder: Path, cls: type[T], job: str, older: tuple[type[U], ...] = ()) -> T | U:
     """A finished run's record, or one that an earlier version left.
 
-    Raises UserError when the run is missing, unfinished or damaged; `job` is the one to run then.
+    Raises UserError when the run is missing, unfinished or damaged; its message names `job`, which makes one.
     """
     path = folder / RUN_FILE
     try:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder} holds no finished training: {RUN_FILE} is missing; run {job} (again)") from None
+        raise UserError(
+            f"{folder} holds no finished training: {RUN_FILE} is missing; run `brainsynth {job}` (again)"
+        ) from None
     for other in older:
         with contextlib.suppress(UserError):
             return unseal(other, data, str(path))
@@ -168,7 +170,7 @@ def finished(folder: Path, config_digest: str, cls: type[Run], older: tuple[type
     """Whether this very training is finished and its weights are whole. Raises UserError if another one is."""
     if not (folder / RUN_FILE).is_file():
         return False
-    run = read_run(folder, cls, "the training", older)
+    run = read_run(folder, cls, "train", older)
     if run.config_digest != config_digest:
         raise UserError(f"{folder} holds a finished training with another config or cohort; give another output folder")
     for name, sha in run.weights.items():

@@ -39,7 +39,7 @@ from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import local_folder, open_store
 from brainsynth.storage.whole_file import replaced
-from brainsynth.training.data import batch_indices
+from brainsynth.training.data import batch_indices, check_splits
 from brainsynth.training.generated_latents import (
     TOGETHER,
     Teacher,
@@ -228,11 +228,7 @@ def _check_scans(latents: str, name: str, bundle: BundleSpec) -> None:
     plan = read_plan(open_store(latents))
     if plan.kind != "latents" or plan.covariates != bundle.covariates:
         raise UserError(f"latents {latents} are not latents of scans with the covariates of the bundle {name}")
-    try:
-        for split in ("train", "validation"):
-            open_dataset(latents, split=split, array="mean")
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"latents: {error}") from None
+    check_splits(latents, "latents", array="mean")
 
 
 TRAINING = Training("steps", check, StepDistillTask, StepDistillRun)

@@ -188,7 +188,7 @@ def test_no_data_are_needed_and_a_damaged_latents_file_is_sampled_again(line: Li
             "does not fit a network that predicts",
         ),
         ({"bundle_output": "BUNDLE"}, "is also bundle or output"),
-        ({"bundle_output": "COHORT"}, "is not empty and holds no bundle"),
+        ({"bundle_output": "COHORT"}, "is not empty and is not a bundle"),
     ],
 )
 def test_mistakes_are_told_before_it_starts(line: Line, tmp_path: Path, change: dict[str, Any], told: str) -> None:

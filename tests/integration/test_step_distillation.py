@@ -206,7 +206,7 @@ def test_it_runs_with_its_own_sampler_only(line: Line, made: Made, tmp_path: Pat
             "validation_count of at least 17",
         ),
         ({"bundle_output": "BUNDLE"}, "is also bundle or output"),
-        ({"bundle_output": "COHORT"}, "is not empty and holds no bundle"),
+        ({"bundle_output": "COHORT"}, "is not empty and is not a bundle"),
         ({"bundle_output": "ANOTHER"}, "holds another bundle"),
     ],
 )

@@ -293,7 +293,7 @@ def test_perceptual_loss_needs_fitting_local_weights(line: Line, tmp_path: Path)
     assert float(loss(x, torch.rand_like(x))) > 1e-3
     with pytest.raises(UserError, match="does not fit a 3D ResNet-18"):
         PerceptualLoss(path, 18)
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match="nowhere.pth is missing"):
         PerceptualLoss(tmp_path / "nowhere.pth", 10)
 
 

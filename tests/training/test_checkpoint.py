@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from brainsynth.bundle.files import file_sha256
 from brainsynth.errors import UserError
 from brainsynth.records import seal, unseal
-from brainsynth.training import checkpoint
+from brainsynth.storage import whole_file
 from brainsynth.training.checkpoint import CheckpointRecord, checkpoints, restore_newest, save_checkpoint
 from tests.chaos.checkpoint_saver import DIGEST, fill, make_state
 
@@ -220,7 +220,7 @@ def test_a_save_that_fails_leaves_nothing_behind(folder: Path, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "sync", full)
+    monkeypatch.setattr(whole_file, "sync", full)
     with pytest.raises(UserError, match="step-000004 could not be written"):
         save(folder, 4, keep=1)
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [f"step-00000{i}" for i in (1, 2, 3)]
