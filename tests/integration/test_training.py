@@ -21,6 +21,7 @@ import torch
 from monai.networks.nets import resnet10
 from safetensors.torch import load_file, save_file
 
+from brainsynth.bundle.files import read_bundle
 from brainsynth.config.distillation import DistillConfig
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
@@ -42,6 +43,7 @@ from brainsynth.training.checkpoint import checkpoints
 from brainsynth.training.losses import PerceptualLoss, gradient_difference, kl_divergence
 from brainsynth.training.preemption import Request
 from brainsynth.training.runner import fit
+from brainsynth.training.runs import DenoiserRun, DiffusionRun, read_run, write_run
 from tests.line import Line, as_config, write_yaml
 
 REPO = Path(__file__).parents[2]
@@ -280,6 +282,22 @@ def test_lost_weights_of_a_finished_training_are_made_again(
     caplog.set_level("INFO")
     train_diffusion.run(config)
     assert "already trained" in caplog.text
+
+
+def test_a_training_of_an_earlier_version_is_finished_and_exported(
+    line: Line, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It left a DiffusionRun: the record of a bundle that had no name yet."""
+    folder, wanted = tmp_path / "diffusion", read_bundle(line.root / "bundle")
+    shutil.copytree(line.root / "diffusion", folder)
+    run = read_run(folder, DenoiserRun, "train-diffusion")
+    unnamed = dataclasses.replace(wanted, name="unreleased", licence="unreleased", training_data="unreleased")
+    write_run(folder, DiffusionRun(config_digest=run.config_digest, bundle=unnamed, metrics=run.metrics, elapsed_s=1.0))
+    caplog.set_level("INFO")
+    train_diffusion.run(as_config(line.diffusion(str(folder)), DiffusionTrainConfig, tmp_path))
+    assert f"already trained: {folder}" in caplog.text
+    export_bundle.run(as_config(line.bundle(str(folder), str(tmp_path / "bundle")), ExportConfig, tmp_path))
+    assert read_bundle(tmp_path / "bundle") == wanted
 
 
 def test_perceptual_loss_needs_fitting_local_weights(line: Line, tmp_path: Path) -> None:
