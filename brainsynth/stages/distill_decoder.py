@@ -70,5 +70,4 @@ def _export(config: DistillConfig) -> BundleSpec:
         weights={**plain.weights, **run.weights},
         provenance={**plain.provenance, "distilled_from": run.bundle_digest, "distilled_config": run.config_digest},
     )
-    write_distilled(_output(config), spec, source, trained, DECODER_FILE)
-    return spec
+    return write_distilled(_output(config), spec, source, trained, DECODER_FILE)

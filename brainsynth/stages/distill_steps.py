@@ -94,5 +94,4 @@ def _export(config: StepDistillConfig) -> BundleSpec:
             "steps_distilled_config": run.config_digest,
         },
     )
-    write_distilled(_output(config), spec, source, trained, DIFFUSION_FILE)
-    return spec
+    return write_distilled(_output(config), spec, source, trained, DIFFUSION_FILE)

@@ -34,7 +34,7 @@ def run(config: ExportConfig) -> None:
     if (folder / BUNDLE_FILE).exists():
         spec = read_bundle(folder)
         check_bundle_files(folder, spec)
-        if config.recommended is not None:  # no part of the digest: it may be improved later
+        if config.recommended is not None:  # not part of the digest: it may be improved later
             write_recommended(folder, config.recommended)
     else:
         spec = _write(config, source, folder, spec)
@@ -179,17 +179,24 @@ def bundle_output(config: DistillConfig | StepDistillConfig, is_same: Callable[[
     return folder
 
 
-def write_distilled(folder: Path, spec: BundleSpec, source: Path, trained: Path, name: str) -> None:
-    """The new bundle: the file `name` from the training, the others from the bundle `source`; its record last."""
+def write_distilled(folder: Path, spec: BundleSpec, source: Path, trained: Path, name: str) -> BundleSpec:
+    """The new bundle: the file `name` from the training, the others from the bundle `source`; its record last.
+
+    Returns the record in the folder. What an earlier version measured and wrote there stays.
+    """
     if (folder / BUNDLE_FILE).exists():
-        if read_bundle(folder).digest != spec.digest:
+        there = read_bundle(folder)
+        if (there.weights, there.provenance) != (spec.weights, spec.provenance):
             what = "decoder" if name == DECODER_FILE else "denoiser"
             raise UserError(f"bundle_output: {folder} holds another distilled {what}; give another folder")
-        check_bundle_files(folder, spec)
-        return
+        check_bundle_files(folder, there)
+        return there
     with new_bundle(folder) as temporary:
         for file in spec.weights:
             shutil.copyfile((trained if file == name else source) / file, temporary / file)
+        if spec.few_steps is None and (source / RECOMMENDED_FILE).is_file():
+            shutil.copyfile(source / RECOMMENDED_FILE, temporary / RECOMMENDED_FILE)
         if name == DECODER_FILE and (source / RECOMMENDED_FILE).exists():
             shutil.copyfile(source / RECOMMENDED_FILE, temporary / RECOMMENDED_FILE)
         (temporary / BUNDLE_FILE).write_bytes(seal(spec))
+    return spec
