@@ -9,8 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from brainsynth.errors import UserError
-from brainsynth.reading.dataset import SyntheticDataset, open_dataset
+from brainsynth.reading.dataset import SyntheticDataset, open_input
 
 CACHE_BYTES = 4 << 30
 
@@ -34,11 +33,8 @@ def check_splits(uri: str, what: str, array: str | None = None) -> None:
 
     `what`: the config key that names it; `array`: which of its arrays, the first by default.
     """
-    try:
-        for split in ("train", "validation"):
-            open_dataset(uri, split=split, array=array)
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"{what}: {error}") from None
+    for split in ("train", "validation"):
+        open_input(uri, what, split, array)
 
 
 class Batches:

@@ -15,7 +15,7 @@ from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.device import choose_device, describe, set_threads
 from brainsynth.models.weights import load_weights
 from brainsynth.plan import ArraySpec, Plan, ShardSpec, table_digest
-from brainsynth.reading.dataset import SyntheticDataset, open_dataset
+from brainsynth.reading.dataset import open_dataset, open_input
 from brainsynth.records import seal, unseal
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_plan, read_samples
@@ -39,7 +39,7 @@ def plan_latents(config: EncodeConfig) -> Work:
         raise UserError(
             f"cohort {config.cohort} is on another grid than the autoencoder {config.autoencoder} was trained on"
         )
-    cohort = _open(config.cohort)
+    cohort = open_input(config.cohort, "cohort")
     samples = read_samples(cohort_store, cohort_plan).iloc[cohort.rows].reset_index(drop=True)
     samples.insert(1, "cohort_row", cohort.rows)
     if config.mirror:
@@ -90,13 +90,6 @@ def _with_mirrored(samples: pd.DataFrame, volume: VolumeSpec) -> pd.DataFrame:
     again = samples[samples["split"] == "train"].copy()
     again["sample_id"] += "mirrored"
     return pd.concat([samples.assign(mirrored=False), again.assign(mirrored=True)], ignore_index=True)
-
-
-def _open(uri: str) -> SyntheticDataset:
-    try:
-        return open_dataset(uri)
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"cohort: {error}") from None
 
 
 class LatentEncoder:
