@@ -77,11 +77,15 @@ def records_of(module: str, names: list[str]) -> list[type[Any]]:
 
 def section(cls: type[Any]) -> str:
     """A record as Markdown."""
-    documented = ModuleAnalyzer.for_module(cls.__module__).find_attr_docs()
+    records = [base for base in cls.__mro__ if dataclasses.is_dataclass(base)]  # a key may be inherited
+    attributes = {base: ModuleAnalyzer.for_module(base.__module__).find_attr_docs() for base in records}
+    documented = {
+        key: text for base in records for (name, key), text in attributes[base].items() if name == base.__name__
+    }
     hints = get_type_hints(cls, include_extras=True)
     rows = [
         f"| `{key.name}` | {cell(kind(hints[key.name]))} | {cell(default(key))} | "
-        f"{cell(' '.join(documented.get((cls.__name__, key.name), [])) or first_sentence(hints[key.name]))} |"
+        f"{cell(' '.join(documented.get(key.name, [])) or first_sentence(hints[key.name]))} |"
         for key in dataclasses.fields(cls)
     ]
     head = ["| key | kind | default | meaning |", "| --- | --- | --- | --- |"]

@@ -15,6 +15,7 @@ from brainsynth.errors import UserError
 from brainsynth.plan import (
     GenerationIdentity,
     Plan,
+    generation_identity,
     generation_plan,
     generation_samples,
     plan_differences,
@@ -22,6 +23,7 @@ from brainsynth.plan import (
     table_digest,
     volume_array,
 )
+from brainsynth.records import to_dict
 from brainsynth.volume import VolumeSpec
 
 SCHEMA = CovariateSchema(
@@ -61,6 +63,22 @@ def test_golden_values() -> None:
     samples = samples_of(rows_of(10))
     assert table_digest(samples) == "c7702b469767141b234e91f7a2b34fd49492f512f0b67d7c7256d5a6f0c556ae"
     assert plan_of(samples).fingerprint == "466fd64f18a760a355aad1df967d9aeae2fb6fb2a5f615cc9cfda7238f7fd7dd"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"decoder": "distilled"},
+        {"gate": {"sha256": "0" * 64, "max_attempts": 3, "exempt": [], "tolerance": {"age": 3.5}, "measures": ["age"]}},
+    ],
+)
+def test_what_identifies_a_generation_is_written_as_ever(more: dict[str, Any]) -> None:
+    sampler = {"method": "ddim", "steps": 50, "guidance_scale": 1.0}
+    written = {"bundle": "b" * 64, "sampler": sampler, "precision": "float32", "base_seed": 0, "noise": "philox4x64"}
+    plan = replace(plan_of(samples_of(rows_of(4))), identity=written | more)
+    assert to_dict(generation_identity(plan)) == written | more
+    assert generation_plan(generation_identity(plan), VOLUME, SCHEMA, samples_of(rows_of(4)), 4) == plan
 
 
 def test_seeds_are_63_bit_and_all_different() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
@@ -24,7 +24,9 @@ from brainsynth.storage.commit import commit_key, committed_of, committed_shards
 from brainsynth.storage.filesystem import TEMPORARY_PREFIX, Store
 from brainsynth.storage.finalise import DATASET_KEY
 from brainsynth.storage.measured import is_measured
-from brainsynth.storage.verify import VerifyReport
+
+if TYPE_CHECKING:  # a worker reads tickets, and verifies nothing
+    from brainsynth.storage.verify import VerifyReport
 
 log = logging.getLogger(__name__)
 FOLDER = "repairs"
