@@ -8,14 +8,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import brainsynth
 from brainsynth.config.job import add_config_arguments, guarded
 from brainsynth.config.load import load_config
-from brainsynth.config.schema import SHIPPED_BUNDLE, GenerateConfig
+from brainsynth.config.schema import SHIPPED_BUNDLE, ExportFormat, GenerateConfig
 from brainsynth.errors import UserError
-from brainsynth.export.plan import FORMATS
 from brainsynth.progress import configure_logging
 from brainsynth.reading.splits import SPLITS
 from brainsynth.stages.jobs import JOBS, run_job, stage
@@ -151,7 +150,7 @@ def _report(words: argparse.ArgumentParser) -> None:
 
 
 def _export(words: argparse.ArgumentParser) -> None:
-    words.add_argument("--to", required=True, choices=FORMATS, help="the format")
+    words.add_argument("--to", required=True, choices=get_args(ExportFormat), help="the format")
     words.add_argument("--output", required=True, metavar="FOLDER", help="a new or empty folder, or the same to resume")
     words.add_argument("--where", metavar="CONDITION", help="only these subjects, such as \"age > 60 and sex == 'F'\"")
     words.add_argument("--split", choices=SPLITS, help="only this fixed part")

@@ -19,6 +19,9 @@ from brainsynth.volume import VolumeSpec
 SHIPPED_BUNDLE = "t1w-2mm"
 """Name of the bundle that travels with the package, in `brainsynth/bundled/`."""
 
+ExportFormat = Literal["nifti", "bids", "ome-zarr", "webdataset"]
+"""What `brainsynth export --to` writes."""
+
 
 @record
 class RuntimeConfig:

@@ -10,6 +10,7 @@ import hashlib
 import re
 from typing import Literal, get_args
 
+from brainsynth.config.schema import ExportFormat
 from brainsynth.errors import UserError, problems_error
 from brainsynth.manifest import MODEL_KEY, ModelRecord, SampleRecord
 from brainsynth.plan import Plan
@@ -19,8 +20,7 @@ from brainsynth.records import record, seal, to_dict, unseal
 from brainsynth.storage.commit import read_commit, read_plan, read_samples
 from brainsynth.storage.filesystem import TEMPORARY_PREFIX, LocalStore, Store, local_folder, open_store, resolve_uri
 
-Format = Literal["nifti", "bids", "ome-zarr", "webdataset"]
-FORMATS: tuple[Format, ...] = get_args(Format)
+FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 EXPORT_KEY = ".brainsynth-export.json"
 SUBJECTS_PER_TAR = 32
 SUBJECTS_PER_UNIT = 8
@@ -46,7 +46,7 @@ class ExportRecord:
     """What an output folder holds, or will hold when `finished`."""
 
     schema_version: Literal[1] = 1
-    format: Format
+    format: ExportFormat
     plan_fingerprint: str
     where: str
     split: str
@@ -80,7 +80,7 @@ class ExportPlan:
 
 
 def plan_export(
-    uri: str, output: str, to: Format, where: str | None = None, split: str | None = None, partial: bool = False
+    uri: str, output: str, to: ExportFormat, where: str | None = None, split: str | None = None, partial: bool = False
 ) -> ExportPlan:
     """Check everything and choose the subjects; writes nothing.
 
