@@ -7,7 +7,8 @@ it is first asked for, so `open_dataset` needs only zarr and NumPy. See README.m
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from brainsynth.version import __version__ as __version__
+
 __all__ = [
     "BundleSpec",
     "GenerateConfig",

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
-import brainsynth
 from brainsynth.config.job import add_config_arguments, guarded
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import SHIPPED_BUNDLE, ExportFormat, GenerateConfig
@@ -18,6 +17,7 @@ from brainsynth.errors import UserError
 from brainsynth.progress import configure_logging
 from brainsynth.reading.splits import SPLITS
 from brainsynth.stages.jobs import JOBS, run_job, stage
+from brainsynth.version import __version__
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -36,7 +36,7 @@ def main(words: Sequence[str] | None = None) -> None:
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     made = argparse.ArgumentParser(prog="brainsynth", description="Synthetic 3D brain MRI at scale.")
-    made.add_argument("--version", action="version", version=f"brainsynth {brainsynth.__version__}")
+    made.add_argument("--version", action="version", version=f"brainsynth {__version__}")
     verbs = made.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, job in JOBS.items():
         words = verbs.add_parser(name, help=job.summary, description=f"{job.summary}. Run it again to resume.")

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-import brainsynth
 from brainsynth.audit.case import Case, People
 from brainsynth.audit.descriptors import VOXELS, Instruments
 from brainsynth.audit.disclosure import (
@@ -26,6 +25,7 @@ from brainsynth.config.audit import AuditConfig
 from brainsynth.errors import UserError
 from brainsynth.records import record, unseal
 from brainsynth.storage.filesystem import Store
+from brainsynth.version import __version__
 
 F64 = npt.NDArray[np.float64]
 AUDIT_KEY, REPORT_KEY, NEIGHBOURS_KEY = "audit.json", "report.html", "neighbours.tsv"
@@ -161,7 +161,7 @@ def _record(
         membership=membership,
         replay=replay,
         versions={
-            "brainsynth": brainsynth.__version__,
+            "brainsynth": __version__,
             "numpy": np.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import brainsynth
 from brainsynth.cards.facts import DIGITAL_SOURCE, MARK, Facts, grid
+from brainsynth.version import __version__
 
 CONTEXT: dict[str, Any] = {
     "@language": "en",
@@ -102,7 +102,7 @@ def _provenance(facts: Facts) -> dict[str, Any]:
         "license": facts.model.licence,
         "prov:wasDerivedFrom": {"@type": "prov:Entity", "name": facts.model.training_data},
     }
-    software = {"@type": "prov:SoftwareAgent", "name": "brainsynth", "version": brainsynth.__version__}
+    software = {"@type": "prov:SoftwareAgent", "name": "brainsynth", "version": __version__}
     return {
         "prov:wasDerivedFrom": model,
         "prov:wasAttributedTo": [{"@type": "prov:Agent", "name": c.full_name} for c in facts.config.creators],

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import brainsynth
 from brainsynth.bundle.spec import BundleSpec
 from brainsynth.config.release import ReleaseConfig
 from brainsynth.manifest import DatasetManifest, ModelRecord
 from brainsynth.plan import Plan
 from brainsynth.records import record
+from brainsynth.version import __version__
 
 MARK = "Every image is SYNTHETIC: AI-generated, of no real person. Not for diagnosis."
 DIGITAL_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -119,4 +119,4 @@ def grid(plan: Plan) -> str:
     return f"{shape} voxels at {spacing} mm, axes RAS+"
 
 
-SOFTWARE = f"brainsynth {brainsynth.__version__}"
+SOFTWARE = f"brainsynth {__version__}"

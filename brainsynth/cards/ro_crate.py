@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import brainsynth
 from brainsynth.cards.facts import DIGITAL_SOURCE, MARK, Facts
+from brainsynth.version import __version__
 
 _PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 _SOFTWARE = "#brainsynth"
@@ -98,8 +98,8 @@ def _context(facts: Facts, model: str) -> list[dict[str, Any]]:
             "@id": _SOFTWARE,
             "@type": "SoftwareApplication",
             "name": "brainsynth",
-            "version": brainsynth.__version__,
-            "softwareVersion": brainsynth.__version__,
+            "version": __version__,
+            "softwareVersion": __version__,
             "license": {"@id": "https://spdx.org/licenses/Apache-2.0"},
         },
         {

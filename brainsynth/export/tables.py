@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-import brainsynth
 from brainsynth.export.plan import ExportPlan, Subject
 from brainsynth.storage.finalise import participants_sidecar, pretty_json
+from brainsynth.version import __version__
 
 BIDS_VERSION = "1.10.0"
 _PLACES = {
@@ -79,7 +79,7 @@ def _description(export: ExportPlan) -> dict[str, Any]:
     what = f"plan {export.plan.fingerprint}"
     if synthetic:
         what = f"AI-generated images of no real person, made by a latent diffusion model ({_model(export)}); {what}"
-    made = {"Name": "brainsynth", "Version": brainsynth.__version__, "Description": what}
+    made = {"Name": "brainsynth", "Version": __version__, "Description": what}
     licence = {"License": export.model.licence} if export.model else {}
     name = "Synthetic T1w brain MRI (AI-generated)" if synthetic else "Prepared T1w brain MRI"
     return {
@@ -110,5 +110,5 @@ def _readme(export: ExportPlan, subjects: list[Subject]) -> str:
         f"# {_description(export)['Name']}\n\n{whose}\n\n"
         f"- {len(subjects)} volumes of {shape} voxels at {spacing} mm, axes RAS+, intensities in [0, 1]\n"
         f"- {_PLACES[export.record.format]}\n- chosen: {chosen}{f', split {s}' if (s := export.record.split) else ''}\n"
-        f"{licence}- exported by brainsynth {brainsynth.__version__}; plan {plan.fingerprint}\n"
+        f"{licence}- exported by brainsynth {__version__}; plan {plan.fingerprint}\n"
     )
