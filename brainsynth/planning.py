@@ -17,7 +17,8 @@ from brainsynth.errors import UserError
 from brainsynth.models.sampler_rules import check_bundle_sampler
 from brainsynth.plan import ROW_COLUMNS, GateRules, GenerationIdentity, Plan, generation_plan, generation_samples
 from brainsynth.records import record
-from brainsynth.storage.filesystem import read_table, resolve_uri
+from brainsynth.storage.filesystem import resolve_uri
+from brainsynth.storage.tables import read_table
 from brainsynth.storage.work import Work
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ from brainsynth.plan import ArraySpec, Plan, ShardSpec
 from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.records import digest
 from brainsynth.storage.arrays import empty_arrays
-from brainsynth.storage.commit import read_commit, read_plan
+from brainsynth.storage.commit import read_commits, read_plan
 from brainsynth.storage.filesystem import Store, open_store
 from brainsynth.storage.work import ShardOutput, Work
 from brainsynth.volume import VolumeSpec, voxel_sha256
@@ -165,7 +165,7 @@ def descriptors(root: str) -> Spaces:
     """
     store = open_store(root)
     plan = read_plan(store)
-    lost = [s for i in range(plan.num_shards) for s in read_commit(store, plan, i).samples if s.status != "ok"]
+    lost = [sample for commit in read_commits(store, plan) for sample in commit.samples if sample.status != "ok"]
     if lost:
         raise UserError(
             f"{root}: {len(lost)} volumes could not be described, the first {lost[0].sample_id} ({lost[0].reason}); an "

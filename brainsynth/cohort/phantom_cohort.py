@@ -6,7 +6,6 @@ import contextlib
 import gzip
 import json
 import multiprocessing
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -21,6 +20,7 @@ from brainsynth.cohort.phantom import VERSION, make_phantom, phantom_covariates,
 from brainsynth.cohort.phantom_anatomy import F32
 from brainsynth.errors import UserError
 from brainsynth.records import digest, to_dict
+from brainsynth.storage.whole_file import write_whole
 from brainsynth.volume import VolumeSpec
 
 Task = tuple[Path, float, str, float, float, VolumeSpec, int]
@@ -62,10 +62,10 @@ def write_phantom_cohort(
                "ventricular_volume": ("volume of all ventricles, exact by construction", "ml"),
                "brain_volume": ("grey and white matter, no CSF, exact by construction", "ml")}  # fmt: skip
     units = {name: {"Description": text, "Units": unit} for name, (text, unit) in columns.items()}
-    _replace(folder / "dataset_description.json", json.dumps(description, indent=2).encode() + b"\n")
-    _replace(folder / "participants.json", json.dumps(units, indent=2).encode() + b"\n")
-    _replace(folder / "participants.tsv", table.to_csv(sep="\t", index=False, lineterminator="\n").encode())
-    _replace(folder / ".bidsignore", b"ventricle_prior.nii.gz\n")
+    write_whole(folder / "dataset_description.json", json.dumps(description, indent=2).encode() + b"\n")
+    write_whole(folder / "participants.json", json.dumps(units, indent=2).encode() + b"\n")
+    write_whole(folder / "participants.tsv", table.to_csv(sep="\t", index=False, lineterminator="\n").encode())
+    write_whole(folder / ".bidsignore", b"ventricle_prior.nii.gz\n")
     tasks: list[Task] = [
         (scans[i], age, sex, vent, brain, volume, subject_seed(seed, i))
         for i, (_, age, sex, vent, brain) in enumerate(table.itertuples(index=False))
@@ -76,7 +76,7 @@ def write_phantom_cohort(
             prior += ventricle  # in the order of the subjects: another order would round differently
             if progress is not None:
                 progress(done, n)
-    _replace(prior_path, _nifti((prior / n).astype(np.float32), volume))
+    write_whole(prior_path, _nifti((prior / n).astype(np.float32), volume))
     return folder
 
 
@@ -106,7 +106,7 @@ def _build(task: Task) -> F32:
     """Write one scan; (X, Y, Z) ventricle share. Runs in the worker processes."""
     path, age, sex, vent, brain, volume, seed = task
     phantom = make_phantom(age, sex, vent, brain, volume, seed=seed)
-    _replace(path, _nifti(np.rint(phantom.image * 255).astype(np.uint8), volume))
+    write_whole(path, _nifti(np.rint(phantom.image * 255).astype(np.uint8), volume))
     return phantom.fractions["ventricle"]
 
 
@@ -134,11 +134,3 @@ def _nifti(voxels: npt.NDArray[Any], volume: VolumeSpec) -> bytes:
     image.set_sform(volume.affine, code="mni")
     image.set_qform(volume.affine, code="mni")
     return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file so that it is there in full or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)

@@ -21,7 +21,8 @@ from brainsynth.reading.splits import hashed_place
 from brainsynth.records import to_dict
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_samples
-from brainsynth.storage.filesystem import open_store, read_table, resolve_uri
+from brainsynth.storage.filesystem import open_store, resolve_uri
+from brainsynth.storage.tables import read_table
 from brainsynth.storage.work import ShardOutput, Work
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Literal, get_args
+from typing import Literal
 
 from brainsynth.config.schema import ExportFormat
 from brainsynth.errors import UserError, problems_error
@@ -17,13 +17,11 @@ from brainsynth.plan import Plan
 from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.reading.query import missing
 from brainsynth.records import record, seal, to_dict, unseal
-from brainsynth.storage.commit import read_commit, read_plan, read_samples
-from brainsynth.storage.filesystem import TEMPORARY_PREFIX, LocalStore, Store, local_folder, open_store, resolve_uri
+from brainsynth.storage.commit import each_commit, read_plan, read_samples
+from brainsynth.storage.filesystem import LocalStore, Store, local_folder, open_store, resolve_uri
+from brainsynth.storage.whole_file import TEMPORARY_PREFIX
 
-FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 EXPORT_KEY = ".brainsynth-export.json"
-SUBJECTS_PER_TAR = 32
-SUBJECTS_PER_UNIT = 8
 
 
 @record
@@ -71,12 +69,6 @@ class ExportPlan:
     def store(self) -> LocalStore:
         """The output folder."""
         return LocalStore(local_folder(self.output, "output"))
-
-    def units(self) -> list[tuple[int, list[Subject]]]:
-        """Numbered groups of subjects, each written by one worker; of a WebDataset, one tar each."""
-        size = SUBJECTS_PER_TAR if self.record.format == "webdataset" else SUBJECTS_PER_UNIT
-        starts = range(0, len(self.subjects), size)
-        return [(number, self.subjects[start : start + size]) for number, start in enumerate(starts)]
 
 
 def plan_export(
@@ -126,7 +118,7 @@ def check_output(export: ExportPlan) -> None:
         there = next((key for key, _ in store.list() if TEMPORARY_PREFIX not in key), None)
         if there is not None:
             raise UserError(
-                f"{store.uri} is not empty (it holds {there}) and is no export: give a new or empty output folder"
+                f"{store.uri} is not empty (it holds {there}) and is not an export: give a new or empty output folder"
             ) from None
         return
     a, b = (to_dict(r) for r in (found, export.record))
@@ -152,9 +144,10 @@ def _opened(uri: str, where: str | None, split: str | None, partial: bool) -> Sy
 
 def _subjects(store: Store, plan: Plan, dataset: SyntheticDataset) -> list[Subject]:
     stored: dict[int, SampleRecord] = {}
-    for shard in sorted({row // plan.samples_per_shard for row in dataset.rows.tolist()}):
+    shards = sorted({row // plan.samples_per_shard for row in dataset.rows.tolist()})
+    for shard, read in each_commit(store, plan, shards):
         try:
-            stored |= {sample.row: sample for sample in read_commit(store, plan, shard).samples}
+            stored |= {sample.row: sample for sample in read().samples}
         except FileNotFoundError:
             raise UserError(
                 f"{store.uri}: the commit record of shard {shard} is lost; run `brainsynth verify`"
@@ -169,7 +162,7 @@ def _subjects(store: Store, plan: Plan, dataset: SyntheticDataset) -> list[Subje
                 f"{store.uri}: participants.tsv and the commit records differ in row {row}; run `brainsynth verify`"
             )
         if not re.fullmatch(r"[A-Za-z0-9]{1,64}", sample.sample_id):
-            raise UserError(f"{store.uri}: {sample.sample_id!a} is no sample id of letters and digits")
+            raise UserError(f"{store.uri}: {sample.sample_id!a} is not a sample id of letters and digits")
         subjects.append(
             Subject(
                 row=row,
@@ -192,5 +185,5 @@ def read_model(store: Store, plan: Plan) -> ModelRecord | None:
     except FileNotFoundError:
         return None  # made before there was this record
     if model.bundle != plan.identity["bundle"]:
-        raise UserError(f"{store.uri}/{MODEL_KEY} tells of another bundle than plan.json; delete it and generate again")
+        raise UserError(f"{store.uri}/{MODEL_KEY} names another bundle than plan.json; delete it and generate again")
     return model

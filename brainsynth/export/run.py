@@ -1,56 +1,66 @@
-"""Write the volumes of an export, unit by unit in any order and process, then what stands beside them."""
+"""Write the volumes of an export, unit by unit in any order and process, then the tables next to them."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from brainsynth.errors import UserError
-from brainsynth.export.formats import tar_ids, write_nifti, write_ome_zarr, write_tar
+from brainsynth.export.file_format import ExportedVolume
+from brainsynth.export.formats import FORMATS
 from brainsynth.export.plan import EXPORT_KEY, ExportPlan, ExportRecord, Subject
 from brainsynth.export.tables import about, tables
 from brainsynth.manifest import stored_sha256
 from brainsynth.reading.stored_array import StoredArray
 from brainsynth.records import seal
-from brainsynth.storage.filesystem import sweep
+from brainsynth.storage.whole_file import sweep, whole
 
 log = logging.getLogger(__name__)
-_NAMES = {
-    "nifti": "sub-{0}_T1w.nii.gz",
-    "bids": "sub-{0}/anat/sub-{0}_T1w.nii.gz",
-    "ome-zarr": "sub-{0}_T1w.ome.zarr",
-}
+SUBJECTS_PER_UNIT = 8
+
+
+def units(export: ExportPlan) -> list[tuple[int, list[Subject]]]:
+    """Numbered groups of subjects, each written by one worker; a file of several subjects is a unit."""
+    size = max(FORMATS[export.record.format].subjects_per_file, SUBJECTS_PER_UNIT)
+    starts = range(0, len(export.subjects), size)
+    return [(number, export.subjects[start : start + size]) for number, start in enumerate(starts)]
 
 
 def export_unit(export: ExportPlan, number: int, subjects: list[Subject], partial: bool) -> list[str]:
-    """Write what is not there yet of a unit; returns the ids of damaged volumes, which have no file.
+    """Write what is not there yet of a unit; returns the ids of damaged volumes, which are in no file.
 
     Raises:
         UserError: a volume is damaged, and `partial` is not set; or the disk is full.
     """
     stored = StoredArray(export.uri, export.plan.arrays[0].name)
-    if export.record.format == "webdataset":
-        return _tar(export, stored, number, subjects, partial)
-    damaged = []
-    for subject in subjects:
-        path = Path(export.output, _NAMES[export.record.format].format(subject.sample_id))
-        if path.exists():
+    kind = FORMATS[export.record.format]
+    files = [subjects] if kind.subjects_per_file > 1 else [[subject] for subject in subjects]
+    damaged: list[str] = []
+
+    def volumes(group: list[Subject]) -> Iterator[ExportedVolume]:
+        for subject in group:
+            voxels = _checked(export, stored, subject, partial)
+            if voxels is None:
+                damaged.append(subject.sample_id)
+            else:
+                yield ExportedVolume(subject.sample_id, voxels, export.plan.volume, about(export, subject))
+
+    for group in files:
+        path = Path(export.output, kind.path.format(id=group[0].sample_id, unit=number))
+        # A file that a `--partial` export left somebody out of is tried again.
+        if path.exists() and (kind.ids_in is None or kind.ids_in(path) == {s.sample_id for s in group}):
             continue
-        voxels = _checked(export, stored, subject, partial)
-        if voxels is None:
-            damaged.append(subject.sample_id)
-            continue
-        image = export.plan.volume.dequantise(voxels)
-        if export.record.format == "ome-zarr":
-            write_ome_zarr(path, image, export.plan.volume, about(export, subject))
-        else:
-            write_nifti(path, image, export.plan.volume, export.plan.kind == "generated")
+        checked = volumes(group)
+        first = next(checked, None)
+        if first is not None:
+            with whole(path) as temporary:
+                kind.write(temporary, itertools.chain([first], checked))
     return damaged
 
 
@@ -69,26 +79,6 @@ def finish(export: ExportPlan, damaged: list[str]) -> ExportRecord:
     return done
 
 
-def _tar(export: ExportPlan, stored: StoredArray, number: int, subjects: list[Subject], partial: bool) -> list[str]:
-    path = Path(export.output, f"shard-{number:06d}.tar")
-    if path.exists() and tar_ids(path) == {subject.sample_id for subject in subjects}:
-        return []  # one that a `--partial` export left somebody out of is tried again
-    damaged: list[str] = []
-
-    def samples() -> Iterator[tuple[str, npt.NDArray[Any], dict[str, Any]]]:
-        for subject in subjects:
-            voxels = _checked(export, stored, subject, partial)
-            if voxels is None:
-                damaged.append(subject.sample_id)
-                continue
-            facts = {"affine": export.plan.volume.affine.tolist(), **about(export, subject)}
-            image = voxels if voxels.dtype.kind == "f" else export.plan.volume.dequantise(voxels)
-            yield subject.sample_id, image, facts
-
-    write_tar(path, samples())
-    return damaged
-
-
 def _checked(
     export: ExportPlan, stored: StoredArray, subject: Subject, partial: bool
 ) -> npt.NDArray[np.generic] | None:
@@ -104,8 +94,8 @@ def _checked(
         why = str(error)
     if not partial:
         raise UserError(
-            f"{why}; mend it with `brainsynth verify {export.uri} --repair` and the job that made it, or leave it out with "
-            "--partial; what is exported so far is whole, and the same command goes on"
+            f"{why}; repair it with `brainsynth verify {export.uri} --repair` and the job that made it, or leave it out "
+            "with --partial; what is exported so far is whole, and the same command resumes"
         )
     log.warning("left out: %s", why)
     return None

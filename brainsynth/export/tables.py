@@ -1,4 +1,4 @@
-"""What stands beside exported volumes: participants, dataset description, read-me. Every format gets what BIDS wants."""
+"""The tables next to exported volumes: participants, dataset description, read-me. Every format gets what BIDS wants."""
 
 from __future__ import annotations
 
@@ -6,24 +6,19 @@ from typing import Any
 
 import pandas as pd
 
+from brainsynth.export.formats import FORMATS
 from brainsynth.export.plan import ExportPlan, Subject
 from brainsynth.storage.finalise import participants_sidecar, pretty_json
 from brainsynth.version import __version__
 
 BIDS_VERSION = "1.10.0"
-_PLACES = {
-    "nifti": "`sub-<id>_T1w.nii.gz`: float32 NIfTI",
-    "bids": "`sub-<id>/anat/sub-<id>_T1w.nii.gz`: float32 NIfTI in the layout of BIDS",
-    "ome-zarr": "`sub-<id>_T1w.ome.zarr`: OME-Zarr 0.5, axes z, y, x; the affine of (x, y, z) in `attributes.brainsynth`",
-    "webdataset": "`shard-NNNNNN.tar`: WebDataset, `<id>.t1w.npy` (X, Y, Z) and `<id>.json` (covariates, affine)",
-}
 
 
 def tables(export: ExportPlan, subjects: list[Subject]) -> dict[str, bytes]:
     """File name → content, for the subjects that were exported."""
     image = {"Description": _description(export)["Name"], "Units": "arbitrary, 0 to 1"}
     return {
-        **({"T1w.json": pretty_json(image)} if export.record.format in ("nifti", "bids") else {}),
+        **({"T1w.json": pretty_json(image)} if FORMATS[export.record.format].bids_sidecar else {}),
         "participants.tsv": _participants(export, subjects),
         "participants.json": pretty_json(_sidecar(export)),
         "README.md": _readme(export, subjects).encode(),
@@ -106,9 +101,10 @@ def _readme(export: ExportPlan, subjects: list[Subject]) -> str:
     )
     licence = f"- licence of the model: {model.licence}; trained on: {model.training_data}\n" if model else ""
     chosen = export.record.where or "all subjects"
+    split = f", split {export.record.split}" if export.record.split else ""
     return (
         f"# {_description(export)['Name']}\n\n{whose}\n\n"
         f"- {len(subjects)} volumes of {shape} voxels at {spacing} mm, axes RAS+, intensities in [0, 1]\n"
-        f"- {_PLACES[export.record.format]}\n- chosen: {chosen}{f', split {s}' if (s := export.record.split) else ''}\n"
+        f"- {FORMATS[export.record.format].about}\n- chosen: {chosen}{split}\n"
         f"{licence}- exported by brainsynth {__version__}; plan {plan.fingerprint}\n"
     )

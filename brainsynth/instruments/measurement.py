@@ -36,7 +36,7 @@ from brainsynth.models.segmenter import STRUCTURES
 from brainsynth.plan import ArraySpec, Plan, ShardSpec, table_digest
 from brainsynth.reading.dataset import SyntheticDataset, open_dataset, open_input
 from brainsynth.storage.arrays import decode_shard, empty_arrays, shard_key
-from brainsynth.storage.commit import read_commit, read_plan, read_samples
+from brainsynth.storage.commit import read_commits, read_plan, read_samples
 from brainsynth.storage.filesystem import open_store, resolve_uri
 from brainsynth.storage.work import ShardOutput, Work
 from brainsynth.volume import VolumeSpec, resample
@@ -191,13 +191,13 @@ def measured_shards(root: str, *names: str) -> Iterator[tuple[pd.DataFrame, dict
     plan = read_plan(store)
     planned = read_samples(store, plan)
     arrays = [array for array in plan.arrays if array.name in names]
-    for index in range(plan.num_shards):
-        shard = plan.shard(index)
-        good = [sample for sample in read_commit(store, plan, index).samples if sample.status == "ok"]
+    for commit in read_commits(store, plan):
+        shard = plan.shard(commit.shard)
+        good = [sample for sample in commit.samples if sample.status == "ok"]
         rows = np.array([sample.row for sample in good], np.intp)
         scalars = pd.DataFrame([{"row": sample.row, **sample.extra} for sample in good])
         table = planned.iloc[rows].reset_index(drop=True).join(scalars)
-        data = {a.name: decode_shard(plan, a, shard, store.read(shard_key(a, index))) for a in arrays}
+        data = {a.name: decode_shard(plan, a, shard, store.read(shard_key(a, shard.index))) for a in arrays}
         yield table, {name: values[rows - shard.start] for name, values in data.items()}
 
 

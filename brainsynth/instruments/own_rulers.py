@@ -19,7 +19,8 @@ import pandas as pd
 
 from brainsynth.config.evaluation import TableRuler
 from brainsynth.errors import UserError
-from brainsynth.storage.filesystem import read_table, resolve_uri
+from brainsynth.storage.filesystem import resolve_uri
+from brainsynth.storage.tables import read_table
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

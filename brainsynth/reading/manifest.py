@@ -41,7 +41,7 @@ def committed(uri: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
     plan = read_plan(store)
     samples = read_samples(store, plan)
     commits = read_commits(store, plan, sorted(committed_of(store, plan)))
-    status = {sample.row: sample.status for commit in commits for sample in commit.samples}
+    status: dict[Any, str] = {sample.row: sample.status for commit in commits for sample in commit.samples}
     columns = ["sample_id", *(["split"] if "split" in samples else []), *plan.covariates.names]
     lines = []
     for row, values in samples.loc[sorted(status), columns].iterrows():

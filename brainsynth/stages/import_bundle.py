@@ -27,7 +27,8 @@ from brainsynth.errors import UserError, problems_error
 from brainsynth.models.published_weights import file_digests, read_autoencoder, read_denoiser
 from brainsynth.records import seal
 from brainsynth.stages.export_bundle import new_bundle
-from brainsynth.storage.filesystem import local_folder, read_table
+from brainsynth.storage.filesystem import local_folder
+from brainsynth.storage.tables import read_table
 from brainsynth.storage.untrusted import plain_json
 from brainsynth.volume import VolumeSpec
 

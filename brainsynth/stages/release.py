@@ -27,7 +27,6 @@ from brainsynth.cards.facts import AuditSummary, Facts, ReleasedFile
 from brainsynth.cards.ro_crate import ro_crate
 from brainsynth.config.release import ReleaseConfig
 from brainsynth.errors import UserError, problems_error
-from brainsynth.export.formats import whole
 from brainsynth.export.plan import EXPORT_KEY, plan_export, read_model
 from brainsynth.export.tables import tables
 from brainsynth.manifest import MODEL_KEY, DatasetManifest, ModelRecord, for_publication
@@ -36,10 +35,11 @@ from brainsynth.records import record, seal, unseal
 from brainsynth.stages.export import run_export
 from brainsynth.storage import measured as quality
 from brainsynth.storage.arrays import metadata_keys, shard_key
-from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, read_commit, read_plan
+from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, read_commits, read_plan
 from brainsynth.storage.filesystem import LocalStore, Store, local_folder, open_store, resolve_uri
 from brainsynth.storage.finalise import DATASET_KEY, SHARDS_KEY, SUBJECTS_KEY, finalise, pretty_json
 from brainsynth.storage.verify import VerifyReport, verify_dataset
+from brainsynth.storage.whole_file import whole
 
 log = logging.getLogger(__name__)
 SUMS, RELEASE_KEY = "SHA256SUMS", "release.json"
@@ -177,8 +177,8 @@ def _zarr(store: Store, uri: str, folder: Path, plan: Plan, manifest: DatasetMan
                 shutil.copyfile(store.path / key, target)
         else:
             target.write_bytes(store.read(key))
-    for shard in range(plan.num_shards):
-        published.write(commit_key(shard), seal(for_publication(read_commit(store, plan, shard))))
+    for commit in read_commits(store, plan):
+        published.write(commit_key(commit.shard), seal(for_publication(commit)))
     if finalise(published, plan).shards_digest != manifest.shards_digest:
         raise UserError(f"{uri} was changed while it was being released; run the same command again")
     with tempfile.TemporaryDirectory() as scratch:

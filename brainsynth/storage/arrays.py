@@ -81,7 +81,7 @@ def decode_rows(plan: Plan, array: ArraySpec, shard: ShardSpec, data: bytes) -> 
     return found
 
 
-def _loaded(plan: Plan, array: ArraySpec, shard: ShardSpec, data: bytes) -> zarr.Array:
+def _loaded(plan: Plan, array: ArraySpec, shard: ShardSpec, data: bytes) -> zarr.Array[Any]:
     """An array in memory whose only shard is `data`."""
     memory, stored = _memory_array(array, shard.stop - shard.start, plan.samples_per_shard)
     prototype = zarr.core.buffer.default_buffer_prototype()
@@ -99,7 +99,7 @@ def empty_arrays(plan: Plan, shard: ShardSpec) -> list[npt.NDArray[Any]]:
     ]
 
 
-def _memory_array(array: ArraySpec, num_samples: int, samples_per_shard: int) -> tuple[zarr.Array, dict[str, Any]]:
+def _memory_array(array: ArraySpec, num_samples: int, samples_per_shard: int) -> tuple[zarr.Array[Any], dict[str, Any]]:
     stored: dict[str, Any] = {}
     dtype = np.dtype(array.dtype)
     created = zarr.create_array(

@@ -7,6 +7,7 @@ Whatever dies in between, the same command goes on where the records end: resume
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import io
@@ -14,22 +15,22 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyarrow
 
 from brainsynth.errors import UserError, problems_error
 from brainsynth.manifest import ObjectRecord, SampleRecord, ShardManifest, describe_sample
 from brainsynth.plan import ArraySpec, Plan, ShardSpec, plan_differences, table_digest
 from brainsynth.records import seal, unseal
 from brainsynth.storage.arrays import check_array, create_arrays, decode_shard, encode_shard, shard_key
-from brainsynth.storage.filesystem import TEMPORARY_PREFIX, Store
-from brainsynth.storage.untrusted import check_parquet
+from brainsynth.storage.filesystem import Store
+from brainsynth.storage.tables import stored_table
+from brainsynth.storage.whole_file import TEMPORARY_PREFIX
 
 log = logging.getLogger(__name__)
 PLAN_KEY = "plan.json"
@@ -104,13 +105,13 @@ def read_samples(store: Store, plan: Plan) -> pd.DataFrame:
     """The samples table of the plan. Raises UserError when it is lost or is not the planned one."""
     where = f"{store.uri}/{SAMPLES_KEY}"
     try:
-        stored = io.BytesIO(store.read(SAMPLES_KEY))
-        check_parquet(stored)
-        samples = pd.read_parquet(stored)
+        samples = stored_table(store.read(SAMPLES_KEY))
     except FileNotFoundError:
         raise UserError(f"{where} is missing; run the same command again to write it") from None
-    except (OSError, ValueError, TypeError, LookupError, pyarrow.ArrowException) as error:
-        raise UserError(f"{where} is damaged: {type(error).__name__}: {error}") from None
+    except UserError:
+        raise  # an object store that does not answer
+    except ValueError as error:
+        raise UserError(f"{where} is damaged: {error}") from None
     if table_digest(samples) != plan.samples_digest:
         raise UserError(f"{where} is damaged: it is not the table that the plan was made from")
     return samples
@@ -136,10 +137,30 @@ def read_commit(store: Store, plan: Plan, shard: int) -> ShardManifest:
     return record
 
 
-def read_commits(store: Store, plan: Plan, shards: Iterable[int]) -> list[ShardManifest]:
-    """The commit records of several shards, in their order, several read at a time. Raises what `read_commit` does."""
-    with ThreadPoolExecutor(_READ_AHEAD) as pool:
-        return list(pool.map(lambda shard: read_commit(store, plan, shard), shards))
+def each_commit(
+    store: Store, plan: Plan, shards: Iterable[int] | None = None
+) -> Iterator[tuple[int, Callable[[], ShardManifest]]]:
+    """Each shard (of the plan by default), in order, and a function that returns what `read_commit` does, or raises it.
+
+    Some are read ahead: an object store answers slowly, but many requests at once.
+    """
+    waiting: collections.deque[tuple[int, Future[ShardManifest]]] = collections.deque()
+    pool = ThreadPoolExecutor(_READ_AHEAD)
+    try:
+        for shard in range(plan.num_shards) if shards is None else shards:
+            waiting.append((shard, pool.submit(read_commit, store, plan, shard)))
+            if len(waiting) > _READ_AHEAD:
+                first, reading = waiting.popleft()
+                yield first, reading.result
+        for last, reading in waiting:
+            yield last, reading.result
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def read_commits(store: Store, plan: Plan, shards: Iterable[int] | None = None) -> Iterator[ShardManifest]:
+    """The commit records of `each_commit`; raises what `read_commit` does."""
+    return (read() for _, read in each_commit(store, plan, shards))
 
 
 def commit_shard(

@@ -9,20 +9,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
-
-import pandas as pd
 
 from brainsynth.errors import UserError
 from brainsynth.storage.keys import check_address, check_key
 from brainsynth.storage.object_store import ObjectStore
-from brainsynth.storage.untrusted import check_table_file
+from brainsynth.storage.whole_file import sync, temporary, write_whole
 
-TEMPORARY_PREFIX = ".tmp-"
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
@@ -79,45 +74,25 @@ class LocalStore:
 
     def write(self, key: str, data: bytes) -> None:
         file = self._file(key)
-        with self._temporary(file, data) as temporary:
-            os.replace(temporary, file)
+        with self._explained(file):
+            write_whole(file, data)
 
     def write_new(self, key: str, data: bytes) -> bool:
         file = self._file(key)
         if file.exists():
             return False
-        with self._temporary(file, data) as temporary:
-            try:
-                # A hard link fails where the name exists: the only put-if-absent that POSIX has for a finished file.
-                os.link(temporary, file)
-            except FileExistsError:
-                return False
-            except FileNotFoundError:
-                # The dataset was finished, and swept, by someone else while this object was on its way.
-                if not file.exists():
-                    raise
-                return False
-            except OSError as error:
-                if error.errno in _NO_LINKS:
-                    raise UserError(
-                        f"cannot write {file}: this filesystem has no hard links, by which brainsynth makes sure that "
-                        "no file is written twice; write to a local disk, NFS, Lustre or an object store (s3://…), and "
-                        "copy the finished dataset"
-                    ) from error
-                raise
-        return True
+        with self._explained(file), temporary(file) as written:
+            written.write_bytes(data)
+            sync(written)
+            new = _linked(written, file)
+            sync(file.parent)
+        return new
 
     @contextlib.contextmanager
-    def _temporary(self, file: Path, data: bytes) -> Iterator[Path]:
-        temporary = file.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    def _explained(self, file: Path) -> Iterator[None]:
+        """What the system says of a write that failed, as a UserError that names the remedy."""
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "xb") as handle:
-                handle.write(data)
-                handle.flush()
-                os.fsync(handle.fileno())
-            yield temporary
-            sync(file.parent)
+            yield
         except OSError as error:
             if error.errno in _NO_SPACE:
                 full = (
@@ -127,9 +102,6 @@ class LocalStore:
             raise UserError(
                 f"cannot write {file}: {error.strerror}; check the permissions and the free space of {self.path}"
             ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         for folder, folders, files in os.walk(self._file(prefix, empty=True)):
@@ -145,27 +117,27 @@ class LocalStore:
             file.unlink()
 
 
-def sync(path: Path) -> None:
-    """Put a file, or the names in a folder, on the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _linked(written: Path, file: Path) -> bool:
+    """Give a finished file its name. False where there is a file of that name already."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove(path: Path) -> None:
-    """Remove a file, link or folder with all in it; no error where there is none."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def sweep(folder: Path, below: bool = False) -> None:
-    """Remove what killed writers left in a folder, and in those below it."""
-    for stray in list(folder.rglob(f"{TEMPORARY_PREFIX}*") if below else folder.glob(f"{TEMPORARY_PREFIX}*")):
-        remove(stray)
+        # A hard link fails where the name exists: the only put-if-absent that POSIX has for a finished file.
+        os.link(written, file)
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        # The dataset was finished, and swept, by someone else while this object was on its way.
+        if not file.exists():
+            raise
+        return False
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            raise UserError(
+                f"cannot write {file}: this filesystem has no hard links, by which brainsynth makes sure that no file is "
+                "written twice; write to a local disk, NFS, Lustre or an object store (s3://…), and copy the finished "
+                "dataset"
+            ) from error
+        raise
+    return True
 
 
 def open_store(uri: str) -> Store:
@@ -200,24 +172,3 @@ def local_folder(uri: str, what: str) -> Path:
     if not isinstance(store, LocalStore):
         raise UserError(f"{what}: {uri} must be a folder that every worker reaches as a path (a shared filesystem)")
     return store.path
-
-
-def read_table(path: str, what: str, ids: Sequence[str] = ("sample_id",)) -> pd.DataFrame:
-    """A .csv, .tsv or .parquet table; `n/a` (BIDS) and empty cells are missing values. Raises UserError.
-
-    Columns named in `ids` are text, so that subject 007 stays 007; a column is judged whole, so that it has one type.
-    """
-    suffix = Path(path).suffix.lower()
-    try:
-        if suffix in (".parquet", ".csv", ".tsv"):
-            check_table_file(Path(path))
-        if suffix == ".parquet":
-            return pd.read_parquet(path)
-        if suffix in (".csv", ".tsv"):
-            separator = "\t" if suffix == ".tsv" else ","
-            return pd.read_csv(path, sep=separator, na_values=["n/a"], dtype=dict.fromkeys(ids, str), low_memory=False)
-    except FileNotFoundError:
-        raise UserError(f"{what}: there is no table at {path}") from None
-    except (OSError, ValueError, pd.errors.ParserError) as error:
-        raise UserError(f"{what}: {path} cannot be read as a table: {error}") from None
-    raise UserError(f"{what}: {path} must end in .csv, .tsv or .parquet")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -20,8 +18,9 @@ from brainsynth.plan import Plan
 from brainsynth.records import seal, to_dict
 from brainsynth.storage import attempts
 from brainsynth.storage.arrays import GROUP, metadata_keys
-from brainsynth.storage.commit import commit_key, read_commit, read_samples
-from brainsynth.storage.filesystem import TEMPORARY_PREFIX, Store
+from brainsynth.storage.commit import commit_key, each_commit, read_samples
+from brainsynth.storage.filesystem import Store
+from brainsynth.storage.leftovers import COMMITS, is_temporary
 
 DATASET_KEY = "dataset.json"
 SUBJECTS_KEY = "manifest/subjects.parquet"
@@ -37,7 +36,6 @@ _TABLES = (
     "README.md",
 )
 BLOCK_ROWS = 8192
-READ_AHEAD = 16
 _FIGURES = ("minimum", "maximum", "mean", "std", "p01", "p99", "zero_fraction")
 _SUBJECT_FIELDS = [
     pa.field("row", pa.int64()),
@@ -71,8 +69,15 @@ def finalise(store: Store, plan: Plan, progress: Callable[[int, int], None] | No
         UserError: when shards are still missing, or planned ≠ ok + rejected + failed.
     """
     fold = _Fold(store, plan, read_samples(store, plan))
-    for commit in _commits(store, plan, progress):
-        fold.add(commit)
+    for shard, read in each_commit(store, plan):
+        try:
+            fold.add(read())
+        except FileNotFoundError:
+            raise UserError(
+                f"{store.uri} is not finished: {commit_key(shard)} is missing; run the same command again to resume"
+            ) from None
+        if progress:
+            progress(shard + 1, plan.num_shards)
     fold.flush()
     counts = fold.counts
     if sum(counts.values()) != plan.num_samples:
@@ -124,9 +129,9 @@ def is_table(key: str, plan: Plan) -> bool:
 
 def _sweep(store: Store) -> None:
     """Remove what writers that were killed left half-written; a live one has lost its race by now and notices."""
-    for folder in (GROUP, "commits", attempts.FOLDER):
+    for folder in (GROUP, COMMITS, attempts.FOLDER):
         for key in [key for key, _ in store.list(folder)]:
-            if folder == attempts.FOLDER or key.rsplit("/", 1)[-1].startswith(TEMPORARY_PREFIX):
+            if folder == attempts.FOLDER or is_temporary(key):
                 store.delete(key)
 
 
@@ -217,27 +222,6 @@ class _Parquet:
         """The finished file."""
         self.writer.close()
         return self.buffer.getvalue()
-
-
-def _commits(store: Store, plan: Plan, progress: Callable[[int, int], None] | None) -> Iterator[ShardManifest]:
-    """Every commit record in order, some read ahead: an object store answers slowly, but many at once."""
-    with ThreadPoolExecutor(READ_AHEAD) as pool:
-        waiting: collections.deque[Future[ShardManifest]] = collections.deque()
-        for shard in range(plan.num_shards + READ_AHEAD):
-            if shard < plan.num_shards:
-                waiting.append(pool.submit(read_commit, store, plan, shard))
-            if shard < READ_AHEAD or not waiting:
-                continue
-            done = shard - READ_AHEAD
-            try:
-                yield waiting.popleft().result()
-            except FileNotFoundError:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise UserError(
-                    f"{store.uri} is not finished: {commit_key(done)} is missing; run the same command again to resume"
-                ) from None
-            if progress:
-                progress(done + 1, plan.num_shards)
 
 
 def pretty_json(document: Any) -> bytes:

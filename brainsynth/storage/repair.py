@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
@@ -18,18 +18,17 @@ from brainsynth.errors import UserError
 from brainsynth.manifest import ObjectRecord, SampleRecord, ShardManifest, stored_sha256
 from brainsynth.plan import Plan, ShardSpec
 from brainsynth.records import record, seal, unseal
-from brainsynth.storage import attempts
-from brainsynth.storage.arrays import GROUP, decode_rows, decode_shard, empty_arrays, encode_shard, metadata_keys
-from brainsynth.storage.commit import commit_key, committed_of, committed_shards, read_commit, read_plan
-from brainsynth.storage.filesystem import TEMPORARY_PREFIX, Store
+from brainsynth.storage.arrays import decode_rows, decode_shard, empty_arrays, encode_shard, metadata_keys, shard_key
+from brainsynth.storage.commit import commit_key, committed_of, committed_shards, each_commit, read_commit, read_plan
+from brainsynth.storage.filesystem import Store
 from brainsynth.storage.finalise import DATASET_KEY
+from brainsynth.storage.leftovers import REPAIRS, is_garbage
 from brainsynth.storage.measured import is_measured
 
 if TYPE_CHECKING:  # a worker reads tickets, and verifies nothing
     from brainsynth.storage.verify import VerifyReport
 
 log = logging.getLogger(__name__)
-FOLDER = "repairs"
 
 
 @record
@@ -58,7 +57,7 @@ class Salvage:
 
 def ticket_key(shard: int) -> str:
     """Where a shard's repair ticket lives."""
-    return f"{FOLDER}/shard-{shard:06d}.json"
+    return f"{REPAIRS}/shard-{shard:06d}.json"
 
 
 def read_salvage(store: Store, plan: Plan, shard: ShardSpec) -> Salvage | None:
@@ -105,7 +104,9 @@ def repair(store: Store, report: VerifyReport, failed: bool = False) -> dict[int
     plan = read_plan(store)
     damaged = {p.shard for p in report.problems if p.shard is not None}
     if failed:
-        damaged |= {s for s in committed_shards(store) if _has_failed(store, plan, s)}
+        damaged |= {
+            shard for shard, read in each_commit(store, plan, sorted(committed_shards(store))) if _has_failed(read)
+        }
     if damaged or not report.ok:
         store.delete(DATASET_KEY)  # first of all: what is about to change is not finished
     for problem in report.problems:
@@ -115,9 +116,9 @@ def repair(store: Store, report: VerifyReport, failed: bool = False) -> dict[int
     return {shard: _open_ticket(store, plan, plan.shard(shard), duplicated, failed) for shard in sorted(damaged)}
 
 
-def _has_failed(store: Store, plan: Plan, shard: int) -> bool:
+def _has_failed(read: Callable[[], ShardManifest]) -> bool:
     try:
-        return read_commit(store, plan, shard).count("failed") > 0
+        return read().count("failed") > 0
     except UserError:
         return True
 
@@ -175,7 +176,7 @@ def _keep(
 
 
 def _salvage_key(shard: int, array: str) -> str:
-    return f"{FOLDER}/shard-{shard:06d}.{array}"
+    return f"{REPAIRS}/shard-{shard:06d}.{array}"
 
 
 def garbage(store: Store) -> list[str]:
@@ -186,33 +187,17 @@ def garbage(store: Store) -> list[str]:
     """
     plan = read_plan(store)
     done = committed_of(store, plan)
-    wanted = {key for shard in done for key in (commit_key(shard), *_object_keys(store, plan, shard))}
-    wanted |= set(metadata_keys(plan))
-    return [key for key, _ in store.list() if key not in wanted and _is_garbage(key, done, plan.num_shards)]
+    wanted = set(metadata_keys(plan))
+    for shard, read in each_commit(store, plan, sorted(done)):
+        wanted |= {commit_key(shard), *_object_keys(plan, shard, read)}
+    return [key for key, _ in store.list() if key not in wanted and is_garbage(key, done, plan.num_shards)]
 
 
-def _is_garbage(key: str, done: set[int], num_shards: int) -> bool:
-    """Of a key that no record wants: whether none can come to want it."""
-    folder, name, shard = key.split("/")[0], key.rsplit("/", 1)[-1], _shard_of(key)
-    if name.startswith(TEMPORARY_PREFIX):
-        # What is half-written beside a committed shard may belong to another one: it waits for the end.
-        return len(done) == num_shards
-    if folder not in (GROUP, "commits", attempts.FOLDER, FOLDER):
-        return False
-    return len(done) == num_shards or shard in done or shard is None or shard >= num_shards
-
-
-def _object_keys(store: Store, plan: Plan, shard: int) -> list[str]:
+def _object_keys(plan: Plan, shard: int, read: Callable[[], ShardManifest]) -> list[str]:
     try:
-        return [stored.key for stored in read_commit(store, plan, shard).objects]
+        return [stored.key for stored in read().objects]
     except (UserError, FileNotFoundError):
-        return ["/".join([GROUP, a.name, "c", str(shard), *["0"] * len(a.sample_shape)]) for a in plan.arrays]
-
-
-def _shard_of(key: str) -> int | None:
-    """The shard that a key of ours names; None where it names none."""
-    match = re.search(r"/c/(\d+)/", key) or re.search(r"shard-(\d+)", key)
-    return int(match.group(1)) if match else None
+        return [shard_key(array, shard) for array in plan.arrays]
 
 
 def lost_summary(lost: dict[int, list[int]]) -> str:

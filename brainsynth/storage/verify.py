@@ -16,12 +16,12 @@ from brainsynth.records import record, unseal
 from brainsynth.storage import attempts
 from brainsynth.storage import measured as quality
 from brainsynth.storage.arrays import GROUP, decode_rows, metadata_keys, shard_key
-from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, read_commit, read_plan, read_samples
-from brainsynth.storage.filesystem import TEMPORARY_PREFIX, Store, open_store
+from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, each_commit, read_plan, read_samples
+from brainsynth.storage.filesystem import Store, open_store
 from brainsynth.storage.finalise import DATASET_KEY, is_table
+from brainsynth.storage.leftovers import COMMITS, REPAIRS, is_garbage, is_temporary
 
 _BESIDE = ("latents.json", "report.html", "report.json", "config.json", "bundle.json", MODEL_KEY)
-_REPAIRS = "repairs"
 Kind = Literal["missing", "corrupt", "swapped", "duplicated", "orphaned", "unexpected"]
 
 
@@ -88,12 +88,12 @@ class _Verification:
         self.voxels: dict[bytes, int] = {}
         """Start of a volume's sha256 → the first row that has it."""
 
-    def shard(self, index: int, sample_ids: list[str]) -> None:
-        """One commit record and what it says is stored."""
+    def shard(self, index: int, read: Callable[[], ShardManifest], sample_ids: list[str]) -> None:
+        """One commit record, as `read` gives it, and what it says is stored."""
         key, plan = commit_key(index), self.plan
         self.expected.update([key, *(shard_key(array, index) for array in plan.arrays)])
         try:
-            commit = read_commit(self.store, plan, index)
+            commit = read()
         except FileNotFoundError:
             self.problems.append(Problem(kind="missing", key=key, detail="the shard is not committed", shard=index))
             for orphan in (shard_key(array, index) for array in plan.arrays):
@@ -169,22 +169,25 @@ class _Verification:
                 self.problems[place] = Problem(kind="swapped", key=key, detail=detail, shard=old.shard)
 
     def left_over(self) -> Iterator[Problem]:
-        """Keys that nothing refers to."""
-        left = "left by an attempt that died; `brainsynth gc` removes it"
-        if self.shards < self.plan.num_shards:
-            left = "of an attempt that is at work or died; once every shard is committed `brainsynth gc` removes it"
+        """Keys that nothing refers to, and whether `brainsynth gc` removes them."""
+        planned = set(range(self.plan.num_shards))
+        done = {shard for shard in planned if commit_key(shard) in self.present}
         for key in sorted(set(self.present) - self.expected):
-            folder, name = key.split("/")[0], key.rsplit("/", 1)[-1]
-            if name.startswith(TEMPORARY_PREFIX) or folder in (attempts.FOLDER, _REPAIRS):
-                yield Problem(kind="orphaned", key=key, detail=left)
-                continue
-            owner = ""
-            if folder in (GROUP, "commits"):
+            removable = is_garbage(key, done, len(planned))
+            kind: Kind = "unexpected"
+            detail, owner = "no record refers to it", ""
+            if is_temporary(key) or key.split("/")[0] in (attempts.FOLDER, REPAIRS):
+                kind = "orphaned"
+                detail = "left by an attempt that died" if removable else "of an attempt that is at work or died"
+            elif key.split("/")[0] in (GROUP, COMMITS):
                 owner = self.owners.get(hashlib.sha256(self.store.read(key)).hexdigest(), "")
             if owner:
-                yield Problem(kind="duplicated", key=key, detail=f"a copy of {owner}; `brainsynth gc` removes it")
-            else:
-                yield Problem(kind="unexpected", key=key, detail="no record refers to it")
+                kind, detail = "duplicated", f"a copy of {owner}"
+            if removable:
+                detail += "; `brainsynth gc` removes it"
+            elif is_garbage(key, planned, len(planned)):
+                detail += "; once every shard is committed `brainsynth gc` removes it"
+            yield Problem(kind=kind, key=key, detail=detail)
 
 
 def verify_dataset(dataset: Store | str, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
@@ -207,8 +210,8 @@ def verify_dataset(dataset: Store | str, progress: Callable[[int, int], None] | 
         kind: Kind = "corrupt" if SAMPLES_KEY in found.present else "missing"
         found.problems.append(Problem(kind=kind, key=SAMPLES_KEY, detail=str(error)))
         sample_ids = []
-    for index in range(plan.num_shards):
-        found.shard(index, sample_ids)
+    for index, read in each_commit(store, plan):
+        found.shard(index, read, sample_ids)
         if progress:
             progress(index + 1, plan.num_shards)
     found.name_swaps()

@@ -1,4 +1,4 @@
-"""Files that survive a kill at any moment, and a full disk reported in one sentence."""
+"""Local files and folders that are there whole or not at all, even after a kill; a full disk is reported plainly."""
 
 from __future__ import annotations
 
@@ -7,35 +7,78 @@ import errno
 import logging
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from brainsynth.errors import UserError
-from brainsynth.storage.filesystem import TEMPORARY_PREFIX, remove, sync
 
 log = logging.getLogger(__name__)
+TEMPORARY_PREFIX = ".tmp-"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A temporary name for a file or a flat folder, which takes the place of `path`, synced, when the block ends well."""
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{path.name}")
+def temporary(path: Path) -> Iterator[Path]:
+    """A name for a temporary file or folder next to `path`, with its suffix; what is there at the end is removed."""
+    name = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}{path.suffix}")
     try:
-        yield temporary
-        if temporary.is_dir():
-            for file in temporary.iterdir():
-                sync(file)
-            if os.path.lexists(path):
-                discard(path)
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield name
     finally:
-        remove(temporary)
+        with contextlib.suppress(OSError):
+            remove(name)
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary file or folder to write; it takes the place of `path`, synced, only when the block ends well.
+
+    A folder takes the place of nothing but an empty one.
+    """
+    with temporary(path) as written:
+        yield written
+        for file in written.rglob("*") if written.is_dir() else ():
+            sync(file)
+        sync(written)
+        os.replace(written, path)
+        sync(path.parent)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file, replacing one that is there."""
+    with replaced(path) as written:
+        written.write_bytes(data)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """`replaced`, for a file or folder that a user asked for. Raises UserError when it cannot be written."""
+    try:
+        with replaced(path) as written:
+            yield written
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; fix the space or permissions, and the same command resumes"
+        ) from error
+
+
+def sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, link or folder with all in it; no error where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def discard(folder: Path) -> None:
@@ -49,6 +92,12 @@ def discard(folder: Path) -> None:
     remove(aside)
 
 
+def sweep(folder: Path, below: bool = False) -> None:
+    """Remove what killed writers left in a folder, and in those below it."""
+    for stray in list(folder.rglob(f"{TEMPORARY_PREFIX}*") if below else folder.glob(f"{TEMPORARY_PREFIX}*")):
+        remove(stray)
+
+
 @contextlib.contextmanager
 def reported_when_full(folder: Path, what: str) -> Iterator[None]:
     """Turns the error of a full disk into a UserError; every other error passes.
@@ -58,7 +107,7 @@ def reported_when_full(folder: Path, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
         if _error_number(error) not in _FULL:
             raise
         raise UserError(
@@ -71,5 +120,5 @@ def _error_number(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno
     # safetensors writes by itself, and puts the system's error number into its text alone.
-    match = re.search(r"\(os error (\d+)\)", str(error))
+    match = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
     return int(match[1]) if match else None

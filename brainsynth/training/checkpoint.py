@@ -57,9 +57,8 @@ def save_checkpoint(folder: Path, state: TrainingState, step: int, config_digest
         UserError: the disk is full; older checkpoints are as they were.
     """
     final = folder / "checkpoints" / f"step-{step:06d}"
-    # One of this name is damaged: it was passed over, else this step would not have been done again.
     with reported_when_full(final.parent, final.name), replaced(final) as temporary:
-        temporary.mkdir(parents=True)
+        temporary.mkdir()
         save_file(state.tensors(), temporary / _TENSORS)
         saved = CheckpointRecord(
             step=step,
@@ -69,6 +68,8 @@ def save_checkpoint(folder: Path, state: TrainingState, step: int, config_digest
             optimizer_groups=state.optimizer_groups(),
         )
         (temporary / _RECORD).write_bytes(seal(saved))
+        if os.path.lexists(final):  # damaged: it was passed over, else this step would not have been done again
+            discard(final)
     # Later steps can only be damaged ones that were passed over: they must not crowd out what was just saved.
     done = [path for at, path in checkpoints(folder) if at <= step]
     for old in done[:-keep]:

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from brainsynth.config.training import OptimisationConfig, TrainRuntimeConfig
 from brainsynth.models.device import choose_device, set_threads
 from brainsynth.progress import in_minutes
-from brainsynth.storage.filesystem import sweep
+from brainsynth.storage.whole_file import sweep
 from brainsynth.training.checkpoint import restore_newest, save_checkpoint
 from brainsynth.training.data import step_seed
 from brainsynth.training.preemption import Left, Listener, Preempted, Request, never

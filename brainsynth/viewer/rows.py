@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 
 from brainsynth.errors import UserError
 from brainsynth.manifest import DatasetManifest, SampleRecord
@@ -18,7 +16,7 @@ from brainsynth.storage.commit import committed_of, read_commits, read_plan, rea
 from brainsynth.storage.filesystem import Store, open_store
 from brainsynth.storage.finalise import DATASET_KEY, SUBJECTS_KEY
 from brainsynth.storage.measured import FOLDER, is_measured
-from brainsynth.storage.untrusted import check_parquet
+from brainsynth.storage.tables import stored_table
 
 _KEPT = ("status", "reason", "mean", "std")
 
@@ -127,12 +125,11 @@ def _subjects(store: Store, manifest: DatasetManifest) -> pd.DataFrame:
     where = f"{store.uri}/{SUBJECTS_KEY}"
     try:
         data = store.read(SUBJECTS_KEY)
-        if hashlib.sha256(data).hexdigest() != manifest.files.get(SUBJECTS_KEY):
-            raise ValueError("its sha256 is not the one in dataset.json")
-        check_parquet(io.BytesIO(data))
-        table: pd.DataFrame = pd.read_parquet(io.BytesIO(data))
     except FileNotFoundError:
         raise UserError(f"{where} is missing; run the job that made the dataset again") from None
-    except (OSError, ValueError, TypeError, LookupError, pa.ArrowException) as error:
+    try:
+        if hashlib.sha256(data).hexdigest() != manifest.files.get(SUBJECTS_KEY):
+            raise ValueError("its sha256 is not the one in dataset.json")
+        return stored_table(data)
+    except ValueError as error:
         raise UserError(f"{where} is damaged ({error}); run the job that made the dataset again") from None
-    return table

@@ -6,7 +6,7 @@ import hashlib
 import threading
 
 from brainsynth.errors import UserError
-from brainsynth.export.formats import nifti_bytes
+from brainsynth.export.nifti import nifti_bytes
 from brainsynth.export.plan import read_model
 from brainsynth.reading.stored_array import StoredArray
 from brainsynth.viewer.document import document

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from brainsynth import cli
-from brainsynth.export.plan import FORMATS
+from brainsynth.export.formats import FORMATS
 
 PAGE = Path(__file__).parents[2] / "docs" / "reading.md"
 EXAMPLES = re.findall(r"^## ([^\n]+)\n|^```python\n(.*?)^```$", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import nibabel
 import numpy as np
@@ -21,8 +21,10 @@ import pytest
 import zarr
 
 from brainsynth import cli
+from brainsynth.config.schema import ExportFormat
 from brainsynth.errors import UserError
-from brainsynth.export.plan import EXPORT_KEY, FORMATS, plan_export
+from brainsynth.export.formats import FORMATS
+from brainsynth.export.plan import EXPORT_KEY, plan_export
 from brainsynth.manifest import MODEL_KEY, ModelRecord
 from brainsynth.plan import table_digest
 from brainsynth.records import seal
@@ -135,7 +137,7 @@ def test_a_model_record_of_another_bundle_is_refused(finished: Path, tmp_path: P
     shutil.copytree(finished, source)
     model = ModelRecord(bundle="c" * 64, name="other", licence="CC0", training_data="")
     open_store(str(source)).write(MODEL_KEY, seal(model))
-    with pytest.raises(UserError, match="tells of another bundle"):
+    with pytest.raises(UserError, match="names another bundle"):
         plan_export(str(source), str(tmp_path / "out"), "bids")
 
 
@@ -177,16 +179,15 @@ def test_webdataset_reads_its_shards(finished: Path, tmp_path: Path, intensities
 KILLED = """
 import os, signal, sys
 from brainsynth.stages.export import run_export
-from brainsynth.export import formats
 from brainsynth.export.plan import plan_export
-rename, left = os.rename, int(sys.argv[4])
+replace, left = os.replace, int(sys.argv[4])
 def counted(a, b):
     global left
     left -= 1
     if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    rename(a, b)
-formats.os.rename = counted
+    replace(a, b)
+os.replace = counted
 run_export(plan_export(*sys.argv[1:4]))
 """
 
@@ -229,6 +230,10 @@ def test_from_object_storage(s3_root: str, finished: Path, tmp_path: Path) -> No
     export(s3_root, tmp_path / "s3", "nifti", where=OLDER_WOMEN)
     export(finished, tmp_path / "local", "nifti", where=OLDER_WOMEN)
     assert tree(tmp_path / "s3") == tree(tmp_path / "local")
+
+
+def test_every_format_of_the_records_has_its_entry() -> None:
+    assert list(FORMATS) == list(get_args(ExportFormat))
 
 
 @pytest.mark.parametrize("to", FORMATS)

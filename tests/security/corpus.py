@@ -25,7 +25,8 @@ from brainsynth.cohort.scan import ScanRejected, load_scan
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import GenerateConfig
 from brainsynth.errors import UserError
-from brainsynth.storage.filesystem import open_store, read_table
+from brainsynth.storage.filesystem import open_store
+from brainsynth.storage.tables import read_table
 from brainsynth.storage.verify import verify_dataset
 from tests.conftest import GRID
 from tests.security import payloads

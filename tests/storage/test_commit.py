@@ -29,8 +29,9 @@ from brainsynth.storage.commit import (
     read_samples,
     write_plan,
 )
-from brainsynth.storage.filesystem import Store, local_folder, open_store, read_table
+from brainsynth.storage.filesystem import Store, local_folder, open_store
 from brainsynth.storage.finalise import finalise
+from brainsynth.storage.tables import read_table
 from brainsynth.storage.verify import verify_dataset
 from brainsynth.storage.work import ShardOutput, Work
 from tests.storage.conftest import RACE_SHARDS, commit, flip, race, tiny_plan, values, write_dataset

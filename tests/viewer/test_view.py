@@ -19,7 +19,8 @@ import pytest
 
 from brainsynth import open_dataset
 from brainsynth.errors import UserError
-from brainsynth.export.formats import write_nifti
+from brainsynth.export.file_format import ExportedVolume
+from brainsynth.export.formats import FORMATS
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.finalise import finalise
 from brainsynth.viewer.server import PAGE
@@ -91,7 +92,8 @@ def test_a_volume_is_what_an_export_writes(finished: Path, tmp_path: Path) -> No
     index = list(dataset.rows).index(7)
     with served(finished) as server:
         body = ask(server, "volumes/7.nii").body
-    write_nifti(tmp_path / "7.nii.gz", dataset.volume(index), VOLUME, synthetic=True)
+    volume = ExportedVolume("syn000007", dataset.stored(index), VOLUME, {"synthetic": True})
+    FORMATS["nifti"].write(tmp_path / "7.nii.gz", [volume])
     assert body == gzip.decompress((tmp_path / "7.nii.gz").read_bytes())
     image = nibabel.Nifti1Image.from_bytes(body)
     np.testing.assert_array_equal(np.asarray(image.dataobj), dataset.volume(index))

@@ -1,0 +1,47 @@
+"""What a file format of an export is, and what it is given to write."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from brainsynth.volume import VolumeSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedVolume:
+    """One volume, checked against its commit record."""
+
+    sample_id: str
+    stored: npt.NDArray[Any]
+    """(X, Y, Z) voxels in the dataset's dtype."""
+    grid: VolumeSpec
+    facts: dict[str, Any]
+    """What a file says of its own volume, in formats that have a place for it: `tables.about`."""
+
+    @property
+    def image(self) -> npt.NDArray[np.float32]:
+        """(X, Y, Z) intensities in [0, 1]."""
+        return self.grid.dequantise(self.stored)
+
+
+@dataclasses.dataclass(frozen=True)
+class FileFormat:
+    """One entry of `formats.FORMATS`. Equal volumes give equal bytes: no file carries a time, a host or a user."""
+
+    path: str
+    """Of a file in the output folder: `{id}` is the subject, `{unit}` the number of the unit of subjects."""
+    about: str
+    """What the files are, for the read-me of an export."""
+    write: Callable[[Path, Iterable[ExportedVolume]], None]
+    """Writes one file, or a folder, under a temporary name."""
+    subjects_per_file: int = 1
+    ids_in: Callable[[Path], set[str]] | None = None
+    """Of files of several subjects: who is in one. A file that lacks somebody is written again."""
+    bids_sidecar: bool = False
+    """Whether T1w.json lies next to the files."""
