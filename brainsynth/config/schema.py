@@ -171,6 +171,15 @@ class EncodeConfig:
             raise ValueError("whitening must be between 0 and 1")
 
 
+SAMPLER_OPTIONS: dict[str, tuple[object, tuple[str, ...]]] = {
+    "eta": (0.0, ("ddim",)),
+    "time_shift": (1.0, ("euler", "heun", "ab2")),
+    "last_log_snr": (None, ("dpmpp_2m", "unipc")),
+    "first_timestep": (None, ("dpmpp_2m", "unipc")),
+}
+"""Option of a sampler → the value that stands for none, and the methods that take it."""
+
+
 @record
 class SamplerConfig:
     """How latents are sampled; part of a dataset's identity.
@@ -202,15 +211,13 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.guidance_scale < 0:
             raise ValueError("steps must be at least 1 and guidance_scale at least 0")
-        if not 0 <= self.eta <= 1 or (self.eta > 0 and self.method != "ddim"):
-            raise ValueError("eta must be between 0 and 1, and 0 for any method but ddim (ddpm is ddim with eta 1)")
+        if not 0 <= self.eta <= 1:
+            raise ValueError("eta must be between 0 and 1")
         if not 0.05 <= self.time_shift <= 20:
             raise ValueError("time_shift must be between 0.05 and 20")
-        if self.time_shift != 1 and self.method not in ("euler", "heun", "ab2"):
-            raise ValueError("time_shift is for euler, heun and ab2")
-        for name in ("last_log_snr", "first_timestep"):
-            if getattr(self, name) is not None and self.method not in ("dpmpp_2m", "unipc"):
-                raise ValueError(f"{name} is for dpmpp_2m and unipc")
+        for name, (unset, methods) in SAMPLER_OPTIONS.items():
+            if getattr(self, name) != unset and self.method not in methods:
+                raise ValueError(f"{name} is for {', '.join(methods)}")
         if self.last_log_snr is not None and not -2 <= self.last_log_snr <= 10:
             raise ValueError("last_log_snr must be between -2 and 10")
         if self.guidance_interval is not None:

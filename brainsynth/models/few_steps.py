@@ -20,10 +20,10 @@ from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import ScheduleConfig
 from brainsynth.errors import UserError
 from brainsynth.models.diffusion import Denoiser
-from brainsynth.models.sampler_rules import FLOW_METHODS, LAST_LOG_SNR, check_sampler, log_snr_grid
+from brainsynth.models.sampler_rules import METHODS, Run, check_sampler, integrates_flow, log_snr_grid, steps_in_log_snr
 from brainsynth.models.sampling import draw_noise, guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule, flow_times, timesteps
-from brainsynth.models.solvers import Predict, dpmpp_2m
+from brainsynth.models.solvers import Predict
 
 
 def student_schedule(teacher: ScheduleConfig) -> ScheduleConfig:
@@ -33,14 +33,14 @@ def student_schedule(teacher: ScheduleConfig) -> ScheduleConfig:
 
 def student_sampler(teacher: SamplerConfig, evaluations: int) -> SamplerConfig:
     """How a student is sampled: guidance is folded in, so each step is one evaluation."""
-    if teacher.method in FLOW_METHODS:
+    if integrates_flow(teacher):
         return SamplerConfig(method="euler", steps=evaluations, time_shift=teacher.time_shift)
     return SamplerConfig(method="ddim", steps=evaluations)
 
 
 def reference_sampler(teacher: SamplerConfig, steps: int) -> SamplerConfig:
     """What a teacher converges to: its sampler with more steps, down to almost no noise."""
-    last = 10.0 if teacher.method in LAST_LOG_SNR else None
+    last = 10.0 if steps_in_log_snr(teacher) else None
     return dataclasses.replace(teacher, steps=steps, last_log_snr=last)
 
 
@@ -56,12 +56,12 @@ def check_teacher(schedule: ScheduleConfig, sampler: SamplerConfig, evaluations:
             f"sampler.steps {sampler.steps} is too few for a student of {evaluations} evaluations: take at least "
             f"{2 * evaluations}"
         )
-    if sampler.method in (*FLOW_METHODS, "ddim") and sampler.steps % evaluations:
+    if not steps_in_log_snr(sampler) and sampler.steps % evaluations:
         raise UserError(
             f"sampler.steps {sampler.steps} must be a multiple of the student's {evaluations} evaluations: its "
             "timesteps are among the teacher's"
         )
-    if sampler.method in LAST_LOG_SNR:
+    if steps_in_log_snr(sampler):
         noise = NoiseSchedule(schedule)
         _grid(noise, sampler, network_times(noise, student_sampler(sampler, evaluations)))
 
@@ -69,7 +69,7 @@ def check_teacher(schedule: ScheduleConfig, sampler: SamplerConfig, evaluations:
 def network_times(schedule: NoiseSchedule, sampler: SamplerConfig) -> list[float]:
     """The network times at which a student is evaluated, from noise downwards."""
     count = schedule.config.num_train_timesteps
-    if sampler.method in FLOW_METHODS:
+    if integrates_flow(sampler):
         return [float(t * count - 1) for t in flow_times(sampler.steps, sampler.time_shift)[:-1]]
     return [float(t) for t in timesteps(count, sampler.steps)]
 
@@ -106,10 +106,10 @@ def _solve(
     predict: Predict, noise: Tensor, schedule: NoiseSchedule, sampler: SamplerConfig, visited: list[float]
 ) -> Tensor:
     """`sample_latents`, on a grid that has the student's timesteps in it."""
-    if sampler.method not in LAST_LOG_SNR:
+    if not steps_in_log_snr(sampler):
         return sample_latents(predict, noise, schedule, sampler)
     grid = _grid(schedule, sampler, visited)
-    return dpmpp_2m(predict, noise, schedule, grid, corrected=sampler.method == "unipc")
+    return METHODS[sampler.method].solve(Run(predict, noise, schedule, sampler, grid))
 
 
 def _grid(schedule: NoiseSchedule, sampler: SamplerConfig, visited: list[float]) -> list[int]:
@@ -129,7 +129,7 @@ def _grid(schedule: NoiseSchedule, sampler: SamplerConfig, visited: list[float])
 def _arcs(config: ScheduleConfig, sampler: SamplerConfig) -> list[tuple[float, float]]:
     """Per step of a student (p, q), such that x' = p x - q prediction is one step of its sampler."""
     schedule = NoiseSchedule(config)
-    if sampler.method in FLOW_METHODS:
+    if integrates_flow(sampler):
         times = flow_times(sampler.steps, sampler.time_shift)
         return [(1.0, float(times[i] - times[i + 1])) for i in range(sampler.steps)]
     grid = timesteps(config.num_train_timesteps, sampler.steps)

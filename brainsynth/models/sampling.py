@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from brainsynth.config.schema import SamplerConfig
-from brainsynth.models.sampler_rules import FLOW_METHODS, check_sampler, log_snr_grid
-from brainsynth.models.schedule import NoiseSchedule, flow_times, timesteps
-from brainsynth.models.solvers import Predict, StepNoise, ddim, dpmpp_2m, flow, heun
+from brainsynth.models.sampler_rules import METHODS, Run, check_sampler
+from brainsynth.models.schedule import NoiseSchedule
+from brainsynth.models.solvers import Predict, StepNoise
 
 
 def draw_noise(seeds: Sequence[int], shape: tuple[int, ...], step: int = 0) -> Tensor:
@@ -61,18 +61,8 @@ def sample_latents(
         ValueError: when a stochastic sampler gets no `step_noise`.
     """
     check_sampler(schedule.config, sampler)
-    method, steps = sampler.method, sampler.steps
-    if method in FLOW_METHODS:
-        times = flow_times(steps, sampler.time_shift)
-        if method == "heun":
-            return heun(predict, noise, schedule, times)
-        return flow(predict, noise, schedule, times, second_order=method == "ab2")
-    if method in ("ddim", "ddpm"):
-        eta = 1.0 if method == "ddpm" else sampler.eta
-        if eta > 0 and step_noise is None:
-            raise ValueError(f"{method} with eta {eta:g} needs step_noise")
-        return ddim(predict, noise, schedule, timesteps(len(schedule.a), steps), eta, step_noise)
-    return dpmpp_2m(predict, noise, schedule, log_snr_grid(schedule, sampler), corrected=method == "unipc")
+    method = METHODS[sampler.method]
+    return method.solve(Run(predict, noise, schedule, sampler, method.grid(schedule, sampler), step_noise))
 
 
 def sample_rows(

@@ -1,4 +1,4 @@
-"""The solvers: pure functions of (predict, x, schedule, timesteps). The schedule is float64, the state float32.
+"""The solvers: pure functions of (predict, x, schedule, timesteps). The schedule is float64, the state float32. No torch.
 
 The variance-preserving ones visit integer timesteps from a list and return the network's x_0 at the last of them, one
 evaluation a timestep. The flow ones integrate dx/dt = u over a list of times from 1 to 0.
@@ -7,15 +7,18 @@ evaluation a timestep. The flow ones integrate dx/dt = u over a list of times fr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from torch import Tensor
 
 from brainsynth.models.schedule import Float64s, NoiseSchedule
 
-Predict = Callable[[Tensor, float], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Predict: TypeAlias = "Callable[[Tensor, float], Tensor]"
 """(x, network time in [0, 1000)) → prediction."""
-StepNoise = Callable[[int], Tensor]
+StepNoise: TypeAlias = "Callable[[int], Tensor]"
 """Number of a step, from 1 → standard normal noise of the state's shape."""
 
 
@@ -47,7 +50,7 @@ def ddim(
 def dpmpp_2m(
     predict: Predict, x: Tensor, schedule: NoiseSchedule, grid: Sequence[int], corrected: bool = False
 ) -> Tensor:
-    """DPM-Solver++(2M) (2211.01095, algorithm 2); `corrected`: each evaluation first mends the step that led to it.
+    """DPM-Solver++(2M) (2211.01095, algorithm 2); `corrected`: each evaluation first corrects the step that led to it.
 
     The corrector is UniC-1 with B(h) = exp(h) - 1 (2302.04867, section 3), a trapezoid at no further evaluation. With
     it the solver is UniPC: predictor UniP-2, which is DPM-Solver++(2M), and a corrector that keeps the second order.

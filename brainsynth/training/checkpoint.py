@@ -10,6 +10,7 @@ The newest directory that proves whole is resumed; a damaged one is named in a w
 from __future__ import annotations
 
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any

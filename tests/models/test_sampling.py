@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import get_args, get_type_hints
+
 import numpy as np
 import pytest
 import torch
 
-from brainsynth.config.schema import SamplerConfig
+from brainsynth.config.schema import SAMPLER_OPTIONS, SamplerConfig
 from brainsynth.config.training import ScheduleConfig
 from brainsynth.errors import UserError
-from brainsynth.models.sampler_rules import check_sampler
+from brainsynth.models.sampler_rules import METHODS, check_sampler
 from brainsynth.models.sampling import draw_noise, guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule, timesteps
 from brainsynth.plan import seed_for
@@ -111,6 +114,15 @@ def test_only_the_network_counts_not_what_it_is_trained_to_predict() -> None:
         sampler = SamplerConfig(method=method, steps=8)
         found = sample_latents(epsilon, noise, schedules["epsilon"], sampler)
         torch.testing.assert_close(found, sample_latents(v, noise, schedules["v"], sampler))
+
+
+def test_every_method_of_the_config_has_its_entry() -> None:
+    methods = get_args(get_type_hints(SamplerConfig)["method"])
+    assert tuple(METHODS) == methods
+    assert {name for _, takers in SAMPLER_OPTIONS.values() for name in takers} <= set(methods)
+    assert set(SAMPLER_OPTIONS) <= {option.name for option in dataclasses.fields(SamplerConfig)}
+    predictions = get_args(get_type_hints(ScheduleConfig)["prediction"])
+    assert {kind for method in METHODS.values() for kind in method.predictions} == set(predictions)
 
 
 def test_method_must_fit_the_prediction() -> None:
