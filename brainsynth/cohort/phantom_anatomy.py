@@ -59,7 +59,8 @@ def ramp(distance: Any, width: float) -> F32:
 
 def ellipsoid(p: tuple[F32, F32, F32], centre: tuple[float, ...], semi: tuple[float, ...]) -> F32:
     """First-order signed distance to an ellipsoid."""
-    near = far = None
+    near: Any = None
+    far: Any = None
     for axis, c, r in zip(p, centre, semi, strict=True):
         u2 = np.square((axis - np.float32(c)) * np.float32(1 / r))
         near = u2 if near is None else near + u2
@@ -72,7 +73,8 @@ def ellipsoid(p: tuple[F32, F32, F32], centre: tuple[float, ...], semi: tuple[fl
 def union(a: F32, b: F32, soft_mm: float) -> F32:
     """Union of two shapes, its crease rounded over about `soft_mm`."""
     overlap = np.maximum(np.float32(soft_mm) - np.abs(a - b), 0)
-    return np.maximum(a, b) + np.square(overlap) * np.float32(0.25 / soft_mm)
+    joined: F32 = np.maximum(a, b) + np.square(overlap) * np.float32(0.25 / soft_mm)
+    return joined
 
 
 def _fold_lattice(rng: np.random.Generator) -> F32:
@@ -133,7 +135,7 @@ def _hulls(p: tuple[F32, F32, F32]) -> tuple[F32, F32, F32]:
     ax = np.abs(x)
     tapered = (x * (1 + np.float32(0.0011) * (y + 25)), y, z)  # heads are narrower in front
     main = ellipsoid(tapered, (0, -17, 15), (68, 88, 65))
-    tent = 15 * np.exp(-np.square((y + 55) / 26)) * np.exp(-np.square(x / 36)) - 20 + 0.20 * np.maximum(y - 5, 0)
+    tent: Any = 15 * np.exp(-np.square((y + 55) / 26)) * np.exp(-np.square(x / 36)) - 20 + 0.20 * np.maximum(y - 5, 0)
     main = -union(-main, tent - z, 8)
     temporal = ellipsoid((ax, y, z), (43, -12, -17), (22, 44, 21))
     cerebrum = union(main, temporal, 3)
@@ -177,7 +179,8 @@ def _sulci(p: tuple[F32, F32, F32], cerebrum: F32, traits: Traits) -> F32:
     bottom = np.maximum(np.maximum(np.minimum(c - deepest, f - 0.6 * deepest), k + 4), 0)
     flat = sulci.reshape(-1)
     flat[near] = np.maximum(flat[near], half - np.hypot(across, bottom))
-    return flat.reshape(cerebrum.shape).astype(np.float32)
+    full: F32 = flat.reshape(cerebrum.shape).astype(np.float32)
+    return full
 
 
 def _ventricles(p: tuple[F32, F32, F32], traits: Traits) -> tuple[F32, F32]:
@@ -257,7 +260,8 @@ def solve_volumes(
 
     def brain_share(hull: F32, sulci: F32, shift: float) -> F32:
         most = np.float32(np.clip((traits.sulcus_mm - 2 * shift) / h, 0, 1))  # a thin sulcus never fills a voxel
-        return ramp(hull + np.float32(shift), h) * (1 - np.minimum(ramp(sulci - np.float32(shift), h), most))
+        share: F32 = ramp(hull + np.float32(shift), h) * (1 - np.minimum(ramp(sulci - np.float32(shift), h), most))
+        return share
 
     shift = 0.0
     if brain_ml is not None:

@@ -7,7 +7,7 @@ import gzip
 import json
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def write_phantom_cohort(
     return folder
 
 
-def _build_all(tasks: list[Task], workers: int) -> Iterator[F32]:
+def _build_all(tasks: list[Task], workers: int) -> Generator[F32]:
     """Each phantom's ventricle share, in order."""
     if workers == 1:
         yield from map(_build, tasks)

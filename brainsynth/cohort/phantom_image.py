@@ -71,4 +71,5 @@ def render_t1w(f: dict[str, F32], traits: Traits, volume: VolumeSpec, seed: int)
     image = image * np.exp(np.clip(bias, -0.1, 0.1), dtype=np.float32) * np.float32(1 + 0.02 * rng.normal())
     sd = np.float32(rng.uniform(0.013, 0.024))
     noise = rng.standard_normal((2, *shape), dtype=np.float32) * sd
-    return np.clip(np.hypot(image + noise[0], noise[1]), 0, 1, dtype=np.float32)
+    magnitude: F32 = np.clip(np.hypot(image + noise[0], noise[1]), 0, 1, dtype=np.float32)
+    return magnitude

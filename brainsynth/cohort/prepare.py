@@ -90,9 +90,12 @@ def _read_bids(folder: Path, source: SourceConfig) -> pd.DataFrame:
             # A label that is a path would find scans outside the folder; the table may be anyone's.
             if image.name.endswith((".nii", ".nii.gz")) and Path(label).name == label
         )
-        for image in images or [None]:
-            session = next((p.name for p in image.parents if p.name.startswith("ses-")), "") if image else ""
-            rows.append({**participant.to_dict(), "image": str(image or ""), "session": session})
+        values = {str(name): value for name, value in participant.to_dict().items()}
+        for image in images:
+            session = next((p.name for p in image.parents if p.name.startswith("ses-")), "")
+            rows.append({**values, "image": str(image), "session": session})
+        if not images:
+            rows.append({**values, "image": "", "session": ""})
     return pd.DataFrame(rows)
 
 

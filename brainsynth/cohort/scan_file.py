@@ -68,7 +68,7 @@ def read_volume(file: Path, max_mib: int) -> tuple[npt.NDArray[np.float32], Affi
     return _canonical(_scaled(stored, slope, intercept), affine)
 
 
-def _unpacked(file: Path) -> IO[bytes]:
+def _unpacked(file: Path) -> IO[bytes] | gzip.GzipFile:
     """The file's contents as a stream; by its first bytes, not by its name."""
     with open(file, "rb") as plain:
         magic = plain.read(3)
@@ -132,7 +132,7 @@ def _check_size(shape: tuple[int, int, int], dtype: np.dtype[Any], file_bytes: i
 
 
 def _read_voxels(
-    stream: IO[bytes], head: bytes, offset: int, shape: tuple[int, int, int], dtype: np.dtype[Any]
+    stream: IO[bytes] | gzip.GzipFile, head: bytes, offset: int, shape: tuple[int, int, int], dtype: np.dtype[Any]
 ) -> npt.NDArray[Any]:
     """The stored voxels. Reads the stream to its end: a compressed file has its checksum there."""
     count = shape[0] * shape[1] * shape[2] * dtype.itemsize

@@ -92,7 +92,7 @@ def run(work: Work, shards: list[ShardSpec], runtime: RuntimeConfig, watch: Watc
         )
         with VolumesLeft(labels_of(work), sum(shard.stop - shard.start for shard in shards)).told() as left:
             for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
-                columns = {key: np.asarray(column).tolist() for key, column in batch.items()}
+                columns = {str(key): np.asarray(column).tolist() for key, column in batch.items()}
                 for row in zip(*columns.values(), strict=True):
                     result = ShardResult(**dict(zip(map(str, columns), row, strict=True)))
                     left.rows -= result.ok + result.rejected + result.failed

@@ -18,10 +18,10 @@ GZIP_LEVEL = 1
 
 def nifti_bytes(image: npt.NDArray[np.float32], volume: VolumeSpec, synthetic: bool) -> bytes:
     """(X, Y, Z) float32 → an uncompressed .nii: sform and qform are the affine (code 2, aligned), units mm."""
-    nifti = nibabel.Nifti1Image(image, volume.affine)  # type: ignore[no-untyped-call]
-    nifti.set_sform(volume.affine, code=2)  # type: ignore[no-untyped-call]
-    nifti.set_qform(volume.affine, code=2)  # type: ignore[no-untyped-call]
-    nifti.header.set_xyzt_units("mm")  # type: ignore[no-untyped-call]
+    nifti = nibabel.Nifti1Image(image, volume.affine)
+    nifti.set_sform(volume.affine, code=2)
+    nifti.set_qform(volume.affine, code=2)
+    nifti.header.set_xyzt_units("mm")
     nifti.header["descrip"] = b"AI-generated, of no real person; brainsynth" if synthetic else b"brainsynth"
     nifti.header["cal_max"] = 1.0
     data: bytes = nifti.to_bytes()

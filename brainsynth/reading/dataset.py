@@ -1,177 +1,24 @@
-"""Read a dataset: by index, whole volumes or boxes of them; covariates as a DataFrame. Needs only zarr and NumPy.
+"""Open a dataset and hand it to other libraries. Each is imported when its method is called.
 
-What else a method needs is imported when it is asked for: pandas by `.table`, torch by `.torch()` and `.monai()`, and so
-on. Workers of a torch DataLoader open files themselves, so fork, forkserver and spawn all work; on an object store, whose
-client does not survive a fork, forkserver and spawn. Credentials of one come from the environment, as for writing.
+Workers of a torch DataLoader open files themselves, so fork, forkserver and spawn all work; on an object store, whose client
+does not survive a fork, forkserver and spawn. Credentials of one come from the environment, as for writing.
 """
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from brainsynth.errors import UserError
-from brainsynth.reading.files import list_files, local_path, read_file
-from brainsynth.reading.manifest import committed, finished
-from brainsynth.reading.query import Query
-from brainsynth.reading.splits import fixed_split
-from brainsynth.reading.stored_array import StoredArray
-from brainsynth.storage.measured import FOLDER, choose, read_measured
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-INTEGER_MAX = {"uint16": 65535.0, "uint8": 255.0}
+from brainsynth.reading.volumes import Volumes
 
 
-class SyntheticDataset:
+class SyntheticDataset(Volumes):
     """The committed volumes of a dataset; rejected and failed rows are left out.
 
     `dataset[i]` is a dict: `image` float32 (X, Y, Z) in [0, 1] (for latents: the first array, (C, X, Y, Z)), `sample_id`,
     `affine` float64 (4, 4) voxel → world in mm (RAS+), and one entry per covariate (float or str; NaN or "" if missing).
     """
-
-    def __init__(
-        self,
-        uri: str,
-        split: str | None = None,
-        array: str | None = None,
-        measured: str | bool = False,
-        where: str | None = None,
-        partial: bool = False,
-    ) -> None:
-        self.uri = uri = uri if "://" in uri else os.path.abspath(local_path(uri))  # a worker may run in another folder
-        self.manifest, lines = self._open(uri, partial)
-        manifest = self.manifest
-        self.array_name: str = array or manifest["arrays"][0]
-        if not self.array_name.isidentifier():
-            raise ValueError(f"{uri}: {ascii(self.array_name)[:80]} is no name of an array")
-        self.affine: npt.NDArray[np.float64] = np.array(manifest["affine"])
-        self.covariates: tuple[str, ...] = tuple(manifest["covariates"])
-        self.units: dict[str, str] = manifest["units"]
-        self._numeric = {name: kind == "continuous" for name, kind in manifest["kinds"].items()}
-        chosen = None if where is None else Query(where, {name: self._numeric[name] for name in self.covariates})
-        self._participants = [
-            line
-            for line in lines
-            if line["status"] == "ok"
-            and (split is None or _split(line) == split)
-            and (chosen is None or chosen(self._values(line)))
-        ]
-        if split is not None and not self._participants:
-            raise ValueError(
-                f"{uri} has no subjects in the split {split!r}{'' if where is None else f' where {where}'}"
-            )
-        self.rows = np.array([int(line["row"]) for line in self._participants], dtype=np.int64)
-        if measured and "shards_digest" not in manifest:
-            raise ValueError(f"{uri} is not finished: nothing was measured on it yet")
-        self._measured = choose(list_files(uri, FOLDER), measured, uri) if measured else None
-        self._array: StoredArray | None = None
-
-    @staticmethod
-    def _open(uri: str, partial: bool) -> tuple[dict[str, Any], list[dict[str, str]]]:
-        try:
-            return finished(uri)
-        except FileNotFoundError:
-            if not partial:
-                raise
-            return committed(uri)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[index] for index in range(len(self)))
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.facts(index) | {"image": self.volume(index)}
-
-    def facts(self, index: int) -> dict[str, Any]:
-        """`dataset[index]` without its image."""
-        self.row(index)
-        line = self._participants[index]
-        return {
-            "affine": self.affine.copy(),
-            "sample_id": _sample_id(line),
-            **self._values(line),
-        }
-
-    def volume(self, index: int) -> npt.NDArray[np.float32]:
-        """The `index`-th volume, float32. Raises ValueError when its stored data is lost."""
-        return self._intensities(self.stored(index))
-
-    def patch(self, index: int, start: Sequence[int], size: Sequence[int]) -> npt.NDArray[np.float32]:
-        """The box of `size` voxels from voxel `start` on of the `index`-th volume, float32; only its chunks are read."""
-        return self._intensities(self.stored(index, start, size))
-
-    def volumes(self, indices: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
-        """(n, …) float32 volumes, all of them by default."""
-        chosen = range(len(self)) if indices is None else indices
-        return np.stack([self.volume(index) for index in chosen])
-
-    def stored(
-        self, index: int, start: Sequence[int] | None = None, size: Sequence[int] | None = None
-    ) -> npt.NDArray[Any]:
-        """As `volume` or `patch`, in the stored dtype: floats are intensities, integers are ×255 or ×65535."""
-        return self.array.read(self.row(index), self.array.box(start, size))
-
-    @property
-    def array(self) -> StoredArray:
-        """The stored voxels, by row."""
-        if self._array is None:
-            self._array = StoredArray(self.uri, self.array_name)
-        return self._array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one sample: (X, Y, Z) of a volume."""
-        return self.array.shape
-
-    @property
-    def shards(self) -> npt.NDArray[np.int64]:
-        """(n,) which shard each sample lies in."""
-        return self.rows // self.array.samples_per_shard
-
-    def row(self, index: int) -> int:
-        """The row of the `index`-th sample. Raises IndexError."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} of a dataset with {len(self)} volumes")
-        return int(self.rows[index])
-
-    @property
-    def sample_ids(self) -> list[str]:
-        """Ids in order."""
-        return [_sample_id(line) for line in self._participants]
-
-    @property
-    def splits(self) -> list[str]:
-        """`train`, `validation` or `test` of each sample: the cohort's own, else by the id (splits.py)."""
-        return [_split(line) for line in self._participants]
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """sample_id, row and covariates (physical units), one line per volume, as a pandas DataFrame.
-
-        Opened with `measured`, what was measured on each image stands beside it, as `measured_…` columns.
-        """
-        import pandas as pd
-
-        lines: list[dict[str, Any]] = []
-        for line in self._participants:
-            sample_id = _sample_id(line)
-            lines.append({"sample_id": sample_id, "row": int(line["row"]), **self._values(line)})
-        table = pd.DataFrame(lines, columns=["sample_id", "row", *self.covariates])
-        for name in (name for name in self.covariates if not self._numeric[name]):
-            table[name] = table[name].mask(table[name] == "")
-        if self._measured is None:
-            return table
-        found, _ = read_measured(read_file(self.uri, self._measured), self._measured, self.manifest["shards_digest"])
-        return table.merge(found, how="left", on="sample_id", validate="one_to_one")
 
     def torch(
         self, patch: Sequence[int] | None = None, transform: Callable[[dict[str, Any]], Any] | None = None
@@ -210,13 +57,6 @@ class SyntheticDataset:
 
         return dataset_html(self)
 
-    def _values(self, line: dict[str, str]) -> dict[str, float | str]:
-        return {name: _value(line[name], self._numeric[name]) for name in self.covariates}
-
-    def _intensities(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        image = stored.astype(np.float32)
-        return image if stored.dtype.kind == "f" else image / np.float32(INTEGER_MAX[stored.dtype.name])
-
 
 def open_dataset(
     uri: str,
@@ -253,17 +93,3 @@ def open_input(uri: str, where: str, split: str | None = None, array: str | None
         return open_dataset(uri, split=split, array=array)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"{where}: {error}") from None
-
-
-def _sample_id(line: dict[str, str]) -> str:
-    return line["participant_id"].removeprefix("sub-")
-
-
-def _split(line: dict[str, str]) -> str:
-    return line["split"] if "split" in line else fixed_split(_sample_id(line))
-
-
-def _value(text: str, numeric: bool) -> float | str:
-    if text in ("", "n/a"):
-        return math.nan if numeric else ""
-    return float(text) if numeric else text

@@ -48,12 +48,13 @@ def list_files(uri: str, folder: str) -> list[str]:
 def zarr_store(uri: str) -> Any:
     """What zarr opens a dataset by."""
     if is_remote(uri):
-        from zarr.storage import ObjectStore
-
         from brainsynth.storage.object_store import ATTEMPTS, open_client
 
         # Zarr asks the client directly: here the client repeats by itself, and reading twice does no harm.
-        return ObjectStore(open_client(uri, retries=ATTEMPTS - 1), read_only=True)
+        client = open_client(uri, retries=ATTEMPTS - 1)
+        from zarr.storage import ObjectStore
+
+        return ObjectStore(client, read_only=True)
     return local_path(uri)
 
 

@@ -6,34 +6,17 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from brainsynth.reading.volumes import Volumes
 from brainsynth.report.montage import strip
 
 _SHOWN = 4
 _HEIGHT = 240  # pixels of a strip of slices: at least two a voxel at 2 mm
-
-
-class Listed(Protocol):
-    """What is shown of a dataset."""
-
-    uri: str
-    manifest: Mapping[str, Any]
-    units: dict[str, str]
-    array_name: str
-
-    def __len__(self) -> int: ...
-
-    @property
-    def sample_ids(self) -> list[str]: ...
-
-    def volume(self, index: int) -> npt.NDArray[np.float32]: ...
-
-    def facts(self, index: int) -> dict[str, Any]: ...
 
 
 def picture(volume: npt.NDArray[np.float32]) -> str:
@@ -67,7 +50,7 @@ def sample_html(
     )
 
 
-def dataset_html(dataset: Listed) -> str:
+def dataset_html(dataset: Volumes) -> str:
     """A dataset: what it is, and its first volumes."""
     kind, count = dataset.manifest["kind"], len(dataset)
     head = f"<p><b>{html.escape(dataset.uri)}</b>: {count} {html.escape(str(kind))} volumes</p>"

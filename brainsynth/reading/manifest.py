@@ -45,7 +45,7 @@ def committed(uri: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
     columns = ["sample_id", *(["split"] if "split" in samples else []), *plan.covariates.names]
     lines = []
     for row, values in samples.loc[sorted(status), columns].iterrows():
-        texts = {name: "n/a" if value is None or value != value else str(value) for name, value in values.items()}
+        texts = {str(name): "n/a" if value is None or value != value else str(value) for name, value in values.items()}
         lines.append(
             {"participant_id": f"sub-{texts.pop('sample_id')}", "row": str(row), "status": status[row]} | texts
         )

@@ -16,8 +16,8 @@ from monai.data.image_reader import ImageReader
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.reading.torch import moved_affine, random_start, read_tensor
+from brainsynth.reading.volumes import Volumes
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class VolumeReader(ImageReader):
 
     def __init__(self, patch: Sequence[int] | None = None, array: str | None = None, partial: bool = False) -> None:
         self.patch, self.array, self.partial = patch, array, partial
-        self._known: dict[str, tuple[SyntheticDataset, dict[str, int]]] = {}
+        self._known: dict[str, tuple[Volumes, dict[str, int]]] = {}
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """True for an address with a `#`."""
@@ -69,27 +69,31 @@ class VolumeReader(ImageReader):
             MetaKeys.ORIGINAL_CHANNEL_DIM: math.nan,
         }
 
-    def _open(self, uri: str) -> tuple[SyntheticDataset, dict[str, int]]:
+    def _open(self, uri: str) -> tuple[Volumes, dict[str, int]]:
         if uri not in self._known:
-            dataset = open_dataset(uri, array=self.array, partial=self.partial)
+            dataset = Volumes(uri, array=self.array, partial=self.partial)
             self._known[uri] = (dataset, {sample_id: index for index, sample_id in enumerate(dataset.sample_ids)})
         return self._known[uri]
 
 
-def monai_items(dataset: SyntheticDataset) -> list[dict[str, Any]]:
+def monai_items(dataset: Volumes) -> list[dict[str, Any]]:
     """One dict a volume: `image`, its address, and the covariates; what MONAI's datasets and caches take."""
     return [
-        {"image": f"{dataset.uri}#{row['sample_id']}", **row}
+        {"image": f"{dataset.uri}#{row['sample_id']}"} | {str(name): value for name, value in row.items()}
         for row in dataset.table.drop(columns="row").to_dict("records")
     ]
 
 
 def monai_dataset(
-    dataset: SyntheticDataset,
+    dataset: Volumes,
     transform: Callable[[Any], Any] | None = None,
     patch: Sequence[int] | None = None,
 ) -> Dataset:
     """Load, put the channel first, then `transform`."""
     reader = VolumeReader(patch, dataset.array_name, partial="shards_digest" not in dataset.manifest)
-    load = [LoadImaged(keys="image", reader=reader, image_only=True), EnsureChannelFirstd(keys="image")]
-    return Dataset(monai_items(dataset), Compose([*load, *([] if transform is None else [transform])]))
+    # MONAI takes an instance, too, whatever its annotation says.
+    image = LoadImaged(keys="image", reader=reader, image_only=True)  # type: ignore[arg-type]
+    return Dataset(
+        monai_items(dataset),
+        Compose([image, EnsureChannelFirstd(keys="image"), *([] if transform is None else [transform])]),
+    )

@@ -105,9 +105,11 @@ class Query:
             sign, literal = -1, node.operand
         if isinstance(literal, ast.Constant):
             value = literal.value
-            if type(value) in (int, float) and abs(value) < 1e300:
-                return lambda row: sign * value, True
-            if type(value) is str and sign == 1:
+            # A bool is an int, too, but not a number to compare with.
+            if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300:
+                number = sign * value
+                return lambda row: number, True
+            if isinstance(value, str) and sign == 1:
                 return lambda row: value, False
         raise self._refusal(f"{ascii(ast.unparse(node))[:80]} is neither a name nor a number nor 'text'")
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from brainsynth.reading.dataset import SyntheticDataset, open_dataset
+from brainsynth.reading.volumes import Volumes
 
 if TYPE_CHECKING:
     import ray.data
@@ -32,7 +32,7 @@ def ray_dataset(uri: str, patch: Sequence[int] | None = None, **options: Any) ->
     """
     import ray.data
 
-    dataset = open_dataset(uri, **options)
+    dataset = Volumes(uri, **options)
     if not len(dataset):
         raise ValueError(f"{uri} has no volumes to read")
     if patch is not None:
@@ -46,7 +46,7 @@ def ray_dataset(uri: str, patch: Sequence[int] | None = None, **options: Any) ->
 
 
 def _read(
-    batch: dict[str, npt.NDArray[np.int64]], dataset: SyntheticDataset, patch: tuple[int, ...] | None
+    batch: dict[str, npt.NDArray[np.int64]], dataset: Volumes, patch: tuple[int, ...] | None
 ) -> Iterator[dict[str, Any]]:
     """One sample at a time, so that Ray cuts blocks of its own size."""
     rng = np.random.default_rng()
@@ -56,6 +56,6 @@ def _read(
         if patch is None:
             facts["image"] = dataset.volume(index)
         else:
-            facts["start"] = rng.integers(0, np.array(dataset.shape) - patch, endpoint=True)
+            facts["start"] = rng.integers(0, np.subtract(dataset.shape, patch), endpoint=True)
             facts["image"] = dataset.patch(index, facts["start"], patch)
         yield {name: np.array([value]) for name, value in facts.items()}

@@ -102,7 +102,7 @@ class ShardReader:
         wanted = list(_overlaps(box, layout.chunk_shape))
         position = row % layout.samples_per_shard
         places = [(position, *chunk) for chunk, _, _ in wanted]
-        flat = np.ravel_multi_index(np.array(places).T, (layout.samples_per_shard, *grid))  # type: ignore[call-overload]
+        flat = np.ravel_multi_index(np.array(places).T, (layout.samples_per_shard, *grid))
         buffer = np.empty(layout.chunk_shape, layout.dtype)
         for (_, source, target), data in zip(wanted, self._encoded(row, flat), strict=True):
             self._decode(data, buffer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,8 @@ from brainsynth.reading.files import is_remote, local_file, read_file, zarr_stor
 from brainsynth.reading.shard_reader import Box, LostError, ShardReader, shard_layout
 from brainsynth.storage.untrusted import check_zarr_array
 
-if TYPE_CHECKING:
-    import zarr
+INTEGER_MAX = {"uint16": 65535.0, "uint8": 255.0}
+"""What intensity 1 is in arrays of integers."""
 
 
 class StoredArray:
@@ -22,7 +22,8 @@ class StoredArray:
 
     def __init__(self, uri: str, name: str) -> None:
         self.uri, self.name = uri, name
-        self._opened: tuple[int, zarr.Array[Any]] | None = None
+        self._opened: tuple[int, Any] | None = None
+        """The process, and its zarr.Array."""
         key = f"dataset.zarr/{name}/zarr.json"
         metadata = read_file(uri, key)
         check_zarr_array(metadata, f"{uri}/{key}")
@@ -80,7 +81,7 @@ class StoredArray:
             raise LostError("it is all fill value")
         return stored
 
-    def _array(self) -> zarr.Array[Any]:
+    def _array(self) -> Any:
         # One handle per process: a handle made before a fork must not be used after it.
         if self._opened is None or self._opened[0] != os.getpid():
             import zarr

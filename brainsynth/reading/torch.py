@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from brainsynth.reading.dataset import INTEGER_MAX, SyntheticDataset
 from brainsynth.reading.files import is_remote
+from brainsynth.reading.stored_array import INTEGER_MAX
+from brainsynth.reading.volumes import Volumes
 
 _REQUESTS_AT_ONCE = 8
 
@@ -25,14 +26,14 @@ class TorchDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        dataset: SyntheticDataset,
+        dataset: Volumes,
         patch: Sequence[int] | None = None,
         transform: Callable[[dict[str, Any]], Any] | None = None,
     ) -> None:
         self.dataset, self.transform = dataset, transform
         self.patch = None if patch is None else [int(size) for size in patch]
         if self.patch is not None:
-            dataset.array.box(size=self.patch)  # a patch that does not fit is told here
+            dataset.array.box(size=self.patch)  # a patch that does not fit is reported here
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -45,7 +46,7 @@ class TorchDataset(Dataset[dict[str, Any]]):
         """A whole batch, as a DataLoader asks for it; from an object store, several samples at a time."""
         starts = [None if self.patch is None else random_start(self.dataset.shape, self.patch) for _ in indices]
         if not is_remote(self.dataset.uri):
-            return [self._sample(*wanted) for wanted in zip(indices, starts, strict=True)]
+            return [self._sample(index, start) for index, start in zip(indices, starts, strict=True)]
         with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
             return list(pool.map(self._sample, indices, starts))
 
@@ -65,9 +66,7 @@ class ShardSampler(Sampler[int]):
     in `DistributedSampler`). Call `set_epoch` before each epoch, else they are all alike.
     """
 
-    def __init__(
-        self, dataset: SyntheticDataset, window: int = 8, seed: int = 0, num_replicas: int = 1, rank: int = 0
-    ) -> None:
+    def __init__(self, dataset: Volumes, window: int = 8, seed: int = 0, num_replicas: int = 1, rank: int = 0) -> None:
         if window < 1 or not 0 <= rank < num_replicas:
             raise ValueError(f"window {window} must be at least 1, and rank {rank} one of {num_replicas} replicas")
         self.shards, self.window, self.seed, self.epoch = dataset.shards, window, seed, 0
@@ -91,7 +90,7 @@ class ShardSampler(Sampler[int]):
 
 
 def read_tensor(
-    dataset: SyntheticDataset, index: int, start: Sequence[int] | None = None, size: Sequence[int] | None = None
+    dataset: Volumes, index: int, start: Sequence[int] | None = None, size: Sequence[int] | None = None
 ) -> torch.Tensor:
     """Intensities of a volume or box, float32 in [0, 1]: torch converts float16 several times faster than NumPy."""
     stored = dataset.stored(index, start, size)

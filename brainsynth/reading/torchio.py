@@ -8,11 +8,11 @@ from typing import Any
 import torch
 import torchio
 
-from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.reading.torch import read_tensor
+from brainsynth.reading.volumes import Volumes
 
 
-def subjects_dataset(dataset: SyntheticDataset, transform: Any = None) -> torchio.SubjectsDataset:
+def subjects_dataset(dataset: Volumes, transform: Any = None) -> torchio.SubjectsDataset:
     """Subjects with `t1w`, a ScalarImage (1, X, Y, Z), `sample_id` and the covariates."""
     subjects = []
     for index in range(len(dataset)):
@@ -24,5 +24,5 @@ def subjects_dataset(dataset: SyntheticDataset, transform: Any = None) -> torchi
     return torchio.SubjectsDataset(subjects, transform=transform)
 
 
-def _read(dataset: SyntheticDataset, index: int, path: Any) -> tuple[torch.Tensor, Any]:
+def _read(dataset: Volumes, index: int, path: Any) -> tuple[torch.Tensor, Any]:
     return read_tensor(dataset, index)[None], dataset.affine.copy()

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import xarray
 
-from brainsynth.reading.dataset import SyntheticDataset
+from brainsynth.reading.volumes import Volumes
 
 
-class _Volumes:
+class _Sliced:
     """What dask slices: (n, X, Y, Z) float32; reads the chunks that a slice touches and no others."""
 
-    def __init__(self, dataset: SyntheticDataset) -> None:
+    def __init__(self, dataset: Volumes) -> None:
         self.dataset = dataset
         self.shape = (len(dataset), *dataset.shape)
         self.dtype, self.ndim = np.dtype(np.float32), 1 + len(dataset.shape)
@@ -32,11 +32,11 @@ class _Volumes:
         return boxes[tuple(slice(None) if places.ndim else 0 for places in chosen)]
 
 
-def labelled_array(dataset: SyntheticDataset) -> xarray.DataArray:
+def labelled_array(dataset: Volumes) -> xarray.DataArray:
     """(subject, x, y, z), or (subject, channel, x, y, z) of latents; x, y, z in mm for volumes; covariates by subject."""
     if not len(dataset):
         raise ValueError(f"{dataset.uri} has no volumes to label")
-    volumes = _Volumes(dataset)
+    volumes = _Sliced(dataset)
     lazy = dask.array.from_array(volumes, chunks=(1, *dataset.shape), asarray=False, name=False)
     space = ["x", "y", "z"][: len(dataset.shape)]
     names = ["subject", *[f"axis{i}" for i in range(len(dataset.shape) - len(space))], *space]

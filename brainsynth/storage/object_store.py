@@ -55,11 +55,11 @@ class ObjectStore:
     """The objects of a bucket or of a folder in one, as a `Store` (see filesystem.py)."""
 
     def __init__(self, uri: str) -> None:
-        from obstore.store import LocalStore, MemoryStore
-
         self.uri = check_address(uri)
         # The store of another library: replaced in tests by one that fails.
         self.store: Any = open_client(uri, retries=0)
+        from obstore.store import LocalStore, MemoryStore
+
         self._remote = not isinstance(self.store, LocalStore | MemoryStore)
 
     def __reduce__(self) -> tuple[type[ObjectStore], tuple[str]]:
@@ -220,9 +220,11 @@ def _judge(error: Exception, uri: str) -> _Failure:
 
 def open_client(uri: str, retries: int) -> Any:
     """obstore's client of an address, with our timeouts and so many repetitions of its own. Raises UserError."""
-    from obstore.store import from_url
-
     check_address(uri)
+    try:
+        from obstore.store import from_url
+    except ModuleNotFoundError:
+        raise UserError(f"{uri}: object storage needs obstore; pip install 'brainsynth[object-store]'") from None
     if not uri.startswith(("memory:", "file:")):
         _check_not_forked()
     options: Any = {

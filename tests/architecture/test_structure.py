@@ -123,3 +123,23 @@ def test_planning_and_verifying_load_no_network_library(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'monai', 'ray'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("use", "needed"),
+    [
+        ("brainsynth.open_dataset(root)[0]", {"numpy", "numcodecs", "google_crc32c"}),
+        ("brainsynth.open_dataset(root).table", {"numpy", "numcodecs", "google_crc32c", "pandas", "pyarrow"}),
+        (
+            "brainsynth.verify_dataset(root)",
+            {"numpy", "numcodecs", "google_crc32c", "pandas", "pyarrow", "zarr", "pydantic"},
+        ),
+    ],
+)
+def test_reading_needs_few_libraries(use: str, needed: set[str]) -> None:
+    """What the base install holds, and no more; a URL needs obstore as well."""
+    known = {"torch", "monai", "ray", "scipy", "nibabel", "obstore", "safetensors", "matplotlib"} | needed
+    code = f"import sys, brainsynth; root = sys.argv[1]; {use}; print(sorted({known!r} & set(sys.modules)))"
+    command = [sys.executable, "-c", code, str(REPO / "tests/stored/v1/dataset")]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == str(sorted(needed)), done.stdout + done.stderr

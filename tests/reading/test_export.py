@@ -183,7 +183,7 @@ from brainsynth.export.plan import plan_export
 replace, left = os.replace, int(sys.argv[4])
 def counted(a, b):
     global left
-    left -= 1
+    left -= os.path.basename(a).startswith(".tmp-")  # zarr renames inside of its folder, too
     if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
     replace(a, b)
