@@ -19,8 +19,9 @@ from brainsynth.storage.filesystem import Store, open_store
 from brainsynth.storage.finalise import finalise
 from brainsynth.volume import VolumeSpec
 from tests.servers.fixtures import s3_root, swift
+from tests.storage.conftest import dataset
 
-__all__ = ["s3_root", "swift"]
+__all__ = ["dataset", "s3_root", "swift"]
 
 SHAPE = (24, 40, 20)  # chunks of 24×20×20: a volume is more than one
 ROWS, REJECTED = 36, 7
