@@ -13,6 +13,7 @@ __all__ = [
     "BundleSpec",
     "GenerateConfig",
     "OtherVersion",
+    "Sample",
     "ShardSampler",
     "SyntheticDataset",
     "UserError",
@@ -25,6 +26,7 @@ __all__ = [
     "open_dataset",
     "ray_dataset",
     "read_bundle",
+    "sample",
     "verify_dataset",
 ]
 
@@ -38,25 +40,28 @@ if TYPE_CHECKING:
     from brainsynth.reading.monai import VolumeReader, monai_items
     from brainsynth.reading.ray import ray_dataset
     from brainsynth.reading.torch import ShardSampler
-    from brainsynth.stages.generate import run as generate_dataset
+    from brainsynth.stages.generate import generate_dataset
+    from brainsynth.stages.sample import Sample, sample
     from brainsynth.storage.verify import VerifyReport, verify_dataset
 
 _PLACES = {
     "BundleSpec": "bundle.spec.BundleSpec",
     "GenerateConfig": "config.schema.GenerateConfig",
     "OtherVersion": "errors.OtherVersion",
+    "Sample": "stages.sample.Sample",
     "ShardSampler": "reading.torch.ShardSampler",
     "SyntheticDataset": "reading.dataset.SyntheticDataset",
     "UserError": "errors.UserError",
     "VerifyReport": "storage.verify.VerifyReport",
     "VolumeReader": "reading.monai.VolumeReader",
     "bundle_folder": "bundle.files.bundle_folder",
-    "generate_dataset": "stages.generate.run",
+    "generate_dataset": "stages.generate.generate_dataset",
     "load_config": "config.load.load_config",
     "monai_items": "reading.monai.monai_items",
     "open_dataset": "reading.dataset.open_dataset",
     "ray_dataset": "reading.ray.ray_dataset",
     "read_bundle": "bundle.files.read_bundle",
+    "sample": "stages.sample.sample",
     "verify_dataset": "storage.verify.verify_dataset",
 }
 

@@ -7,9 +7,12 @@ from pathlib import Path
 import pandas as pd
 
 from brainsynth.bundle.files import bundle_folder, read_bundle
-from brainsynth.config.schema import GenerateConfig
+from brainsynth.bundle.recommended import recommended_generation
+from brainsynth.config.schema import SHIPPED_BUNDLE, GenerateConfig
+from brainsynth.errors import UserError
 from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.manifest import MODEL_KEY, ModelRecord
+from brainsynth.plan import ROW_COLUMNS
 from brainsynth.planning import plan_generation
 from brainsynth.records import seal
 from brainsynth.storage.work import Work
@@ -40,6 +43,54 @@ def run(config: GenerateConfig, rows: pd.DataFrame | None = None) -> Path | None
     from brainsynth.evaluation.dataset_report import report_dataset  # figures: nothing before needs them
 
     return report_dataset(work.root, config.bundle)
+
+
+def generate_dataset(
+    config: GenerateConfig | None = None,
+    *,
+    count: int | None = None,
+    rows: pd.DataFrame | str | None = None,
+    output: str | None = None,
+    bundle: str = SHIPPED_BUNDLE,
+    seed: int = 0,
+    workers: int | None = None,
+    gpus: int = 0,
+) -> Path | None:
+    """Generate a dataset: `generate_dataset(count=4, output="brains")`. The same call again resumes.
+
+    Without a config, sampler and quality gate are those that the bundle recommends.
+
+    Args:
+        config: all of it, as `brainsynth generate --config` reads it; then no other argument but `rows`, a DataFrame.
+        count: how many people to draw from the bundle's covariate distribution.
+        rows: these people instead: a DataFrame, or the path of a .csv, .tsv or .parquet file; one column a covariate, in
+            the bundle's units, and optionally `sample_id` and `noise_seed`.
+        output: folder or URI of the dataset.
+        bundle: folder of a bundle, or the name of the bundled model.
+        seed: another number is other people and other brains.
+        workers: processes; 0 works in this one, without Ray; by default two, or one a GPU.
+        gpus: GPUs, one a worker.
+
+    Returns:
+        The path of report.html (None on an object store); read the dataset by `open_dataset(output)`.
+
+    Raises:
+        UserError: a mistake in the arguments or their inputs, another plan at `output`, or a layout that cannot run.
+    """
+    table = rows if isinstance(rows, pd.DataFrame) else None
+    if config is None:
+        if output is None or (count is None) == (rows is None):
+            raise UserError("generate_dataset: give a config, or output with either count or rows")
+        covariates = {"table": rows} if isinstance(rows, str) else {"draw": count or 1}
+        config = recommended_generation(output, bundle, covariates, seed=seed, workers=workers, gpus=gpus)
+    elif count is not None or output is not None or isinstance(rows, str):
+        raise UserError("generate_dataset: with a config, count, output and a table's path are keys of the config")
+    if table is not None:
+        schema = read_bundle(bundle_folder(config.bundle)).covariates
+        table = schema.validate(
+            table, "rows", allow_out_of_range=config.covariates.allow_extrapolation, keep=ROW_COLUMNS
+        )
+    return run(config, table)
 
 
 def describe(config: GenerateConfig, rows: pd.DataFrame | None = None) -> str:

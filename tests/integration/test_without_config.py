@@ -5,6 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
+import pandas as pd
 import pytest
 
 import brainsynth
@@ -110,3 +113,49 @@ def test_the_bundled_model_recommends_what_its_card_says() -> None:
     assert advice.gate == GateConfig(max_attempts=5, tolerance={"ventricular_volume": 12.0})
     card = (folder / "README.md").read_text()
     assert "`ab2`, 8 steps, `time_shift` 6" in card
+
+
+def test_one_volume_for_a_notebook(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = read_bundle(bundle)
+    asked = {"age": 50.0, "sex": "F"}
+    one = brainsynth.sample(seed=3, bundle=str(bundle), **asked)
+    assert one.image.shape == spec.volume.shape_xyz
+    assert one.image.dtype == np.float32
+    assert 0 <= one.image.min() < one.image.max() <= 1
+    np.testing.assert_array_equal(one.affine, spec.volume.affine)
+    assert one.covariates["age"] == 50.0
+    assert one.covariates["sex"] == "F"
+    assert np.isnan(one.covariates["ventricular_volume"])
+    assert "age 50 years, sex F" in one._repr_html_()
+    assert "<img" in one._repr_html_()
+    again = brainsynth.sample(seed=3, bundle=str(bundle), **asked)
+    np.testing.assert_array_equal(one.image, again.image)
+    assert (brainsynth.sample(seed=4, bundle=str(bundle), **asked).image != one.image).any()
+    one.save(str(tmp_path / "one.nii.gz"))
+    np.testing.assert_array_equal(nib.load(tmp_path / "one.nii.gz").get_fdata(dtype=np.float32), one.image)
+    for wrong, message in (
+        ({"agee": 5}, "agee: not a covariate of .*, which has age"),
+        ({"sex": "X"}, "sex = 'X' is not one of"),
+        ({"age": 300}, "outside the training support"),
+    ):
+        with pytest.raises(UserError, match=message):
+            brainsynth.sample(bundle=str(bundle), **wrong)
+    with pytest.raises(UserError, match=r"give a name that ends in \.nii"):
+        one.save("one.png")
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "one.nii.gz"}
+
+
+def test_a_sample_is_the_first_volume_of_a_dataset_of_that_seed(bundle: Path, tmp_path: Path) -> None:
+    rows = pd.DataFrame({"age": [50.0], "sex": ["F"], "ventricular_volume": [np.nan], "brain_volume": [np.nan]})
+    output = str(tmp_path / "brains")
+    brainsynth.generate_dataset(rows=rows, output=output, bundle=str(bundle), seed=3, workers=0)
+    one = brainsynth.sample(seed=3, bundle=str(bundle), age=50, sex="F")
+    np.testing.assert_array_equal(brainsynth.open_dataset(output)[0]["image"], one.image)
+    brainsynth.generate_dataset(count=2, output=str(tmp_path / "drawn"), bundle=str(bundle), workers=0)
+    dataset = brainsynth.open_dataset(str(tmp_path / "drawn"))
+    assert len(dataset) == 2
+    assert dataset._repr_html_().count("<img") == 2
+    for arguments in ({"output": "x"}, {"count": 2}, {"count": 2, "rows": rows, "output": "x"}):
+        with pytest.raises(UserError, match="give a config, or output with either count or rows"):
+            brainsynth.generate_dataset(bundle=str(bundle), **arguments)
