@@ -1,4 +1,4 @@
-"""Exceptions with a meaning to whoever catches them. UserError: jobs print it and leave with exit code 2."""
+"""Exceptions that callers distinguish. UserError: jobs print it and leave with exit code 2."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 
 class UserError(ValueError):
-    """A mistake in a config, an input or a layout. The message says what, where and how to mend."""
+    """A mistake in a config, an input or a layout. The message says what, where and how to fix it."""
 
 
 class OtherVersion(UserError):
-    """What another version of brainsynth wrote: it is whole, and must be neither mended nor replaced."""
+    """What another version of brainsynth wrote: it is whole, and must be neither repaired nor replaced."""
 
 
 class WorkerBroken(RuntimeError):
@@ -26,7 +26,7 @@ def other_version(where: str, found: object, understood: str) -> OtherVersion:
 
 
 def problems_error(headline: str, problems: Sequence[str], limit: int = 20) -> UserError:
-    """One error that lists every problem found, so that a user mends them all in one go."""
+    """One error that lists every problem found, so that a user can fix them all at once."""
     shown = [f"  {problem}" for problem in problems[:limit]]
     if len(problems) > limit:
         shown.append(f"  … and {len(problems) - limit} more")

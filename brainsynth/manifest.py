@@ -92,7 +92,7 @@ class DatasetManifest:
     shards_digest: str
     """sha256 over all shards' object digests and sample digests, in order."""
     files: dict[str, str]
-    """Path → sha256 of the tables and metadata beside the arrays."""
+    """Path → sha256 of the tables and metadata next to the arrays."""
     facts: dict[str, Any]
     """The plan's identity, for readers."""
     synthetic: bool
@@ -111,7 +111,7 @@ class ModelRecord:
 
 
 def for_publication(commit: ShardManifest) -> ShardManifest:
-    """The record without what tells of the machine that made the shard: its name, and an error's text, which may hold paths.
+    """The record without what describes the machine that made the shard: its name, and errors' texts, which may hold paths.
 
     Of a failed row the kind of the error stays. Digests of objects and samples, and so the dataset's, are the same.
     """

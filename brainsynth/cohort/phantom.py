@@ -64,26 +64,26 @@ def phantom_covariates(n: int, seed: int) -> pd.DataFrame:
 
 
 def _check(age_years: float, sex: str, ventricular_ml: float, brain_ml: float, volume: VolumeSpec, seed: int) -> None:
-    found = []
+    problems = []
     if not 5 <= age_years <= 110:
-        found.append(f"age_years = {age_years} is outside [5, 110]")
+        problems.append(f"age_years = {age_years} is outside [5, 110]")
     if sex not in ("F", "M"):
-        found.append(f"sex = {sex!r} must be 'F' or 'M'")
+        problems.append(f"sex = {sex!r} must be 'F' or 'M'")
     if not 3 <= ventricular_ml <= 160:
-        found.append(f"ventricular_volume_ml = {ventricular_ml} is outside [3, 160]")
+        problems.append(f"ventricular_volume_ml = {ventricular_ml} is outside [3, 160]")
     if not 700 <= brain_ml <= 2000:
-        found.append(f"brain_volume_ml = {brain_ml} is outside [700, 2000]")
+        problems.append(f"brain_volume_ml = {brain_ml} is outside [700, 2000]")
     if seed < 0:
-        found.append(f"seed = {seed} must not be negative")
+        problems.append(f"seed = {seed} must not be negative")
     ends = [np.abs(np.array([o, o + n * mm]) - c) for o, n, mm, c in
             zip(volume.origin_mm, volume.shape_xyz, volume.spacing_mm, CENTRE_MM, strict=True)]  # fmt: skip
     if any(e.min() < need for e, need in zip(ends, (72, 92, 74), strict=True)) or max(volume.spacing_mm) > 8:
-        found.append(
+        problems.append(
             f"a grid of {volume.shape_xyz} voxels of {volume.spacing_mm} mm at {volume.origin_mm} does not hold the"
             " brain in voxels of at most 8 mm; take phantom_grid(5.0, (32, 40, 32)) or a finer grid like it"
         )
-    if found:
-        raise problems_error("cannot build a phantom", found)
+    if problems:
+        raise problems_error("cannot build a phantom", problems)
 
 
 def make_phantom(

@@ -37,7 +37,7 @@ def write_phantom_cohort(
 ) -> Path:
     """Write `n` phantoms as a BIDS-like folder of NIfTI files (uint8, white matter near 205) and return the folder.
 
-    Beside the scans it holds participants.tsv/.json, dataset_description.json and ventricle_prior.nii.gz, the cohort's
+    It also holds participants.tsv/.json, dataset_description.json and ventricle_prior.nii.gz, the cohort's
     mean ventricle share (float32). Run again, it returns at once if the cohort is complete, else it starts over.
     `workers` processes share the phantoms; the files do not depend on their number. With more than one, a script calls
     this below `if __name__ == "__main__":`, because each process imports the script that started it.
@@ -115,13 +115,13 @@ def _is_ours(folder: Path, identity: str) -> bool:
     if not folder.exists() or not any(folder.iterdir()):
         return False
     try:
-        found = json.loads((folder / "dataset_description.json").read_bytes())["PhantomCohort"]
-        same = found["identity"] == identity
+        there = json.loads((folder / "dataset_description.json").read_bytes())["PhantomCohort"]
+        same = there["identity"] == identity
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder} is not empty and holds no phantom cohort; give an empty or new folder") from None
     if not same:
         raise UserError(
-            f"{folder} holds another phantom cohort (n = {found.get('n')}, seed = {found.get('seed')}; or another grid"
+            f"{folder} holds another phantom cohort (n = {there.get('n')}, seed = {there.get('seed')}; or another grid"
             " or version); give another folder, or delete this one"
         )
     return True

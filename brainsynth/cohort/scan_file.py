@@ -26,7 +26,7 @@ MAX_OFFSET = 16 << 20
 MAX_TRAILING = 1 << 20
 """Bytes after the last voxel: a footer, padding."""
 LARGE, MAX_RATIO = 128 << 20, 500
-"""A volume above LARGE bytes that its file packs more than MAX_RATIO times is no image of a head; zeros pack 1000 times."""
+"""A volume above LARGE bytes that its file packs more than MAX_RATIO times is not a head; zeros pack 1000 times."""
 _HEADER_BYTES = 540
 _PIECE = 1 << 20
 _READ_ERRORS = (OSError, EOFError, zlib.error, HeaderDataError, ValueError, TypeError, KeyError, OverflowError)
@@ -34,7 +34,7 @@ Affine = npt.NDArray[np.float64]
 
 
 class FileRejected(Exception):
-    """Why a file is no usable volume, in a few words for the rejects table."""
+    """Why a file is not a usable volume, in a few words for the rejects table."""
 
 
 def read_volume(file: Path, max_mib: int) -> tuple[npt.NDArray[np.float32], Affine]:

@@ -81,7 +81,7 @@ def _follow(results: Iterable[ShardResult], work: Work, to_do: int, runtime: Run
         rejected, failed, written = rejected + result.rejected, failed + result.failed, written + result.size_bytes
         if failed == done and (shards == HOPELESS_SHARDS or done == to_do):
             raise UserError(
-                f"every row so far failed, the last with: {result.reason}; mend the cause, then re-plan them with "
+                f"every row so far failed, the last with: {result.reason}; fix the cause, then re-plan them with "
                 f"`brainsynth verify {work.root} --repair --failed` and run the same command again"
             )
         now = time.monotonic()

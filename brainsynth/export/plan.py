@@ -113,7 +113,7 @@ def check_output(export: ExportPlan) -> None:
     """Raises UserError when the output folder holds anything but this export, begun or finished."""
     store = export.store
     try:
-        found = unseal(ExportRecord, store.read(EXPORT_KEY), f"{store.uri}/{EXPORT_KEY}")
+        begun = unseal(ExportRecord, store.read(EXPORT_KEY), f"{store.uri}/{EXPORT_KEY}")
     except FileNotFoundError:
         there = next((key for key, _ in store.list() if TEMPORARY_PREFIX not in key), None)
         if there is not None:
@@ -121,7 +121,7 @@ def check_output(export: ExportPlan) -> None:
                 f"{store.uri} is not empty (it holds {there}) and is not an export: give a new or empty output folder"
             ) from None
         return
-    a, b = (to_dict(r) for r in (found, export.record))
+    a, b = (to_dict(r) for r in (begun, export.record))
     different = [
         f"{k}: there {a[k]!r}, asked {b[k]!r}" for k in b if k not in ("finished", "left_out") and a[k] != b[k]
     ]

@@ -73,15 +73,15 @@ def open_dataset(
         split: `train`, `validation` or `test`; all by default. A prepared cohort has its own, without `test`; of others, it
             follows from the subject's id (80, 10 and 10 %).
         array: which array; the first (`t1w`) by default.
-        measured: also measured values that `jobs/evaluate.py` published, in `.table`: True for the only table, or the start
-            of one's digest.
+        measured: also measured values that `brainsynth evaluate` published, in `.table`: True for the only table, or the
+            start of one's digest.
         where: only subjects whose covariates fulfil it: `age > 60 and sex == 'F'`.
         partial: of a dataset that is still being made, what is committed now.
 
     Raises:
         FileNotFoundError: there is no finished dataset at `uri`.
         ValueError: its manifest is damaged, or there is not exactly one such table of measured values.
-        UserError: `where` is no condition; an object store refuses access, has no such bucket or does not answer. A
+        UserError: `where` is not a condition; an object store refuses access, has no such bucket or does not answer. A
             ValueError, too.
     """
     return SyntheticDataset(str(uri), split, array, measured, where, partial)

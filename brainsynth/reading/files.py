@@ -9,7 +9,7 @@ from typing import Any
 
 
 def is_remote(uri: str) -> bool:
-    """True for what is no local path."""
+    """True for an address that is not a local path."""
     return "://" in uri and not uri.startswith("file://")
 
 

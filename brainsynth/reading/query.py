@@ -66,7 +66,7 @@ class Query:
             sides = [node.left, *node.comparators]
             pairs = [self._pair(*pair) for pair in zip(sides, node.ops, sides[1:], strict=False)]
             return lambda row: all(pair(row) for pair in pairs)
-        raise self._refusal(f"{ascii(ast.unparse(node))[:80]} is no comparison")
+        raise self._refusal(f"{ascii(ast.unparse(node))[:80]} is not a comparison")
 
     def _pair(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Callable[[Row], bool]:
         first, number = self._operand(left)

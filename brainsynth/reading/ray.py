@@ -28,7 +28,7 @@ def ray_dataset(uri: str, patch: Sequence[int] | None = None, **options: Any) ->
         options: `split`, `where`, `array`, `partial` of `open_dataset`.
 
     Raises:
-        What `open_dataset` raises; ValueError when there is no volume, or a patch does not fit.
+        What `open_dataset` raises; ValueError when the dataset has no volumes, or a patch does not fit.
     """
     import ray.data
 

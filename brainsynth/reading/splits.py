@@ -9,7 +9,7 @@ VALIDATION_FRACTION = TEST_FRACTION = 0.1
 
 
 def fixed_split(sample_id: str) -> str:
-    """`train` (80 %), `validation` (10 %) or `test` (10 %) by a hash of the id: the same everywhere and for ever.
+    """`train` (80 %), `validation` (10 %) or `test` (10 %) by a hash of the id: the same everywhere, always.
 
     Adding, removing or choosing subjects moves nobody; shares are kept on average, not exactly.
     """

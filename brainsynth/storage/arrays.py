@@ -73,12 +73,12 @@ def decode_rows(plan: Plan, array: ArraySpec, shard: ShardSpec, data: bytes) -> 
     try:
         return list(decode_shard(plan, array, shard, data))
     except ValueError:
-        found: list[npt.NDArray[Any] | None] = [None] * (shard.stop - shard.start)
+        samples: list[npt.NDArray[Any] | None] = [None] * (shard.stop - shard.start)
     memory = _loaded(plan, array, shard, data)
-    for row in range(len(found) if data else 0):
+    for row in range(len(samples) if data else 0):
         with contextlib.suppress(*_DECODE_ERRORS):
-            found[row] = np.asarray(memory[row])
-    return found
+            samples[row] = np.asarray(memory[row])
+    return samples
 
 
 def _loaded(plan: Plan, array: ArraySpec, shard: ShardSpec, data: bytes) -> zarr.Array[Any]:

@@ -1,4 +1,4 @@
-"""Notes of who is at work on what, so that a row that kills its worker is found out and cannot do so for ever.
+"""Notes of which worker works on what, so that a row that kills its worker is recognised and cannot do so forever.
 
 A note is put when a worker starts on a shard and taken away when it commits or fails with an error. A note that is left
 says that the worker died. No decision looks at a clock.

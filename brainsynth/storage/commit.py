@@ -2,7 +2,7 @@
 
 plan.json, put-if-absent, and what follows from it (samples.parquet, array metadata) → per shard its objects, then its
 commit record, both put-if-absent → at the end the tables and dataset.json, compiled from the commit records alone.
-Whatever dies in between, the same command goes on where the records end: resume = plan - commits.
+Whatever dies in between, the same command resumes where the records end: resume = plan - commits.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def read_plan(store: Store) -> Plan:
     try:
         return unseal(Plan, store.read(PLAN_KEY), f"{store.uri}/{PLAN_KEY}")
     except FileNotFoundError:
-        raise UserError(f"{store.uri} is no brainsynth dataset: it has no {PLAN_KEY}") from None
+        raise UserError(f"{store.uri} is not a brainsynth dataset: {PLAN_KEY} is missing") from None
 
 
 def read_samples(store: Store, plan: Plan) -> pd.DataFrame:
@@ -245,7 +245,7 @@ def _put_object(
             return stored, stored != data
         if shard.index in committed_shards(store):
             return None
-        log.warning("%s/%s is no attempt at shard %d: it is replaced", store.uri, key, shard.index)
+        log.warning("%s/%s is not an attempt at shard %d: it is replaced", store.uri, key, shard.index)
         store.delete(key)
         if store.write_new(key, data):
             return data, False
@@ -255,10 +255,10 @@ def _put_object(
 def _agrees(plan: Plan, spec: ArraySpec, shard: ShardSpec, stored: bytes, values: npt.NDArray[Any]) -> bool:
     """True when the stored object holds these volumes, but for rounding and for rows that either attempt gave up."""
     try:
-        found = decode_shard(plan, spec, shard, stored)
+        decoded = decode_shard(plan, spec, shard, stored)
     except ValueError:
         return False
-    for a, b in zip(found.astype(np.float32), values.astype(np.float32), strict=True):
+    for a, b in zip(decoded.astype(np.float32), values.astype(np.float32), strict=True):
         both = np.isfinite(a) & np.isfinite(b)
         if both.any() and np.abs(a - b)[both].mean() > AGREEMENT * b[both].std():
             return False
@@ -267,6 +267,6 @@ def _agrees(plan: Plan, spec: ArraySpec, shard: ShardSpec, stored: bytes, values
 
 def _describe_stored(store: Store, plan: Plan, shard: ShardSpec, samples: Sequence[SampleRecord]) -> list[SampleRecord]:
     stored = [decode_shard(plan, a, shard, store.read(shard_key(a, shard.index))) for a in plan.arrays]
-    found = [describe_sample(s.sample_id, s.row, [a[i] for a in stored], s.extra) for i, s in enumerate(samples)]
+    described = [describe_sample(s.sample_id, s.row, [a[i] for a in stored], s.extra) for i, s in enumerate(samples)]
     # A row of fill values does not know why it is one: keep the reason that this attempt gives.
-    return [s if s.status != "ok" and f.status != "ok" else f for s, f in zip(samples, found, strict=True)]
+    return [s if s.status != "ok" and f.status != "ok" else f for s, f in zip(samples, described, strict=True)]

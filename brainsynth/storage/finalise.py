@@ -63,7 +63,7 @@ _SHARD_FIELDS = [
 def finalise(store: Store, plan: Plan, progress: Callable[[int, int], None] | None = None) -> DatasetManifest:
     """Write the manifest tables, BIDS tables, card and last dataset.json.
 
-    The records are folded one by one: beside the tables themselves, memory does not grow with the dataset.
+    The records are folded one by one: apart from the tables themselves, memory does not grow with the dataset.
 
     Raises:
         UserError: when shards are still missing, or planned ≠ ok + rejected + failed.
@@ -187,8 +187,8 @@ class _Fold:
         self._rows, self._objects = [], []
         names = list(self.plan.covariates.names)
         participants = pd.DataFrame({"participant_id": "sub-" + table["sample_id"], "row": table["row"]})
-        beside = ["status", *(["split"] if "split" in table else []), *names]
-        participants = pd.concat([participants, table[beside]], axis=1)
+        others = ["status", *(["split"] if "split" in table else []), *names]
+        participants = pd.concat([participants, table[others]], axis=1)
         participants.to_csv(self.participants, sep="\t", index=False, na_rep="n/a", header=first, lineterminator="\n")
         rejected = table[table["status"] != "ok"]
         if len(rejected):

@@ -1,6 +1,6 @@
-"""Measured values beside the manifest: what an evaluation found on each volume, next to what was asked of it.
+"""Measured values, stored next to the manifest: what an evaluation measured on each volume.
 
-The manifest is a fold over commit records and never changes, so what is measured later lies beside it, one Parquet file
+The manifest is a fold over commit records and never changes, so what is measured later lies next to it, one Parquet file
 per evaluation. The file's name is the digest of its bytes: it is put once, another evaluation has another name, and a
 flipped bit shows. It names the state of the dataset that was measured. Needs pyarrow and pandas, only when called.
 """
@@ -57,7 +57,7 @@ def read_measured(data: bytes, key: str, shards_digest: str) -> tuple[pd.DataFra
     """The table of a stored file, and its facts.
 
     Raises:
-        ValueError: it is damaged, or tells of another state of the dataset than the manifest with this digest.
+        ValueError: it is damaged, or was measured on another state of the dataset than this digest's.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -75,7 +75,9 @@ def read_measured(data: bytes, key: str, shards_digest: str) -> tuple[pd.DataFra
         if "sample_id" not in table or table["sample_id"].duplicated().any():
             raise ValueError("sample_id")
     except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
-        raise ValueError(f"{key} is no table of measured values ({type(error).__name__}: {error}); delete it") from None
+        raise ValueError(
+            f"{key} is not a table of measured values ({type(error).__name__}: {error}); delete it"
+        ) from None
     if measured != shards_digest:
         raise ValueError(f"{key} was measured on another state of this dataset; delete it and evaluate again")
     return table, facts
@@ -92,6 +94,6 @@ def choose(keys: list[str], wanted: str | bool, where: str) -> str:
         there = ", ".join(sorted(name[:12] for name in names)) or "none"
         raise ValueError(
             f"{where}: {len(fitting)} tables of measured values fit measured={wanted!r}; there are: {there}; "
-            "jobs/evaluate.py with publish: true makes one"
+            "`brainsynth evaluate` with publish: true makes one"
         )
     return names[fitting[0]]

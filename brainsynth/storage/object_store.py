@@ -126,7 +126,7 @@ class ObjectStore:
             try:
                 return next(stream, None)
             except BaseException:
-                stream = None  # the next try goes on after the last name that arrived
+                stream = None  # the next try continues after the last name that arrived
                 raise
 
         while (batch := self._repeat("list", prefix, page)) is not None:
@@ -158,7 +158,7 @@ class ObjectStore:
                 raise FileNotFoundError(f"{self.uri}/{key}")
             if not self._remote or attempt >= failure.attempts:
                 tries = f" (try {attempt}, after {time.monotonic() - started:.0f} s)" if attempt > 1 else ""
-                raise UserError(f"cannot {doing} {scrub(f'{self.uri}/{key}')}: {failure.text}{tries}; {failure.mend}")
+                raise UserError(f"cannot {doing} {scrub(f'{self.uri}/{key}')}: {failure.text}{tries}; {failure.remedy}")
             level = logging.WARNING if attempt >= _TRIES_IN_SILENCE else logging.INFO
             log.log(level, "cannot %s %s/%s: %s; try %d of %d", doing, self.uri, key, failure.text, attempt, ATTEMPTS)
             time.sleep(_pause(attempt))
@@ -176,50 +176,50 @@ class _Failure:
     """What a failed request means."""
 
     text: str
-    mend: str
+    remedy: str
     attempts: int = 1
     missing: bool = False
 
 
-_NO_BUCKET = _Failure("there is no such bucket", "create it, or mend the address (for s3:// also AWS_ENDPOINT_URL)")
+_NO_BUCKET = _Failure("there is no such bucket", "create it, or correct the address (for s3:// also AWS_ENDPOINT_URL)")
 
 
 def _judge(error: Exception, uri: str) -> _Failure:
-    told, _, source = str(error).partition("\n\nDebug source")
-    status = int(found.group(1)) if (found := _STATUS.search(told)) else None
-    code = found.group(1) if (found := _CODE.search(told)) else ""
+    said, _, source = str(error).partition("\n\nDebug source")
+    status = int(match.group(1)) if (match := _STATUS.search(said)) else None
+    code = match.group(1) if (match := _CODE.search(said)) else ""
     variables = next((names for scheme, names in _VARIABLES.items() if uri.startswith(scheme)), "the credentials")
     # The body of an answer repeats the request with its key and signature: only its code is shown.
     first = " ".join(
-        [told.partition("\n")[0].rpartition(" - ")[2], *(f"({why})" for why in _CAUSE.findall(source)[:1])]
+        [said.partition("\n")[0].rpartition(" - ")[2], *(f"({why})" for why in _CAUSE.findall(source)[:1])]
     )
     text = f"HTTP {status} {code}".strip() if status else scrub(first)[:200]
-    if any(address in told for address in _MACHINE_CREDENTIALS):
-        mend = f"set {variables} in the environment of every process"
-        return _Failure("there are no credentials", mend, _ATTEMPTS_WITHOUT_CREDENTIALS)
+    if any(address in said for address in _MACHINE_CREDENTIALS):
+        remedy = f"set {variables} in the environment of every process"
+        return _Failure("there are no credentials", remedy, _ATTEMPTS_WITHOUT_CREDENTIALS)
     if code == "NoSuchBucket" or (status == 404 and "ontainer" in code):
         return _NO_BUCKET
     if isinstance(error, FileNotFoundError):
         return _Failure(text, "", missing=True)
     if code not in _PASSING_CODES and (status in (401, 403) or code in ("ExpiredToken", "InvalidToken")):
-        mend = f"access is refused: check {variables}, the clock, and that this key may list, read and write there"
-        return _Failure(text, mend)
-    if status in (301, 307, 308) or "region" in told:
+        remedy = f"access is refused: check {variables}, the clock, and that this key may list, read and write there"
+        return _Failure(text, remedy)
+    if status in (301, 307, 308) or "region" in said:
         return _Failure(text, "AWS_REGION or AWS_ENDPOINT_URL is not that of the bucket")
     if "certificate" in source and status is None:
         return _Failure(
-            text, "the server's certificate is not trusted by this machine: mend the address or the certificate"
+            text, "the server's certificate is not trusted by this machine: correct the address or the certificate"
         )
-    if "builder error" in told:
+    if "builder error" in said:
         return _Failure(text, "an http:// address is used only with AWS_ALLOW_HTTP=true (AZURE_ALLOW_HTTP=true)")
     if isinstance(error, _StillWriting) or status in _PASSING_STATUS or code in _PASSING_CODES or status is None:
-        mend = "check the address, the permissions and the network; the same command resumes once the store answers"
-        return _Failure(text, mend, ATTEMPTS)
+        remedy = "check the address, the permissions and the network; the same command resumes once the store answers"
+        return _Failure(text, remedy, ATTEMPTS)
     return _Failure(text, "check the address and the permissions")
 
 
 def open_client(uri: str, retries: int) -> Any:
-    """obstore's client of an address, with our timeouts and so many repetitions of its own. Raises UserError."""
+    """obstore's client of an address, with our timeouts and that many repetitions of its own. Raises UserError."""
     check_address(uri)
     try:
         from obstore.store import from_url
@@ -239,12 +239,12 @@ def open_client(uri: str, retries: int) -> Any:
         "max_backoff": datetime.timedelta(seconds=LAST_PAUSE_SECONDS),
     }
     repetitions: Any = {"max_retries": retries, "backoff": backoff}
-    told = ""
+    reason = ""
     try:
         return from_url(uri, client_options=options, retry_config=repetitions)
     except Exception as error:
-        told = scrub(str(error).partition("\n")[0])
-    raise UserError(f"cannot open {uri}: {told}")
+        reason = scrub(str(error).partition("\n")[0])
+    raise UserError(f"cannot open {uri}: {reason}")
 
 
 def read_through(uri: str, request: Callable[[], T]) -> T:
@@ -262,7 +262,7 @@ def read_through(uri: str, request: Callable[[], T]) -> T:
             failure = _judge(error, uri)
         attempt += 1
         if attempt >= failure.attempts or "body error" not in failure.text:
-            raise UserError(f"cannot read {uri}: {failure.text}; {failure.mend}")
+            raise UserError(f"cannot read {uri}: {failure.text}; {failure.remedy}")
         time.sleep(_pause(attempt))
 
 
@@ -275,7 +275,7 @@ _used_by: int | None = None
 
 
 def _check_not_forked() -> None:
-    """A client's threads do not survive a fork: without this, a forked process would wait for ever."""
+    """A client's threads do not survive a fork: without this, a forked process would wait forever."""
     global _used_by
     if _used_by is None:
         _used_by = os.getpid()

@@ -1,7 +1,7 @@
-"""Mend a dataset: re-plan exactly the rows that are damaged, keep the others as they are, clear away what is left over.
+"""Repair a dataset: re-plan exactly the rows that are damaged, keep the others as they are, remove what is left over.
 
 Only a person's command deletes (`brainsynth verify --repair`, `brainsynth gc`); a worker never does. A repair ticket says
-which rows of a shard are kept, their voxels lie beside it, and the shard's record and objects are gone. To the next run of
+which rows of a shard are kept, their voxels lie next to it, and the shard's record and objects are gone. To the next run of
 the job the shard is missing, and of a shard with a ticket it makes only the lost rows.
 """
 
@@ -84,7 +84,7 @@ def read_salvage(store: Store, plan: Plan, shard: ShardSpec) -> Salvage | None:
 
 
 def close_ticket(store: Store, plan: Plan, shard: int) -> None:
-    """The shard is committed again: what the repair kept is of no more use."""
+    """The shard is committed again: what the repair kept is no longer needed."""
     store.delete(ticket_key(shard))
     for spec in plan.arrays:
         store.delete(_salvage_key(shard, spec.name))
@@ -124,7 +124,7 @@ def _has_failed(read: Callable[[], ShardManifest]) -> bool:
 
 
 def _open_ticket(store: Store, plan: Plan, shard: ShardSpec, duplicated: set[int], failed: bool) -> list[int]:
-    """Keep the good rows of a shard beside, then take its objects and last its record away; returns the lost rows."""
+    """Keep the good rows of a shard, then remove its objects and last its record; returns the lost rows."""
     rows = list(range(shard.start, shard.stop))
     try:
         commit = read_commit(store, plan, shard.index)
@@ -154,15 +154,15 @@ def _keep(
     store: Store, plan: Plan, shard: ShardSpec, commit: ShardManifest, duplicated: set[int], failed: bool
 ) -> Salvage:
     """The rows whose stored voxels are still those of the record."""
-    found = []
+    decoded = []
     for spec, stored in zip(plan.arrays, commit.objects, strict=True):
         try:
-            found.append(decode_rows(plan, spec, shard, store.read(stored.key)))
+            decoded.append(decode_rows(plan, spec, shard, store.read(stored.key)))
         except FileNotFoundError:
-            found.append([None] * (shard.stop - shard.start))
+            decoded.append([None] * (shard.stop - shard.start))
     salvage = Salvage.nothing(plan, shard)
     for offset, sample in enumerate(commit.samples):
-        volumes = [rows[offset] for rows in found]
+        volumes = [rows[offset] for rows in decoded]
         if sample.status == "ok":
             whole = [v for v in volumes if v is not None]
             if len(whole) < len(volumes) or stored_sha256(whole) != sample.voxel_sha256 or sample.row in duplicated:

@@ -30,15 +30,15 @@ class Problem:
     """One object that is not as it should be.
 
     `missing`, `corrupt`: data is lost. `swapped`: it holds what belongs elsewhere. `duplicated`: a second copy of an object,
-    or two rows with the same voxels. `orphaned`: of an attempt that died, or is at work while the dataset is made.
-    `unexpected`: none of ours.
+    or two rows with the same voxels. `orphaned`: left by an attempt that died, or of one at work while the dataset is made.
+    `unexpected`: not written by brainsynth.
     """
 
     kind: Kind
     key: str
     detail: str
     shard: int | None = None
-    """The shard that must be made again to mend it; None where none needs to be."""
+    """The shard that must be made again to repair it; None where none needs to be."""
     rows: tuple[int, ...] = ()
     """The rows whose voxels are lost, where that is known."""
 
@@ -134,12 +134,12 @@ class _Verification:
             except FileNotFoundError:
                 self.problems.append(Problem(kind="missing", key=stored.key, detail=named, shard=index))
                 return
-            found = hashlib.sha256(data).hexdigest()
+            sha256 = hashlib.sha256(data).hexdigest()
             decoded.append(decode_rows(self.plan, spec, self.plan.shard(index), data))
-            if found != stored.sha256:
+            if sha256 != stored.sha256:
                 rows = tuple(s.row for s, v in zip(commit.samples, decoded[-1], strict=True) if v is None)
                 lost = f"; rows {', '.join(map(str, rows))} cannot be decoded" if rows else ""
-                self.strays[stored.key] = (len(self.problems), found)
+                self.strays[stored.key] = (len(self.problems), sha256)
                 detail = f"sha256 differs; {named}{lost}"
                 self.problems.append(Problem(kind="corrupt", key=stored.key, detail=detail, shard=index, rows=rows))
                 return
@@ -195,42 +195,42 @@ def verify_dataset(dataset: Store | str, progress: Callable[[int, int], None] | 
 
     Args:
         dataset: its root folder, a path or an object-store URI.
-        progress: told after each shard how many are done, and of how many.
+        progress: called after each shard with how many are done, and of how many.
 
     Raises:
         UserError: when there is no dataset, or its plan is damaged, so that nothing can be compared; OtherVersion where
-            another brainsynth wrote a record, which is no damage.
+            another version of brainsynth wrote a record: that is not damage.
     """
     store = open_store(dataset) if isinstance(dataset, str) else dataset
     plan = read_plan(store)
-    found = _Verification(store, plan)
+    verification = _Verification(store, plan)
     try:
         sample_ids = list(read_samples(store, plan)["sample_id"])
     except UserError as error:
-        kind: Kind = "corrupt" if SAMPLES_KEY in found.present else "missing"
-        found.problems.append(Problem(kind=kind, key=SAMPLES_KEY, detail=str(error)))
+        kind: Kind = "corrupt" if SAMPLES_KEY in verification.present else "missing"
+        verification.problems.append(Problem(kind=kind, key=SAMPLES_KEY, detail=str(error)))
         sample_ids = []
     for index, read in each_commit(store, plan):
-        found.shard(index, read, sample_ids)
+        verification.shard(index, read, sample_ids)
         if progress:
             progress(index + 1, plan.num_shards)
-    found.name_swaps()
-    found.problems += _verify_manifest(store, plan, found.expected)
-    named = {problem.key for problem in found.problems}
-    found.problems += [
+    verification.name_swaps()
+    verification.problems += _verify_manifest(store, plan, verification.expected)
+    named = {problem.key for problem in verification.problems}
+    verification.problems += [
         Problem(kind="missing", key=key, detail="array metadata")
         for key in metadata_keys(plan)
-        if key not in found.present and key not in named
+        if key not in verification.present and key not in named
     ]
-    found.problems += found.left_over()
+    verification.problems += verification.left_over()
     return VerifyReport(
-        shards=found.shards,
-        samples_ok=found.counts["ok"],
-        samples_rejected=found.counts["rejected"],
-        samples_failed=found.counts["failed"],
-        samples_redrawn=found.redrawn,
-        size_bytes=found.size_bytes,
-        problems=tuple(found.problems),
+        shards=verification.shards,
+        samples_ok=verification.counts["ok"],
+        samples_rejected=verification.counts["rejected"],
+        samples_failed=verification.counts["failed"],
+        samples_redrawn=verification.redrawn,
+        size_bytes=verification.size_bytes,
+        problems=tuple(verification.problems),
     )
 
 

@@ -29,7 +29,7 @@ from brainsynth.storage.repair import Salvage, close_ticket, read_salvage
 
 log = logging.getLogger(__name__)
 MAX_ROW_DEATHS = 5
-"""A row on which so many workers died, when it was made alone, is at fault; kills from outside spread over rows."""
+"""A row on which this many workers died while it was made alone is at fault; kills from outside spread over rows."""
 
 
 @dataclass

@@ -216,4 +216,4 @@ def test_verify_command_exit_codes(generated: Path, tmp_path: Path) -> None:
     assert "corrupt: dataset.zarr/t1w/c/1/0/0/0" in bad.stdout
     none = subprocess.run([*command, str(tmp_path / "nowhere")], capture_output=True, text=True)
     assert none.returncode == 2
-    assert "is no brainsynth dataset" in none.stderr
+    assert "is not a brainsynth dataset" in none.stderr

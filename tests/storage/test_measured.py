@@ -65,7 +65,7 @@ def test_another_evaluation_is_another_table(store: Store, digest: str) -> None:
 
 
 def test_none_is_told(store: Store, digest: str) -> None:
-    with pytest.raises(ValueError, match="there are: none; jobs/evaluate.py with publish: true makes one"):
+    with pytest.raises(ValueError, match="there are: none; `brainsynth evaluate` with publish: true makes one"):
         open_dataset(store.uri, measured=True)
 
 

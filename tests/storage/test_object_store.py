@@ -197,13 +197,13 @@ def test_refused_access_names_the_variables_and_is_not_tried_again(
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_a_bucket_that_is_not_there(faulty: FaultProxy, s3_root: str, action: str) -> None:
-    with pytest.raises(UserError, match="there is no such bucket; create it, or mend the address"):
+    with pytest.raises(UserError, match="there is no such bucket; create it, or correct the address"):
         ACTIONS[action](ObjectStore("s3://nowhere/folder"))
     assert len(faulty.requests) == 1
 
 
 @pytest.mark.parametrize(
-    ("told", "mend", "attempts"),
+    ("text", "remedy", "attempts"),
     [
         ("status code: 503 Slow: <Error><Code>SlowDown</Code>", "the same command resumes", object_store.ATTEMPTS),
         ("status code: 400 Bad: <Error><Code>RequestTimeout</Code>", "the same command resumes", object_store.ATTEMPTS),
@@ -215,13 +215,13 @@ def test_a_bucket_that_is_not_there(faulty: FaultProxy, s3_root: str, action: st
         ('HTTP error: x\n\nDebug source:\n error: "invalid peer certificate: UnknownIssuer"', "not trusted", 1),
     ],
 )
-def test_what_passes_is_tried_again_and_what_stays_is_not(told: str, mend: str, attempts: int) -> None:
+def test_what_passes_is_tried_again_and_what_stays_is_not(text: str, remedy: str, attempts: int) -> None:
     from obstore.exceptions import GenericError
 
     failure = object_store._judge(
-        GenericError(f"Error performing PUT http://h/k in 1ms - Server returned {told}"), "s3://b"
+        GenericError(f"Error performing PUT http://h/k in 1ms - Server returned {text}"), "s3://b"
     )
-    assert mend in failure.mend
+    assert remedy in failure.remedy
     assert failure.attempts == attempts
 
 

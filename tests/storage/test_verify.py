@@ -108,7 +108,7 @@ def test_a_damaged_plan_leaves_nothing_to_compare_with(dataset: Path) -> None:
     with pytest.raises(UserError, match=r"plan\.json is damaged"):
         verify_dataset(store)
     store.delete("plan.json")
-    with pytest.raises(UserError, match="is no brainsynth dataset"):
+    with pytest.raises(UserError, match="is not a brainsynth dataset"):
         verify_dataset(store)
 
 

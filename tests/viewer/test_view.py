@@ -209,7 +209,7 @@ def test_what_is_no_dataset_of_volumes_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert brainsynth(monkeypatch, "view", tmp_path / "nothing", "--no-browser") == 2
-    assert "is no brainsynth dataset" in capsys.readouterr().err
+    assert "is not a brainsynth dataset" in capsys.readouterr().err
     assert not (tmp_path / "nothing").exists()
 
 
