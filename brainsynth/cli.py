@@ -16,7 +16,7 @@ from brainsynth.config.schema import SHIPPED_BUNDLE, ExportFormat, GenerateConfi
 from brainsynth.errors import UserError
 from brainsynth.progress import configure_logging
 from brainsynth.reading.splits import SPLITS
-from brainsynth.stages.jobs import JOBS, run_job, stage
+from brainsynth.stages.jobs import JOBS, named_extra, run_job, stage
 from brainsynth.version import __version__
 
 
@@ -55,7 +55,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _run_job(arguments: argparse.Namespace) -> int:
     if arguments.verb == "generate":
-        config = _generate_config(arguments)
+        with named_extra(arguments.verb):
+            config = _generate_config(arguments)
     else:
         config = load_config(arguments.config, JOBS[arguments.verb].config, arguments.set)
     return run_job(arguments.verb, config, arguments.dry_run)

@@ -23,8 +23,7 @@ from brainsynth.models import device as devices
 from brainsynth.models.sampling import sample_rows
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_models
-from brainsynth.plan import Plan, ShardSpec, attempt_seed, generation_identity
-from brainsynth.planning import GeneratorSettings
+from brainsynth.plan import GeneratorSettings, Plan, ShardSpec, attempt_seed, generation_identity
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_samples
 from brainsynth.storage.filesystem import open_store

@@ -131,6 +131,19 @@ class Plan:
         return per_sample * self.num_samples
 
 
+@record
+class GeneratorSettings:
+    """Where a generator finds things and how it runs: circumstance, never part of a plan."""
+
+    root: str
+    bundle: str
+    micro_batch: int
+    threads: int
+    workers: int
+    use_gpu: bool
+    exact_rewrites: bool
+
+
 def volume_array(name: str, volume: VolumeSpec) -> ArraySpec:
     """The array of a volume dataset: chunks of 17 to 64 voxels along an axis where it divides into two or four.
 

@@ -15,8 +15,15 @@ from brainsynth.config.gate import GateConfig
 from brainsynth.config.schema import SHIPPED_BUNDLE, CovariateSource, GenerateConfig, SynthesisConfig
 from brainsynth.errors import UserError
 from brainsynth.models.sampler_rules import check_bundle_sampler
-from brainsynth.plan import ROW_COLUMNS, GateRules, GenerationIdentity, Plan, generation_plan, generation_samples
-from brainsynth.records import record
+from brainsynth.plan import (
+    ROW_COLUMNS,
+    GateRules,
+    GenerationIdentity,
+    GeneratorSettings,
+    Plan,
+    generation_plan,
+    generation_samples,
+)
 from brainsynth.storage.filesystem import resolve_uri
 from brainsynth.storage.tables import read_table
 from brainsynth.storage.work import Work
@@ -25,19 +32,6 @@ if TYPE_CHECKING:
     from brainsynth.generate import VolumeGenerator
 
 log = logging.getLogger(__name__)
-
-
-@record
-class GeneratorSettings:
-    """Where a generator finds things and how it runs: circumstance, never part of a plan."""
-
-    root: str
-    bundle: str
-    micro_batch: int
-    threads: int
-    workers: int
-    use_gpu: bool
-    exact_rewrites: bool
 
 
 def plan_generation(config: GenerateConfig, rows: pd.DataFrame | None = None) -> Work:

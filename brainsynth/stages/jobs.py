@@ -6,8 +6,10 @@ says what it would do. Where a job's verdict decides what comes next, `exit_code
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import importlib
+import importlib.util
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -48,11 +50,9 @@ JOBS = {
 }
 
 
-EXTRAS = {
-    **dict.fromkeys(("torch", "monai", "ray", "scipy", "matplotlib", "safetensors", "einops"), "generate"),
-    "tensorboardX": "train",
-}
-"""Library → the extra of pyproject.toml that installs it."""
+GENERATE = ("torch", "monai", "ray", "scipy", "matplotlib", "safetensors", "einops")
+EXTRAS = {"generate": GENERATE, "train": (*GENERATE, "tensorboardX")}
+"""The libraries of the extras that commands need, as pyproject.toml has them."""
 
 
 def stage(verb: str) -> ModuleType:
@@ -61,21 +61,40 @@ def stage(verb: str) -> ModuleType:
     Raises:
         UserError: a library is not installed; names the extra that has it.
     """
-    try:
+    with named_extra(verb):
         return importlib.import_module(f"brainsynth.stages.{verb.replace('-', '_')}")
+
+
+@contextlib.contextmanager
+def named_extra(verb: str) -> Iterator[None]:
+    """A library of an extra that is not installed becomes a UserError that names the extra."""
+    try:
+        yield
     except ModuleNotFoundError as error:
-        raise missing_extra(error, f"brainsynth {verb}") from None
+        library = (error.name or "").partition(".")[0]
+        if library not in EXTRAS["train"]:
+            raise
+        raise _not_installed(verb, library) from None
 
 
-def missing_extra(error: ModuleNotFoundError, what: str) -> Exception:
-    """What to raise for a library that is not there."""
-    library = (error.name or "").partition(".")[0]
-    extra = EXTRAS.get(library)
-    if extra is None:
-        return error
-    if what.startswith(("brainsynth train", "brainsynth distill")):
-        extra = "train"
-    return UserError(f"{what} needs {library}, which is not installed: pip install 'brainsynth[{extra}]'")
+def check_extra(verb: str) -> None:
+    """Raises UserError, before anything is written, when a library that a job needs is not installed."""
+    for library in EXTRAS[_extra(verb)]:
+        try:
+            there = importlib.util.find_spec(library) is not None
+        except ModuleNotFoundError:
+            there = False
+        if not there:
+            raise _not_installed(verb, library)
+
+
+def _extra(verb: str) -> str:
+    return "train" if verb.startswith(("train", "distill")) else "generate"
+
+
+def _not_installed(verb: str, library: str) -> UserError:
+    install = f"pip install 'brainsynth[{_extra(verb)}]'"
+    return UserError(f"brainsynth {verb} needs {library}, which is not installed: {install}")
 
 
 def run_job(name: str, config: Any, dry_run: bool = False) -> int:
@@ -87,7 +106,9 @@ def run_job(name: str, config: Any, dry_run: bool = False) -> int:
         check_layout(runtime)  # a layout that cannot run must not wait for torch
     module = stage(name)
     if dry_run:
-        print(module.describe(config))
+        with named_extra(name):
+            print(module.describe(config))
         return 0
+    check_extra(name)
     result = module.run(config)
     return int(module.exit_code(result)) if hasattr(module, "exit_code") else 0

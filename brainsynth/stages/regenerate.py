@@ -14,8 +14,7 @@ from brainsynth.config.job import DAMAGED
 from brainsynth.errors import UserError
 from brainsynth.generate import VolumeGenerator
 from brainsynth.manifest import ShardManifest, stored_sha256
-from brainsynth.plan import Plan, ShardSpec
-from brainsynth.planning import GeneratorSettings
+from brainsynth.plan import GeneratorSettings, Plan, ShardSpec
 from brainsynth.records import record
 from brainsynth.storage.arrays import decode_rows
 from brainsynth.storage.commit import read_commit, read_plan, read_samples
