@@ -36,6 +36,7 @@ def committed(uri: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """
     from brainsynth.storage.commit import committed_of, read_commits, read_plan, read_samples
     from brainsynth.storage.filesystem import open_store
+    from brainsynth.storage.finalise import planned_facts
 
     store = open_store(uri)
     plan = read_plan(store)
@@ -49,21 +50,7 @@ def committed(uri: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
         lines.append(
             {"participant_id": f"sub-{texts.pop('sample_id')}", "row": str(row), "status": status[row]} | texts
         )
-    covariates = plan.covariates.covariates
-    manifest = {
-        "kind": plan.kind,
-        "plan_fingerprint": plan.fingerprint,
-        "num_samples": plan.num_samples,
-        "arrays": [array.name for array in plan.arrays],
-        "affine": plan.volume.affine.tolist(),
-        "spacing_mm": list(plan.volume.spacing_mm),
-        "covariates": list(plan.covariates.names),
-        "kinds": {c.name: c.kind for c in covariates},
-        "units": {c.name: c.unit for c in covariates},
-        "facts": plan.identity,
-        "synthetic": plan.kind == "generated",
-    }
-    return manifest, lines
+    return planned_facts(plan), lines
 
 
 def _read_manifest(uri: str) -> dict[str, Any]:

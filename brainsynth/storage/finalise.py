@@ -100,26 +100,33 @@ def finalise(store: Store, plan: Plan, progress: Callable[[int, int], None] | No
     for key in metadata_keys(plan):
         files[key] = store.read(key)
     manifest = DatasetManifest(
-        kind=plan.kind,
-        plan_fingerprint=plan.fingerprint,
-        num_samples=plan.num_samples,
+        **planned_facts(plan),
         num_ok=counts["ok"],
         num_rejected=counts["rejected"],
         num_failed=counts["failed"],
-        arrays=tuple(array.name for array in plan.arrays),
-        covariates=plan.covariates.names,
-        kinds={c.name: c.kind for c in plan.covariates.covariates},
-        units={c.name: c.unit for c in plan.covariates.covariates},
-        affine=tuple(tuple(float(v) for v in row) for row in plan.volume.affine),
-        spacing_mm=plan.volume.spacing_mm,
-        dtype=plan.volume.dtype,
         shards_digest=fold.digest.hexdigest(),
         files={key: hashlib.sha256(data).hexdigest() for key, data in files.items()},
-        facts=plan.identity,
-        synthetic=plan.kind == "generated",
     )
     store.write(DATASET_KEY, seal(manifest))
     return manifest
+
+
+def planned_facts(plan: Plan) -> dict[str, Any]:
+    """The fields of a dataset's manifest that its plan determines."""
+    return {
+        "kind": plan.kind,
+        "plan_fingerprint": plan.fingerprint,
+        "num_samples": plan.num_samples,
+        "arrays": tuple(array.name for array in plan.arrays),
+        "covariates": plan.covariates.names,
+        "kinds": {c.name: c.kind for c in plan.covariates.covariates},
+        "units": {c.name: c.unit for c in plan.covariates.covariates},
+        "affine": tuple(tuple(float(v) for v in row) for row in plan.volume.affine),
+        "spacing_mm": plan.volume.spacing_mm,
+        "dtype": plan.volume.dtype,
+        "facts": plan.identity,
+        "synthetic": plan.kind == "generated",
+    }
 
 
 def is_table(key: str, plan: Plan) -> bool:

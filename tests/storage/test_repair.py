@@ -229,6 +229,8 @@ def test_garbage_is_what_no_record_can_want(store: Store) -> None:
     for key in [*mine, *maybe, *yours]:
         store.write(key, b"x")
     assert sorted(garbage(store)) == sorted(mine)
+    named = {p.key for p in verify_dataset(store).problems if p.detail.endswith("; `brainsynth gc` removes it")}
+    assert named == set(mine)  # what verify calls removable, gc removes; and no more
     for key in garbage(store):
         store.delete(key)
     for index in (1, 2):
