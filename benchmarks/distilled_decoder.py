@@ -24,7 +24,7 @@ from brainsynth.metrics.intervals import bootstrap_interval
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import autocast, choose_device
 from brainsynth.models.distilled_decoder import DistilledDecoder, decode_flops
-from brainsynth.models.weights import load_models
+from brainsynth.models.loading import load_models
 from brainsynth.records import to_dict
 from brainsynth.training.diffusion import LatentTable
 from brainsynth.training.image_quality import closeness, sharpness

@@ -168,8 +168,8 @@ def facts(notes: Notes, dry: bool) -> None:
     def convolutions() -> str:
         from benchmarks.ladder import NO_BFLOAT16
         from brainsynth.models.device import has_bfloat16
+        from brainsynth.models.loading import _convolution_shapes
         from brainsynth.models.selfcheck import check_bfloat16
-        from brainsynth.models.weights import _convolution_shapes
 
         if dry and not has_bfloat16(device):
             raise RuntimeError(NO_BFLOAT16)

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from brainsynth.bundle.files import read_bundle
 from brainsynth.bundle.spec import BundleSpec
+from brainsynth.models.loading import load_models
 from brainsynth.models.schedule import NoiseSchedule
-from brainsynth.models.weights import load_models
 from brainsynth.stages.import_bundle import PAPER, import_bundle
 
 RESULT = Path(__file__).parents[1] / "benchmarks" / "results" / "published-weights.json"

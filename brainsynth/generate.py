@@ -20,9 +20,9 @@ from brainsynth.gate.file import load_bundle_gate
 from brainsynth.gate.rules import Gatekeeper
 from brainsynth.manifest import SampleRecord
 from brainsynth.models import device as devices
+from brainsynth.models.loading import load_models
 from brainsynth.models.sampling import sample_rows
 from brainsynth.models.schedule import NoiseSchedule
-from brainsynth.models.weights import load_models
 from brainsynth.plan import GeneratorSettings, Plan, ShardSpec, attempt_seed, generation_identity
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_samples

@@ -28,9 +28,9 @@ from brainsynth.config.load import load_config
 from brainsynth.config.schema import SHIPPED_BUNDLE, GenerateConfig
 from brainsynth.config.training import Precision
 from brainsynth.models.device import autocast, has_bfloat16
+from brainsynth.models.loading import load_models
 from brainsynth.models.sampling import sample_rows
 from brainsynth.models.schedule import NoiseSchedule
-from brainsynth.models.weights import load_models
 from brainsynth.stages.import_bundle import PAPER
 
 ZOO_CELLS = (12, 16, 12)

@@ -9,16 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from brainsynth.bundle.files import check_bundle_files, check_decoder, file_sha256
-from brainsynth.bundle.spec import AUTOENCODER_FILE, DECODER_FILE, DIFFUSION_FILE, BundleSpec
-from brainsynth.config.training import DecoderChoice, Precision
+from brainsynth.bundle.files import file_sha256
 from brainsynth.errors import UserError
-from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
-from brainsynth.models.device import layout, round_weights
-from brainsynth.models.diffusion import Denoiser
-from brainsynth.models.distilled_decoder import DistilledDecoder
-from brainsynth.models.rewrites import rewrite
-from brainsynth.models.selfcheck import ConvolutionShape, check_bfloat16, convolution_shapes
 
 
 def save_weights(module: nn.Module, path: Path) -> str:
@@ -72,69 +64,3 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(weights, dict):
         raise UserError(f"{path} holds a {type(state).__name__}, not the weights of a network")
     return weights
-
-
-def load_models(
-    folder: Path,
-    spec: BundleSpec,
-    device: torch.device,
-    precision: Precision = "float32",
-    rewrites: bool = False,
-    decoder: DecoderChoice = "own",
-) -> tuple[Autoencoder, Denoiser]:
-    """Both networks in evaluation mode on a device, digests checked first.
-
-    Args:
-        rewrites: bring them into the cheaper form of rewrites.py, which only rounds differently.
-        decoder: which one `decode` uses.
-
-    Raises:
-        UserError: a file is missing or not the bundle's, the bundle has no such decoder, or bfloat16 is asked for where it
-            computes wrong convolutions.
-    """
-    check_decoder(folder, spec, decoder)
-    check_bundle_files(folder, spec)
-    if precision == "bfloat16":
-        check_bfloat16(_convolution_shapes(spec, rewrites, decoder), device)
-    autoencoder, denoiser = _build(spec, decoder)
-    load_weights(autoencoder.network, folder / AUTOENCODER_FILE)
-    load_weights(denoiser, folder / DIFFUSION_FILE)
-    if autoencoder.distilled is not None:
-        load_weights(autoencoder.distilled, folder / DECODER_FILE)
-    for module in (autoencoder, denoiser):
-        module.requires_grad_(False).eval().to(device)
-    _arrange(autoencoder, denoiser, rewrites)
-    if precision == "bfloat16":
-        for part in (denoiser, autoencoder.distilled, autoencoder.network if autoencoder.rounds else None):
-            if part is not None:
-                round_weights(part)
-    return autoencoder, denoiser
-
-
-def _build(spec: BundleSpec, decoder: DecoderChoice) -> tuple[Autoencoder, Denoiser]:
-    autoencoder = Autoencoder(build_autoencoder(spec.autoencoder), spec.latents, spec.flipped_axes)
-    if decoder == "distilled" and spec.distilled is not None:
-        autoencoder.distilled = DistilledDecoder(spec.distilled.architecture, spec.autoencoder)
-    channels, *grid_xyz = spec.latents.shape_cxyz
-    denoiser = Denoiser(spec.diffusion, channels, spec.covariates.context_size, (grid_xyz[0], grid_xyz[1], grid_xyz[2]))
-    return autoencoder, denoiser
-
-
-def _arrange(autoencoder: Autoencoder, denoiser: Denoiser, rewrites: bool) -> None:
-    """Rewrites and memory layout. The denoiser keeps its layout: channels last is 4 % slower there on CPUs."""
-    if rewrites:
-        rewrite(autoencoder, denoiser)
-    layout(autoencoder)
-
-
-def _convolution_shapes(spec: BundleSpec, rewrites: bool, decoder: DecoderChoice = "own") -> list[ConvolutionShape]:
-    with torch.device("meta"):
-        autoencoder, denoiser = _build(spec, decoder)
-        _arrange(autoencoder, denoiser, rewrites)
-        z, context = torch.empty((1, *spec.latents.shape_cxyz)), torch.empty((1, spec.covariates.context_size))
-
-        def make_one_volume() -> None:
-            denoiser(z, torch.empty(1), context)
-            autoencoder.decode(z)
-
-        return convolution_shapes(make_one_volume, autoencoder, denoiser)

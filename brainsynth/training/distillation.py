@@ -18,8 +18,8 @@ from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import able, autocast, layout
 from brainsynth.models.distilled_decoder import DistilledDecoder, decode_flops
+from brainsynth.models.loading import load_models
 from brainsynth.models.sampler_rules import check_bundle_sampler
-from brainsynth.models.weights import load_models
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import local_folder, open_store

@@ -30,9 +30,9 @@ from brainsynth.models.few_steps import (
     student_schedule,
     teacher_states,
 )
+from brainsynth.models.loading import load_models
 from brainsynth.models.sampling import guided, sample_latents, sample_rows
 from brainsynth.models.schedule import NoiseSchedule
-from brainsynth.models.weights import load_models
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.records import digest, to_dict
 from brainsynth.report.montage import grid

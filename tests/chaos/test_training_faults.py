@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from brainsynth.bundle.files import read_bundle
 from brainsynth.config.training import AutoencoderTrainConfig
 from brainsynth.errors import UserError
-from brainsynth.models.weights import load_models
+from brainsynth.models.loading import load_models
 from brainsynth.stages import train_autoencoder
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store

@@ -19,7 +19,7 @@ from brainsynth.bundle.spec import DECODER_FILE, BundleSpec
 from brainsynth.config.distillation import DistillConfig
 from brainsynth.config.schema import GenerateConfig
 from brainsynth.errors import UserError
-from brainsynth.models.weights import load_models
+from brainsynth.models.loading import load_models
 from brainsynth.planning import plan_generation
 from brainsynth.records import from_dict, seal, to_dict
 from brainsynth.stages import distill_decoder, generate

@@ -35,9 +35,9 @@ from brainsynth.errors import UserError
 from brainsynth.executors.dataset import make_dataset
 from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.diffusion import Denoiser
+from brainsynth.models.loading import load_models
 from brainsynth.models.sampling import draw_noise, sample_latents
 from brainsynth.models.schedule import NoiseSchedule
-from brainsynth.models.weights import load_models
 from brainsynth.planning import plan_generation
 from brainsynth.stages.import_bundle import PAPER, import_bundle
 from brainsynth.stages.regenerate import regenerate

@@ -20,9 +20,9 @@ from brainsynth.config.distillation import DistillConfig, StepDistillConfig
 from brainsynth.config.schema import ExportConfig, GenerateConfig
 from brainsynth.config.training import DiffusionTrainConfig
 from brainsynth.errors import UserError
+from brainsynth.models.loading import load_models
 from brainsynth.models.sampling import sample_rows
 from brainsynth.models.schedule import NoiseSchedule
-from brainsynth.models.weights import load_models
 from brainsynth.records import from_dict, seal, to_dict
 from brainsynth.stages import distill_decoder, distill_steps, export_bundle, generate, train_diffusion
 from brainsynth.storage.commit import read_plan

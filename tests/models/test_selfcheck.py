@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from brainsynth.errors import UserError
 from brainsynth.models import device, selfcheck
+from brainsynth.models.loading import _convolution_shapes
 from brainsynth.models.selfcheck import ConvolutionShape, check_bfloat16
-from brainsynth.models.weights import _convolution_shapes
 from brainsynth.stages.import_bundle import PAPER
 
 CPU = torch.device("cpu")

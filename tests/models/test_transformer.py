@@ -15,9 +15,9 @@ from brainsynth.bundle.files import read_bundle
 from brainsynth.config.architectures import TransformerArchitecture
 from brainsynth.models.device import autocast
 from brainsynth.models.diffusion import Denoiser
+from brainsynth.models.loading import load_models
 from brainsynth.models.sampling import guided
 from brainsynth.models.transformer import Attention, DiffusionTransformer, patchify, positions, unpatchify
-from brainsynth.models.weights import load_models
 from tests.security.material import write_bundle
 
 SMALL = TransformerArchitecture(kind="transformer", patch_xyz=(1, 2, 3), width=24, depth=2, heads=4, mlp_ratio=2)

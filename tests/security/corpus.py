@@ -60,7 +60,7 @@ def _weights(data: Callable[[Place], bytes]) -> Case:
         import torch
 
         from brainsynth.bundle.files import read_bundle
-        from brainsynth.models.weights import load_models
+        from brainsynth.models.loading import load_models
 
         folder = place.folder / "bundle"
         shutil.copytree(place.bundle, folder)
