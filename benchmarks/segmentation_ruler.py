@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 
 from brainsynth.config.evaluation import SegmentationConfig
-from brainsynth.instruments.measurement import measured_table
+from brainsynth.instruments.measured import measured_table
 from brainsynth.instruments.segmentation import Calibration, SegmentationRuler, table_line
 from brainsynth.metrics.agreement import agreement
 from brainsynth.records import to_dict

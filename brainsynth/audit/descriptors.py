@@ -27,7 +27,8 @@ from brainsynth.instruments.alignment import (
     to_working_grid,
     working_grid,
 )
-from brainsynth.instruments.measurement import measured_blocks, measured_plan
+from brainsynth.instruments.measured import measured_blocks
+from brainsynth.instruments.measurement import measured_plan
 from brainsynth.manifest import describe_sample
 from brainsynth.models.device import choose_device, describe, set_threads
 from brainsynth.models.embedder import EMBEDDING_SIZE, load_embedder

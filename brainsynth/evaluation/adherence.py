@@ -17,7 +17,7 @@ from brainsynth.covariates.arrays import as_numbers
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.instruments.covariate_ruler import CovariateRuler
-from brainsynth.instruments.measurement import Measured
+from brainsynth.instruments.measured import Measured
 from brainsynth.instruments.own_rulers import MeasuredTable, check_allowed, function_values
 from brainsynth.instruments.segmentation import Calibration
 from brainsynth.metrics.agreement import Agreement, Discrimination, agreement, discrimination

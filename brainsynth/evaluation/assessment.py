@@ -9,7 +9,7 @@ from __future__ import annotations
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.errors import UserError
 from brainsynth.evaluation.adherence import Scatter, adherence
-from brainsynth.instruments.measurement import Measured
+from brainsynth.instruments.measured import Measured
 from brainsynth.metrics.finding import Finding
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store

@@ -17,7 +17,7 @@ from scipy.stats import wasserstein_distance
 
 from brainsynth.evaluation.feature_distances import feature_distances
 from brainsynth.evaluation.measured_sample import SIDES, MeasuredSample
-from brainsynth.instruments.measurement import BINS
+from brainsynth.instruments.measured import BINS
 from brainsynth.metrics.distributions import cohens_d
 from brainsynth.metrics.finding import LEAST, Finding, finding
 from brainsynth.metrics.intervals import bootstrap_interval, jackknife_interval

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainsynth.errors import UserError
-from brainsynth.instruments.measurement import measured_shards
+from brainsynth.instruments.measured import measured_shards
 from brainsynth.instruments.tissue_features import tissue_volumes
 from brainsynth.metrics.finding import LEAST
 from brainsynth.metrics.frechet import GaussianStats

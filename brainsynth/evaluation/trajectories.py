@@ -14,7 +14,7 @@ from brainsynth.bundle.spec import BundleSpec
 from brainsynth.config.evaluation import EvaluateConfig, TrajectoryConfig
 from brainsynth.errors import UserError
 from brainsynth.evaluation.adherence import adherence
-from brainsynth.instruments.measurement import Measured
+from brainsynth.instruments.measured import Measured
 from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.records import record
 from brainsynth.storage.commit import read_plan

@@ -11,13 +11,8 @@ from brainsynth.evaluation.evaluation_report import REPORT_KEY, write_report
 from brainsynth.evaluation.fidelity import diversity, fidelity
 from brainsynth.evaluation.trajectories import Trajectory, read_trajectories
 from brainsynth.executors.dataset import dry_run, make_dataset
-from brainsynth.instruments.measurement import (
-    check_same_grid,
-    instruments_of,
-    measured_table,
-    open_volumes,
-    plan_measurement,
-)
+from brainsynth.instruments.measured import instruments_of, measured_table
+from brainsynth.instruments.measurement import check_same_grid, open_volumes, plan_measurement
 from brainsynth.instruments.own_rulers import load_functions
 from brainsynth.metrics.finding import Finding
 from brainsynth.reading.dataset import SyntheticDataset

@@ -18,7 +18,7 @@ from brainsynth.config.evaluation import VENTRICLES, EvaluateConfig
 from brainsynth.covariates.arrays import as_numbers
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
-from brainsynth.instruments.measurement import measured_marks, measured_table
+from brainsynth.instruments.measured import measured_marks, measured_table
 from brainsynth.metrics.finding import LEAST, Finding, finding
 from brainsynth.models.device import choose_device, set_threads
 from brainsynth.reading.dataset import SyntheticDataset

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from brainsynth.covariates.schema import Covariate, CovariateSchema
-from brainsynth.instruments.measurement import BINS
+from brainsynth.instruments.measured import BINS
 from brainsynth.instruments.tissue_features import left_right_difference, tissue_features
 from brainsynth.manifest import describe_sample
 from brainsynth.plan import ArraySpec, Plan, table_digest

@@ -13,7 +13,7 @@ from brainsynth.config.evaluation import EvaluateConfig, TableRuler
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.evaluation.adherence import adherence, check_rulers, measured_values
-from brainsynth.instruments.measurement import Measured
+from brainsynth.instruments.measured import Measured
 from brainsynth.metrics.finding import Finding
 
 SCHEMA = CovariateSchema(

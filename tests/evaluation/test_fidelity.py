@@ -10,7 +10,7 @@ import pytest
 from brainsynth.errors import UserError
 from brainsynth.evaluation.fidelity import Fidelity, fidelity
 from brainsynth.evaluation.measured_sample import MeasuredSample
-from brainsynth.instruments.measurement import measured_blocks, measured_table
+from brainsynth.instruments.measured import measured_blocks, measured_table
 from brainsynth.metrics.frechet import GaussianStats
 from tests.evaluation.noise import write_measurements
 
