@@ -208,6 +208,8 @@ def _plain(value: Any) -> Any:
 def _expected(model: BundleSpec) -> list[tuple[str, tuple[str, ...], Any, Any]]:
     """(part, key in either package, MONAI's default, wanted value)."""
     a, d, s = model.autoencoder, model.diffusion, model.schedule
+    assert isinstance(a, AutoencoderArchitecture)
+    assert isinstance(d, DiffusionArchitecture)
     heads = [(d.head_channels or c) if flag else 0 for c, flag in zip(d.channels, d.attention, strict=True)]
     width, context = a.latent_channels, model.covariates.context_size
     return [
