@@ -238,10 +238,10 @@ def page(found: list[dict[str, Any]], far: dict[str, float]) -> str:
         "## Ten million rows on 1,000 actors, simulated",
         "",
         f"Discrete events with the driver's measured {1000 * 64 / far['sustainable_actors']:.1f} ms of CPU per shard,",
-        "shards of 64 volumes at one second a volume (log-normal, 20 %), each actor dying once a day and away for a minute:",
+        "shards of 64 volumes at one second per volume (log-normal, 20 %), each actor absent for a minute once a day:",
         f"{far['hours']:.2f} hours, {far['deaths']:.0f} deaths, driver busy {100 * far['driver_busy']:.0f} % of the time,",
         f"a result waits {far['mean_wait_ms']:.1f} ms for it on average, actors busy {100 * far['actor_busy']:.1f} %.",
-        f"One driver would keep up with {far['sustainable_actors']:,.0f} actors of that speed.",
+        f"One driver could keep up with {far['sustainable_actors']:,.0f} actors of that speed.",
         "",
         "Not simulated: the object store's own limits, and Ray's scheduling of 1,000 actors, which was not measured here.",
         "",
@@ -284,7 +284,7 @@ def _note(found: list[dict[str, Any]]) -> None:
             "flat control plane",
             f"{large['rows']:,} rows, driver killed at half, two actors killed",
             3,
-            f"driver memory {growth:.2f} × of {small['rows']:,} rows' beside the table; plan {large['plan_s']:.1f} s, "
+            f"driver memory {growth:.2f} × of {small['rows']:,} rows', without the table; plan {large['plan_s']:.1f} s, "
             f"resume scan {large['scan_s']:.1f} s, overhead per shard {large['overhead_ms']:.0f} ms",
             "memory ≤ 1.2 ×, plan ≤ 10 s, resume scan ≤ 10 s, overhead per shard ≤ 50 ms",
             lost=0 if large["whole"] else 1,

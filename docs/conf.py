@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 REPO = Path(__file__).parents[1]
-sys.path[:0] = [str(REPO), str(REPO / "docs")]  # this checkout's docstrings, whatever is installed
+sys.path[:0] = [str(REPO), str(REPO / "docs")]  # the docstrings of this checkout
 
 import brainsynth  # noqa: E402  (the path comes first)
 
@@ -19,7 +19,10 @@ copyright = "2026, the brainsynth authors; Apache-2.0"
 version = release = brainsynth.__version__
 
 root_doc = "docs/index"
-include_patterns = ["docs/**.md", "cluster/README.md", "brainsynth/bundled/*/README.md", "SECURITY.md", "CHANGELOG.md"]
+include_patterns = [
+    "docs/**.md", "cluster/README.md", "recipes/README.md", "brainsynth/bundled/*/README.md",
+    "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md",
+]  # fmt: skip
 exclude_patterns = [".*", "**/.*", "**/__pycache__", "docs/_build", "runs", "demo-output", "demo-train-output"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generated_reference"]
 

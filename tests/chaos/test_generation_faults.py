@@ -405,7 +405,7 @@ def test_an_impossible_layout_is_refused_at_once(
             1,
             f"exit code 2 after {took_s:.1f} s from the start of the command, nearly all of it imports (the check itself "
             f"{1000 * check_s:.0f} ms); nothing written",
-            "refused ≤ 5 s, with the mend",
+            "refused ≤ 5 s, with the fix",
         )
     )
     assert check_s < 5

@@ -465,5 +465,5 @@ def test_a_full_disk_is_told_and_costs_nothing(
     assert re.search(r"left: \[\d", done.stdout), "no older checkpoint was left to go on from"
     training.folder = tmp_path / "kept"
     assert training.same_as(undisturbed)
-    figure = "told in one sentence; older checkpoints untouched; resumed bit-equal once there was space"
+    figure = "reported in one sentence; older checkpoints untouched; resumed bit-equal once there was space"
     ledger.record(Finding(RESUME, "disk full", 1, figure, "a clear message, nothing lost"))

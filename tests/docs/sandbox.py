@@ -32,6 +32,9 @@ VOLUME = {
 }
 PEOPLE, ROWS = 40, 24
 SMALLER = {
+    "--count 64": "--count 2 --workers 0",
+    "--count 1000": "--count 2 --workers 0",
+    "--table older-women.csv": "--table older-women.csv --workers 0",
     "covariates.draw=1000": "covariates.draw=2",
     "--rows 200": "--rows 2",
     "features.steps=40": "features.steps=2",

@@ -16,8 +16,10 @@ from tests.docs.sandbox import Sandbox
 EXCEPTIONS = {
     r"^make demo(-train)?$": "minutes; the long suite runs them on smaller configs, below",
     r"^make (test|test-all|lint|chaos|bench|bench-long)$": "the suites and benchmarks themselves",
+    r"^make docs$": "tests/docs/test_site.py builds the site",
     r"^python -m (benchmarks|recipes)\.": "minutes to hours, mostly on real scans; its JSON is the result",
     r"^(python )?-m pytest|^ROCRATE_VALIDATOR=": "a test, with a tool that the lock does not hold",
+    r"^pip install ": "installs brainsynth; tests/installation does, from the wheel",
     r"^uv tool install ": "installs a tool that the lock does not hold",
     r"^source .venv/bin/activate$": "the tests run in such an environment",
     r"^brainsynth view ": "serves until it is stopped; tests/viewer starts it",
