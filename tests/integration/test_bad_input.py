@@ -192,7 +192,7 @@ def test_ctrl_c_while_the_command_starts_is_no_crash(tmp_path: Path) -> None:
         "import sys\n"
         "class Finder:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'zarr':\n"
+        "        if name == 'pydantic':\n"
         "            raise KeyboardInterrupt\n"
         "sys.meta_path.insert(0, Finder())\n"
         "sys.argv = ['brainsynth', 'verify', 'x']\n"

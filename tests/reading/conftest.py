@@ -18,10 +18,10 @@ from brainsynth.storage.commit import commit_shard, write_plan
 from brainsynth.storage.filesystem import Store, open_store
 from brainsynth.storage.finalise import finalise
 from brainsynth.volume import VolumeSpec
-from tests.servers.fixtures import s3_root, swift
+from tests.servers.fixtures import fault_proxy, faulty, s3_root, swift
 from tests.storage.conftest import dataset
 
-__all__ = ["dataset", "s3_root", "swift"]
+__all__ = ["dataset", "fault_proxy", "faulty", "s3_root", "swift"]
 
 SHAPE = (24, 40, 20)  # chunks of 24×20×20: a volume is more than one
 ROWS, REJECTED = 36, 7
