@@ -6,13 +6,14 @@ A verb's module is imported when its words, and for a job its config, proved rig
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 from brainsynth.config.job import add_config_arguments, guarded
 from brainsynth.config.load import load_config
-from brainsynth.config.schema import SHIPPED_BUNDLE, ExportFormat, GenerateConfig
+from brainsynth.config.schema import SHIPPED_BUNDLE, ExportFormat, GenerateConfig, SynthesisConfig
 from brainsynth.errors import UserError
 from brainsynth.progress import configure_logging
 from brainsynth.reading.splits import SPLITS
@@ -24,13 +25,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Exit code 0: whole; 1: something is damaged, lost or different; 2: a mistake in the command or its input."""
     arguments = parser().parse_args(words)
     configure_logging()
-    code = 0
-
-    def run() -> None:
-        nonlocal code
-        code = arguments.run(arguments)
-
-    sys.exit(guarded(run) or code)
+    sys.exit(guarded(functools.partial(arguments.run, arguments)))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,7 +57,7 @@ def _run_job(arguments: argparse.Namespace) -> int:
     return run_job(arguments.verb, config, arguments.dry_run)
 
 
-def _generate_config(arguments: argparse.Namespace) -> GenerateConfig:
+def _generate_config(arguments: argparse.Namespace) -> SynthesisConfig:
     """From the file, or from options: then sampler and gate are those that the bundle recommends."""
     options = {name: getattr(arguments, name) for name in ("count", "table", *_WITHOUT_CONFIG)}
     given = [f"--{name}" for name, value in options.items() if value is not None]

@@ -34,26 +34,24 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def plan_generation(config: GenerateConfig, rows: pd.DataFrame | None = None) -> Work:
+def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None) -> Work:
     """Check everything, and plan. Writes nothing.
 
     Args:
-        rows: validated rows to generate in place of those that `config.covariates` names; see `plan_rows`.
+        rows: what to generate, validated by the bundle's schema; without them `config` is a GenerateConfig, which names
+            their source.
 
     Raises:
         UserError: bad bundle, table, covariates or sampler.
     """
-    return plan_rows(config, config.covariates if rows is None else rows)
-
-
-def plan_rows(config: SynthesisConfig, source: CovariateSource | pd.DataFrame) -> Work:
-    """As `plan_generation`, of rows by their source, or of rows that the bundle's schema has validated."""
     folder = bundle_folder(config.bundle)
     bundle = read_bundle(folder)
     check_bundle_files(folder, bundle)
     check_decoder(folder, bundle, config.decoder)
     check_bundle_sampler(bundle, config.sampler)
-    rows = source if isinstance(source, pd.DataFrame) else covariate_rows(source, bundle)
+    if rows is None:
+        assert isinstance(config, GenerateConfig), "a config without covariates needs rows"
+        rows = covariate_rows(config.covariates, bundle)
     extrapolated = bundle.extrapolated(rows)
     if extrapolated.any():
         log.warning(

@@ -10,7 +10,7 @@ from typing import Any
 from brainsynth.bundle.files import bundle_folder, read_bundle
 from brainsynth.bundle.spec import GATE_FILE, BundleSpec
 from brainsynth.config.load import build_config
-from brainsynth.config.schema import GenerateConfig, RecommendedConfig
+from brainsynth.config.schema import GenerateConfig, RecommendedConfig, SynthesisConfig
 from brainsynth.errors import UserError
 from brainsynth.records import seal, to_dict, unseal
 
@@ -38,18 +38,18 @@ def write_recommended(folder: Path, config: RecommendedConfig) -> None:
 def recommended_generation(
     output: str,
     bundle: str,
-    covariates: dict[str, Any],
+    covariates: dict[str, Any] | None,
     seed: int = 0,
     workers: int | None = None,
     gpus: int = 0,
     overrides: Sequence[str] = (),
-) -> GenerateConfig:
+) -> SynthesisConfig:
     """The config of a generation that names neither sampler nor gate: the bundle's own recommendation.
 
     Args:
         output: folder or URI of the dataset.
         bundle: folder of a bundle, or the name of the bundled model.
-        covariates: keys of `CovariateSource`: `{"draw": 64}` or `{"table": "rows.csv"}`.
+        covariates: keys of `CovariateSource`: `{"draw": 64}` or `{"table": "rows.csv"}`; None where the caller has rows.
         seed: another number is other people and other brains.
         workers: processes; 0 works in this one without Ray; by default one a GPU, else two where there are two cores.
         gpus: GPUs, one a worker.
@@ -73,11 +73,13 @@ def recommended_generation(
     value = {
         "bundle": bundle,
         "output": output,
-        "covariates": covariates | ({"draw_seed": seed} if "draw" in covariates else {}),
         "sampler": to_dict(advice.sampler),
         "base_seed": seed,
         "samples_per_shard": advice.samples_per_shard,
         "runtime": runtime,
         **({} if advice.gate is None or GATE_FILE not in spec.weights else {"gate": to_dict(advice.gate)}),
     }
+    if covariates is None:
+        return build_config(value, SynthesisConfig, overrides, "the command line")
+    value["covariates"] = covariates | ({"draw_seed": seed} if "draw" in covariates else {})
     return build_config(value, GenerateConfig, overrides, "the command line")

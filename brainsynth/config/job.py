@@ -23,9 +23,12 @@ def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True)
 
 
 def guarded(action: Callable[[], object]) -> int:
-    """Run an action; a user's mistake is one clear message on standard error and exit code 2."""
+    """Run an action; a user's mistake is one clear message on standard error and exit code 2.
+
+    Returns the exit code: the action's own where it returns one, else 0.
+    """
     try:
-        action()
+        result = action()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_MISTAKE
@@ -42,7 +45,7 @@ def guarded(action: Callable[[], object]) -> int:
             raise
         print(f"error: {cause}", file=sys.stderr)
         return USER_MISTAKE
-    return 0
+    return result if isinstance(result, int) else 0
 
 
 def _chain(error: BaseException) -> Iterable[BaseException]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from brainsynth.bundle.files import bundle_folder, read_bundle
 from brainsynth.bundle.recommended import recommended_generation
-from brainsynth.config.schema import SHIPPED_BUNDLE, GenerateConfig
+from brainsynth.config.schema import SHIPPED_BUNDLE, GenerateConfig, SynthesisConfig
 from brainsynth.errors import UserError
 from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.manifest import MODEL_KEY, ModelRecord
@@ -18,14 +18,14 @@ from brainsynth.records import seal
 from brainsynth.storage.work import Work
 
 
-def run(config: GenerateConfig, rows: pd.DataFrame | None = None) -> Path | None:
+def run(config: SynthesisConfig, rows: pd.DataFrame | None = None) -> Path | None:
     """Bundle + covariates → dataset and its report: what `brainsynth generate` does. The same call again resumes.
 
     With `runtime.workers: 0` it runs in this process, else on Ray: in the session that is there, on the cluster that
     RAY_ADDRESS names, or in a private session.
 
     Args:
-        rows: rows to generate in place of those that `config.covariates` names, validated by the bundle's schema.
+        rows: what to generate in place of the rows that `config.covariates` names, validated by the bundle's schema.
 
     Returns:
         The path of report.html (None on an object store); the dataset is at `config.output`.
@@ -77,23 +77,24 @@ def generate_dataset(
     Raises:
         UserError: a mistake in the arguments or their inputs, another plan at `output`, or a layout that cannot run.
     """
-    table = rows if isinstance(rows, pd.DataFrame) else None
-    if config is None:
-        if output is None or (count is None) == (rows is None):
-            raise UserError("generate_dataset: give a config, or output with either count or rows")
-        covariates = {"table": rows} if isinstance(rows, str) else {"draw": count or 1}
-        config = recommended_generation(output, bundle, covariates, seed=seed, workers=workers, gpus=gpus)
-    elif count is not None or output is not None or isinstance(rows, str):
-        raise UserError("generate_dataset: with a config, count, output and a table's path are keys of the config")
-    if table is not None:
-        schema = read_bundle(bundle_folder(config.bundle)).covariates
-        table = schema.validate(
-            table, "rows", allow_out_of_range=config.covariates.allow_extrapolation, keep=ROW_COLUMNS
-        )
-    return run(config, table)
+    made: SynthesisConfig
+    if config is not None:
+        if count is not None or output is not None or isinstance(rows, str):
+            raise UserError("generate_dataset: with a config, count, output and a table's path are keys of the config")
+        made = config
+    elif output is None or (count is None) == (rows is None):
+        raise UserError("generate_dataset: give a config, or output with either count or rows")
+    else:
+        covariates = None if isinstance(rows, pd.DataFrame) else {"draw": count} if rows is None else {"table": rows}
+        made = recommended_generation(output, bundle, covariates, seed=seed, workers=workers, gpus=gpus)
+    if not isinstance(rows, pd.DataFrame):
+        return run(made)
+    extrapolates = config is not None and config.covariates.allow_extrapolation
+    schema = read_bundle(bundle_folder(made.bundle)).covariates
+    return run(made, schema.validate(rows, "rows", allow_out_of_range=extrapolates, keep=ROW_COLUMNS))
 
 
-def describe(config: GenerateConfig, rows: pd.DataFrame | None = None) -> str:
+def describe(config: SynthesisConfig, rows: pd.DataFrame | None = None) -> str:
     """What generate would make, and about how long it takes."""
     work = plan_generation(config, rows)
     return f"{dry_run(work, config.runtime)}\n{_duration(work, config.runtime.workers)}"

@@ -74,7 +74,7 @@ def sample(
         raise UserError(f"{', '.join(unknown)}: not a covariate of {spec.name}, which has {', '.join(schema.names)}")
     asked = pd.DataFrame([{name: covariates.get(name, np.nan) for name in schema.names}])
     rows = schema.validate(asked, f"the covariates of {spec.name}", allow_out_of_range=allow_extrapolation)
-    config = recommended_generation("unused", bundle, {"draw": 1}, seed=seed, workers=0)
+    config = recommended_generation("unused", bundle, None, seed=seed, workers=0)
     work = plan_generation(config, rows)
     generator = VolumeGenerator(**work.arguments)
     generator.samples = work.samples  # nothing is stored: the planned rows are not read back

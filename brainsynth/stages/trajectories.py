@@ -8,7 +8,7 @@ from brainsynth.config.schema import SynthesisConfig
 from brainsynth.errors import UserError
 from brainsynth.evaluation.trajectories import trajectory_rows
 from brainsynth.plan import ROW_COLUMNS
-from brainsynth.planning import plan_rows
+from brainsynth.planning import plan_generation
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.work import Work
@@ -17,7 +17,7 @@ FOLDER = "trajectories"
 
 
 def plan_trajectories(config: EvaluateConfig, options: TrajectoryConfig) -> Work:
-    """The generation of the trajectories' volumes. Raises UserError on a bundle of another grid, or as `plan_rows`."""
+    """The generation of the trajectories' volumes. Raises UserError on a bundle of another grid, or as `plan_generation`."""
     bundle = read_bundle(bundle_folder(options.bundle, "trajectories.bundle"))
     reference = read_plan(open_store(config.reference)).volume
     if bundle.volume.shape_xyz != reference.shape_xyz or (bundle.volume.affine != reference.affine).any():
@@ -31,4 +31,6 @@ def plan_trajectories(config: EvaluateConfig, options: TrajectoryConfig) -> Work
         samples_per_shard=options.seeds,
         runtime=config.runtime,
     )
-    return plan_rows(how, bundle.covariates.validate(rows, "trajectories", allow_out_of_range=True, keep=ROW_COLUMNS))
+    return plan_generation(
+        how, bundle.covariates.validate(rows, "trajectories", allow_out_of_range=True, keep=ROW_COLUMNS)
+    )
