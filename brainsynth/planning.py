@@ -24,8 +24,8 @@ from brainsynth.plan import (
     generation_plan,
     generation_samples,
 )
+from brainsynth.storage.cells import read_cells
 from brainsynth.storage.filesystem import resolve_uri
-from brainsynth.storage.tables import read_table
 from brainsynth.storage.work import Work
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def covariate_rows(source: CovariateSource, bundle: BundleSpec) -> pd.DataFrame:
             )
         return bundle.distribution.draw(source.draw, source.draw_seed, source.constraints)
     path = str(source.table)
-    table = read_table(path, "covariates.table")
+    table = read_cells(path, "covariates.table")
     if table.empty:
         raise UserError(f"covariates.table: {path} has no rows")
     return bundle.covariates.validate(table, path, source.allow_extrapolation, keep=ROW_COLUMNS)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -12,24 +12,25 @@ import pandas as pd
 
 from brainsynth.cohort.intensity import robust_white, scale_intensities
 from brainsynth.cohort.scan import ScanRejected, load_scan
-from brainsynth.config.schema import PrepareConfig, SourceConfig
-from brainsynth.covariates.schema import label
+from brainsynth.cohort.source import Cells, Source, not_read, person_of, read_source, source_table
+from brainsynth.config.schema import PrepareConfig
+from brainsynth.covariates.schema import Covariate, did_you_mean, is_number, matching
 from brainsynth.errors import UserError
 from brainsynth.manifest import SampleRecord, describe_sample
 from brainsynth.plan import Plan, ShardSpec, table_digest, volume_array
 from brainsynth.reading.splits import hashed_place
 from brainsynth.records import to_dict
 from brainsynth.storage.arrays import empty_arrays
-from brainsynth.storage.commit import read_samples
+from brainsynth.storage.cells import MISSING
+from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import open_store, resolve_uri
-from brainsynth.storage.tables import read_table
 from brainsynth.storage.work import ShardOutput, Work
 
 
 def plan_cohort(config: PrepareConfig) -> Work:
     """What preparation will store: one row a scan, in table order. Raises UserError; reads no image."""
-    table, where = read_source(config.source)
-    samples = cohort_samples(table, config, where)
+    source = read_source(config.source)
+    samples = cohort_samples(source, config)
     plan = Plan(
         kind="prepared",
         identity={
@@ -39,7 +40,8 @@ def plan_cohort(config: PrepareConfig) -> Work:
             "max_file_mib": config.max_file_mib,
             "validation_fraction": config.validation_fraction,
             "split_seed": config.split_seed,
-            "source": to_dict(config.source),
+            # Sessions enter by the samples' ids and files.
+            "source": {key: value for key, value in to_dict(config.source).items() if key != "session_column"},
             # The rule that came first has no name in a plan: cohorts made by it keep their fingerprint.
             **({} if config.intensity_rule == "percentiles" else {"intensity_rule": config.intensity_rule}),
         },
@@ -51,89 +53,75 @@ def plan_cohort(config: PrepareConfig) -> Work:
         samples_digest=table_digest(samples),
     )
     root = resolve_uri(config.output, "output")
-    arguments = {"root": root, "plan": plan, "config": config}
+    plan, samples, late = _with_late_files(root, plan, samples)
+    arguments = {"root": root, "plan": plan, "config": config, "late": late}
     subjects = samples.groupby("split")["subject"].nunique().to_dict()
-    preview = f"subjects: {subjects.get('train', 0)} train, {subjects.get('validation', 0)} validation"
-    return Work(root, plan, samples, CohortPreparer, arguments, preview)
+    preview = [
+        f"subjects: {subjects.get('train', 0)} train, {subjects.get('validation', 0)} validation",
+        f"{len({scan.line for scan in source.scans})} rows of {source.where}, {len(source.scans)} scans",
+        *unmatched_exclusions(source, config.source.exclude),
+        *(f"{name}: {reason}" for name, reason in not_read(source)),
+    ]
+    return Work(root, plan, samples, CohortPreparer, arguments, "\n".join(preview))
 
 
-def read_source(source: SourceConfig) -> tuple[pd.DataFrame, str]:
-    """The source as a table with an `image` column of absolute paths (and `mask`), and where it came from."""
-    path = Path(resolve_uri(source.path, "source.path"))
-    if path.is_dir():
-        if source.mask_column is not None:
-            raise UserError("source.mask_column needs a table: a BIDS folder names no masks; give its rows as a table")
-        return _read_bids(path, source), str(path)
-    table = read_table(str(path), "source.path", ids=[source.subject_column])
-    for column in (source.subject_column, source.image_column, source.mask_column):
-        if column is not None and column not in table.columns:
-            raise UserError(f"{path}: there is no column {column!r}; it has {', '.join(table.columns)}")
-    table["image"] = [str(path.parent / name) if isinstance(name, str) else "" for name in table[source.image_column]]
-    if source.mask_column is not None:
-        table["mask"] = [str(path.parent / name) if isinstance(name, str) else "" for name in table[source.mask_column]]
-    return table, str(path)
+def cohort_samples(source: Source, config: PrepareConfig) -> pd.DataFrame:
+    """The samples table: sample_id, subject, split, image, mask, excluded, covariates. Missing covariates stay missing.
 
-
-def _read_bids(folder: Path, source: SourceConfig) -> pd.DataFrame:
-    """participants.tsv joined to every sub-*/[ses-*/]anat/*_T1w.nii[.gz]; a participant without one keeps an empty path."""
-    participants = read_table(str(folder / "participants.tsv"), "source.path (BIDS)", ids=[source.subject_column])
-    if source.subject_column not in participants.columns:
-        raise UserError(f"{folder}/participants.tsv: there is no column {source.subject_column!r}")
-    rows: list[dict[str, Any]] = []
-    for _, participant in participants.iterrows():
-        label = str(participant[source.subject_column])
-        label = label if label.startswith("sub-") else f"sub-{label}"
-        images = sorted(
-            image
-            for pattern in ("anat/*_T1w.nii*", "ses-*/anat/*_T1w.nii*")
-            for image in (folder / label).glob(pattern)
-            # A label that is a path would find scans outside the folder; the table may be anyone's.
-            if image.name.endswith((".nii", ".nii.gz")) and Path(label).name == label
-        )
-        values = {str(name): value for name, value in participant.to_dict().items()}
-        for image in images:
-            session = next((p.name for p in image.parents if p.name.startswith("ses-")), "")
-            rows.append({**values, "image": str(image), "session": session})
-        if not images:
-            rows.append({**values, "image": "", "session": ""})
-    return pd.DataFrame(rows)
-
-
-def cohort_samples(table: pd.DataFrame, config: PrepareConfig, where: str) -> pd.DataFrame:
-    """The samples table: sample_id, subject, split, image, mask, exclusion, covariates. Missing covariates stay missing."""
-    if table.empty:
-        raise UserError(f"{where}: the table has no rows")
-    source = config.source
-    columns = {name: source.columns.get(name, name) for name in config.covariates.names}
-    absent = [column for column in [*columns.values(), *source.exclude] if column not in table.columns]
+    A text where a number belongs is missing, too, and the reason stands in `excluded`.
+    """
+    table = source_table(source)
+    columns = {name: config.source.columns.get(name, name) for name in config.covariates.names}
+    absent = [column for column in [*columns.values(), *config.source.exclude] if column not in table.columns]
     if absent:
         raise UserError(
-            f"{where}: missing column(s) {', '.join(absent)}; the table has {', '.join(map(str, table.columns))}"
+            f"{source.where}: missing column(s) {', '.join(absent)}; the table has {', '.join(source.columns)}"
         )
-    unnamed = [row for row, gone in enumerate(table[source.subject_column].isna()) if gone]
-    if unnamed:
-        raise UserError(f"{where}: rows without {source.subject_column}: {', '.join(map(str, unnamed[:10]))}")
-    subjects = table[source.subject_column].astype(str)
-    samples = pd.DataFrame({"sample_id": _sample_ids(subjects, table), "subject": subjects.to_numpy()})
+    # A person is called what the first row says; the split is that of the id as it is written there.
+    written: dict[str, str] = {}
+    for scan in source.scans:
+        written.setdefault(person_of(scan.subject), scan.subject)
+    subjects = [written[person_of(scan.subject)] for scan in source.scans]
+    samples = pd.DataFrame({"sample_id": sample_ids(source), "subject": subjects})
     samples["split"] = [split_of(s, config.split_seed, config.validation_fraction) for s in subjects]
-    samples["image"] = table["image"].to_numpy()
-    samples["mask"] = table["mask"].to_numpy() if "mask" in table else ""
-    samples["excluded"] = [_exclusion(row, source.exclude) for _, row in table.iterrows()]
-    for covariate in config.covariates.covariates:
-        values = table[columns[covariate.name]]
-        if covariate.kind != "continuous":
-            values = values.map(label, na_action="ignore")
-        samples[covariate.name] = values.to_numpy()
+    samples["image"] = [scan.image for scan in source.scans]
+    samples["mask"] = [scan.mask for scan in source.scans]
+    reasons = [_exclusion(scan.cells, config.source.exclude) for scan in source.scans]
+    values = {c.name: _typed(c, list(table[columns[c.name]]), reasons) for c in config.covariates.covariates}
+    samples["excluded"] = reasons
+    for name, column in values.items():
+        samples[name] = column
+    sides = samples.assign(person=[person_of(s) for s in subjects]).groupby("person")["split"].nunique()
+    if (sides > 1).any():
+        raise UserError(f"{source.where}: on both sides of the split: {', '.join(sides.index[sides > 1][:10])}")
     return samples
 
 
-def _sample_ids(subjects: pd.Series, table: pd.DataFrame) -> list[str]:
-    """Letters and digits of subject (and session), unique."""
-    sessions = table["session"].fillna("").astype(str) if "session" in table else pd.Series([""] * len(table))
-    labels = [
-        re.sub(r"[^A-Za-z0-9]", "", subject.removeprefix("sub-") + session)
-        for subject, session in zip(subjects, sessions, strict=True)
-    ]
+def _typed(covariate: Covariate, cells: list[str | None], reasons: list[str]) -> pd.Series:
+    """A column as the schema reads it; what is no number leaves its reason in `reasons` where there is none yet."""
+    if covariate.kind != "continuous":
+        return pd.Series([c if c is None else covariate.category(c) or c for c in cells], dtype=object)
+    for row, cell in enumerate(cells):
+        if cell is not None and not is_number(cell):
+            reasons[row] = reasons[row] or f"{covariate.name} = {cell!r} is not a finite number"
+    numbers = pd.to_numeric(pd.Series([c if c is not None and is_number(c) else None for c in cells], dtype=object))
+    return numbers.astype("float64")
+
+
+def unmatched_exclusions(source: Source, exclude: dict[str, tuple[str, ...]]) -> list[str]:
+    """One sentence for each value of `source.exclude` that no row has: a typing error lets everything through."""
+    found = []
+    for column, values in exclude.items():
+        cells = {scan.cells[column] or "n/a" for scan in source.scans}
+        for value in values:
+            if not any(_names(cell, value) for cell in cells):
+                found.append(f"source.exclude: no row has {column} = {value!r}{did_you_mean(value, cells)}")
+    return found
+
+
+def sample_ids(source: Source) -> list[str]:
+    """Letters and digits of person and session, unique."""
+    labels = [re.sub(r"[^A-Za-z0-9]", "", person_of(scan.subject) + scan.session) for scan in source.scans]
     taken: set[str] = set()
     unique = []
     for base in labels:
@@ -148,18 +136,44 @@ def split_of(subject: str, seed: int, validation_fraction: float) -> str:
     return "validation" if hashed_place(f"split\0{seed}\0{subject}") < validation_fraction else "train"
 
 
-def _exclusion(row: pd.Series, exclude: dict[str, tuple[str, ...]]) -> str:
+def _names(cell: str, value: str) -> bool:
+    """True where a cell is the value: its text, or `n/a` and an empty cell, which are one."""
+    return matching(cell, (value,)) is not None or (cell == "n/a" and value in MISSING)
+
+
+def _exclusion(cells: Cells, exclude: dict[str, tuple[str, ...]]) -> str:
     for column, values in exclude.items():
-        if label(row[column]) in values:
-            return f"excluded: {column} = {label(row[column])}"
+        cell = cells.get(column) or "n/a"
+        if any(_names(cell, value) for value in values):
+            return f"excluded: {column} = {cell}"
     return ""
+
+
+def _with_late_files(root: str, plan: Plan, samples: pd.DataFrame) -> tuple[Plan, pd.DataFrame, dict[int, str]]:
+    """The plan that the output has, where it differs only in scans that were missing when it was made: row → file."""
+    try:
+        store = open_store(root)
+        stored = read_plan(store)
+        before = read_samples(store, stored)
+    except UserError:
+        return plan, samples, {}
+    if stored.fingerprint == plan.fingerprint or len(before) != len(samples) or "image" not in before:
+        return plan, samples, {}
+    late = {
+        row: str(samples["image"][row]) for row in before.index if not before["image"][row] and samples["image"][row]
+    }
+    merged = samples.copy()
+    for row in late:
+        merged.loc[row, ["sample_id", "image"]] = before.loc[row, ["sample_id", "image"]]
+    same = dataclasses.replace(plan, samples_digest=table_digest(merged))
+    return (same, merged, late) if same.fingerprint == stored.fingerprint else (plan, samples, {})
 
 
 class CohortPreparer:
     """Makes shards of prepared scans."""
 
-    def __init__(self, root: str, plan: Plan, config: PrepareConfig) -> None:
-        self.plan, self.config = plan, config
+    def __init__(self, root: str, plan: Plan, config: PrepareConfig, late: dict[int, str]) -> None:
+        self.plan, self.config, self.late = plan, config, late
         self.samples = read_samples(open_store(root), plan)
 
     def make(self, shard: ShardSpec) -> ShardOutput:
@@ -178,7 +192,7 @@ class CohortPreparer:
                 raise ScanRejected("missing mask file")
             config = self.config
             image, facts = load_scan(
-                sample["image"],
+                self.late.get(row, sample["image"]),
                 sample["mask"],
                 config.volume,
                 config.center,

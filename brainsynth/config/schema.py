@@ -81,6 +81,24 @@ class PhantomConfig:
             raise ValueError("workers must be at least 1")
 
 
+_OF_ROWS = {
+    "sample_id",
+    "participant_id",
+    "subject",
+    "split",
+    "image",
+    "mask",
+    "excluded",
+    "row",
+    "status",
+    "reason",
+    "shard",
+}
+_OF_VOXELS = {"affine", "voxel_sha256", "extra", "minimum", "maximum", "mean", "std", "p01", "p99", "zero_fraction"}
+COHORT_COLUMNS = frozenset(_OF_ROWS | _OF_VOXELS)
+"""Columns of our own in the tables of a cohort, and keys of a sample."""
+
+
 @record
 class SourceConfig:
     """Where a cohort's scans and covariates come from."""
@@ -92,11 +110,15 @@ class SourceConfig:
     mask_column: str | None = None
     """Table only: label map on the image's grid; voxels where it is 0 become background."""
     subject_column: str = "participant_id"
-    """Column that names the person: scans of one person are never on both sides of the split."""
+    """Column that names the person (`sub-01` and `01` are one): scans of one person are never on both sides of the split."""
+    session_column: Annotated[str | None, left_out_at(None)] = None
+    """Column that tells a person's visits apart, where the table has one row a visit. In a BIDS folder its values are those
+    of the ses-* folders; `null`: one row a person, whose visits may be in sub-*_sessions.tsv."""
     columns: dict[str, str] = field(default_factory=dict)
     """Covariate name → column name, where they differ."""
     exclude: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Column name → values; rows that have one of them are rejected with that reason (quality control, for instance)."""
+    """Column name → values, as text; rows that have one of them are rejected with that reason (quality control, for
+    instance). `n/a` is an empty cell, too."""
 
 
 @record
@@ -143,6 +165,12 @@ class PrepareConfig:
             raise ValueError("validation_fraction must be between 0 and 1")
         if self.samples_per_shard < 1:
             raise ValueError("samples_per_shard must be at least 1")
+        taken = [name for name in self.covariates.names if name in COHORT_COLUMNS]
+        if taken:
+            raise ValueError(
+                f"covariates: {', '.join(taken)} is the name of our own column in a cohort's tables; call the covariate "
+                "otherwise, and name its column in source.columns"
+            )
 
 
 @record

@@ -8,8 +8,10 @@ classifier-free guidance needs. With `missing="refuse"` the context is the paper
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -72,7 +74,10 @@ class Covariate:
             return ((raw - low) / (high - low)).astype(np.float32)[:, None]
         missing = values.isna().to_numpy()
         codes = np.array(
-            [-1 if gone else self.categories.index(label(v)) for v, gone in zip(values, missing, strict=True)]
+            [
+                -1 if gone else self.categories.index(self.category(v) or "")
+                for v, gone in zip(values, missing, strict=True)
+            ]
         )
         if self.kind == "binary":
             encoded = codes.astype(np.float32)[:, None]
@@ -84,22 +89,27 @@ class Covariate:
     def problems(self, values: pd.Series, allow_out_of_range: bool) -> list[str]:
         """What is wrong with a column, one line per bad row."""
         found = []
-        for row, (value, known) in enumerate(zip(values, values.notna(), strict=True)):
+        for row, value, known in zip(row_names(values), values, values.notna(), strict=True):
             if not known:
                 continue
             if self.kind != "continuous":
-                if label(value) not in self.categories:
-                    found.append(f"row {row}: {self.name} = {value!r} is not one of {', '.join(self.categories)}")
-            elif not _is_number(value):
-                found.append(f"row {row}: {self.name} = {value!r} is not a finite number")
+                if self.category(value) is None:
+                    listed = f"{', '.join(self.categories)}{did_you_mean(label(value), self.categories)}"
+                    found.append(f"{row}: {self.name} = {value!r} is not one of {listed}")
+            elif not is_number(value):
+                found.append(f"{row}: {self.name} = {value!r} is not a finite number")
             elif not allow_out_of_range and not self.contains(float(value)):
                 found.append(
-                    f"row {row}: {self.name} = {f'{float(value):g} {self.unit}'.strip()} is outside the training "
+                    f"{row}: {self.name} = {f'{float(value):g} {self.unit}'.strip()} is outside the training "
                     f"support [{self.low:g}, {self.high:g}]"
                 )
             elif self.scale == "log" and float(value) <= 0:
-                found.append(f"row {row}: {self.name} = {float(value):g} must be positive (log scale)")
+                found.append(f"{row}: {self.name} = {float(value):g} must be positive (log scale)")
         return found
+
+    def category(self, value: Any) -> str | None:
+        """The category that a value names, or None; see `matching`."""
+        return matching(label(value), self.categories)
 
     def contains(self, value: float) -> bool:
         """True where a continuous value lies in the training support [low, high]."""
@@ -111,9 +121,41 @@ def label(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _is_number(value: Any) -> bool:
+def matching(text: str, choices: Collection[str]) -> str | None:
+    """The choice that a cell names: the same text, or a whole number that was written with `.0` (as pandas writes a column
+    of whole numbers with a gap)."""
+    if text in choices:
+        return text
+    whole = re.fullmatch(r"(-?\d+)\.0+", text)
+    return whole[1] if whole and whole[1] in choices else None
+
+
+def did_you_mean(text: str, choices: Collection[str]) -> str:
+    """What an error adds where a text nearly is one of the choices: in another case, with a space, as 01 for 1."""
+
+    def plain(cell: str) -> str:
+        bare = cell.strip().casefold()
+        return str(float(bare)) if is_number(bare) else bare
+
+    by_plain = {plain(choice): choice for choice in choices}
+    close = difflib.get_close_matches(plain(text), by_plain, n=1)
+    return f"; did you mean {by_plain[close[0]]!r}?" if close else ""
+
+
+def row_names(values: pd.Series) -> Iterator[str]:
+    """What an error calls each row: its line in the file, where the table knows it, else its number from 0."""
+    word = "line" if values.index.name == "line" else "row"
+    return (f"{word} {row}" for row in (values.index if word == "line" else range(len(values))))
+
+
+def is_number(value: Any) -> bool:
+    """True for a finite number, and for a text that is one, with a decimal point."""
+    if isinstance(value, str):
+        return re.fullmatch(
+            r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", value, re.ASCII
+        ) is not None and math.isfinite(float(value))
     try:
-        return math.isfinite(float(value)) and "_" not in str(value)
+        return math.isfinite(float(value))
     except (TypeError, ValueError):
         return False
 
@@ -165,18 +207,18 @@ class CovariateSchema:
             column = table[covariate.name]
             found += covariate.problems(column, allow_out_of_range)
             if self.missing == "refuse":
-                gone = [row for row, is_na in enumerate(column.isna()) if is_na]
                 found += [
-                    f"row {row}: {covariate.name} is missing, and this model needs every covariate" for row in gone
+                    f"{row}: {covariate.name} is missing, and this model needs every covariate"
+                    for row, gone in zip(row_names(column), column.isna(), strict=True)
+                    if gone
                 ]
         if found:
-            raise problems_error(
-                f"{where}: covariates that the model cannot take; row 0 is the first below the header", found
-            )
+            counted = "" if table.index.name == "line" else "; row 0 is the first below the header"
+            raise problems_error(f"{where}: covariates that the model cannot take{counted}", found)
         columns = {
             c.name: pd.to_numeric(table[c.name]).astype("float64")
             if c.kind == "continuous"
-            else table[c.name].map(label, na_action="ignore").astype("str")
+            else table[c.name].map(c.category, na_action="ignore").astype("str")
             for c in self.covariates
         }
         checked = pd.DataFrame(columns, index=table.index)

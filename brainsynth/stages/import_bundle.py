@@ -27,8 +27,8 @@ from brainsynth.errors import UserError, problems_error
 from brainsynth.models.published_weights import file_digests, read_autoencoder, read_denoiser
 from brainsynth.records import seal
 from brainsynth.stages.export_bundle import new_bundle
+from brainsynth.storage.cells import read_cells
 from brainsynth.storage.filesystem import local_folder
-from brainsynth.storage.tables import read_table
 from brainsynth.storage.untrusted import plain_json
 from brainsynth.volume import VolumeSpec
 
@@ -163,7 +163,7 @@ def _described(
         model = dataclasses.replace(model, licence=own[0], training_data=own[1])
         provenance["source"] = "own weights in the architecture of the model zoo's bundle"
     if covariates is not None:
-        distribution = fit_distribution(read_table(covariates, "--covariates"), model.covariates, covariates)
+        distribution = fit_distribution(read_cells(covariates, "--covariates"), model.covariates, covariates)
         model = dataclasses.replace(model, distribution=distribution)
     if origin_mm is not None:
         model = dataclasses.replace(model, volume=dataclasses.replace(model.volume, origin_mm=origin_mm))

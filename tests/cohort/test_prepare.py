@@ -401,10 +401,10 @@ def test_adding_subjects_moves_nobody(tmp_path: Path) -> None:
 
 
 def test_sample_ids_are_unique_letters_and_digits(tmp_path: Path) -> None:
-    subjects = ["007", "007", "007x2", "sub-a_1", "a1", "###", "Ünal"]
+    subjects = ["007", "0.07", "007x2", "sub-a_1", "a1", "###", "Ünal"]
     samples = plan_cohort(config_of(table_of(tmp_path, subjects), tmp_path / "cohort")).samples
     assert list(samples["sample_id"]) == ["007", "007x2", "007x2x2", "a1", "a1x2", "x2", "nal"]
-    assert list(samples["subject"][:2]) == ["007", "007"]
+    assert list(samples["subject"][:2]) == ["007", "0.07"]
 
 
 def test_categories_that_are_numbers_survive_a_gap(phantom_folder: Path, tmp_path: Path) -> None:
@@ -451,7 +451,7 @@ def test_a_table_that_does_not_fit_is_a_users_mistake(tmp_path: Path, changes: d
 
 
 def test_tables_without_rows_or_names_are_a_users_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="rows without participant_id: 1, 2"):
+    with pytest.raises(UserError, match="rows without participant_id: lines 3, 4"):
         plan_cohort(config_of(table_of(tmp_path, ["a", "", "n/a"]), tmp_path / "cohort"))
     with pytest.raises(UserError, match="the table has no rows"):
         plan_cohort(config_of(table_of(tmp_path, []), tmp_path / "cohort"))

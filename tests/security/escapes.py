@@ -18,7 +18,8 @@ import pandas as pd
 
 from brainsynth import open_dataset
 from brainsynth.bundle.spec import BUNDLE_FILE, DIFFUSION_FILE
-from brainsynth.cohort.prepare import cohort_samples, read_source
+from brainsynth.cohort.prepare import cohort_samples
+from brainsynth.cohort.source import read_source
 from brainsynth.config.schema import PrepareConfig, SourceConfig
 from brainsynth.errors import UserError
 from brainsynth.storage.commit import write_plan
@@ -194,16 +195,12 @@ def _subject(name: str) -> Case:
                 source=SourceConfig(path=str(bids)), output=str(root / "cohort"), covariates=SCHEMA, volume=GRID
             )
             with contextlib.suppress(UserError):
-                samples = cohort_samples(*_flipped(read_source(config.source), config))
+                samples = cohort_samples(read_source(config.source), config)
                 if any(samples["image"].astype(bool)) or not all(s.isalnum() for s in samples["sample_id"]):
                     raise Escaped(str(samples.iloc[0].to_dict()))
         return "no scan"
 
     return case
-
-
-def _flipped(source: tuple[pd.DataFrame, str], config: PrepareConfig) -> tuple[pd.DataFrame, PrepareConfig, str]:
-    return source[0], config, source[1]
 
 
 def _array_name(name: str) -> Case:
