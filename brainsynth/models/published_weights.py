@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from brainsynth.bundle.spec import BundleSpec
 from brainsynth.errors import UserError, problems_error
 from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.diffusion import Denoiser
+from brainsynth.models.weights import read_tensors
 
 _RENAMED = (  # style of GenerativeModels → style of MONAI core
     (re.compile(r"^(decoder\.blocks\.\d+)\.conv\.conv\."), r"\1.postconv.conv."),
@@ -65,7 +65,7 @@ def read_state(path: Path, network: nn.Module, what: str) -> dict[str, Tensor]:
     Raises:
         UserError: the file is damaged or holds anything but float32 tensors that fit the network exactly.
     """
-    state = _load(path)
+    state = read_tensors(path)
     other = {"autoencoder": ("time_embed.", "diffusion"), "diffusion": ("encoder.", "autoencoder")}[what]
     if any(str(key).startswith(other[0]) for key in state):
         raise UserError(f"--{what} {path} is the file of the {other[1]}; were the two files swapped?")
@@ -97,23 +97,3 @@ def _wrong(tensor: Any, wanted: Tensor) -> list[str]:
     if tensor.dtype != torch.float32:
         return [f"{tensor.dtype}, want torch.float32"]
     return [] if tensor.isfinite().all() else ["holds NaN or infinity"]
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                unpacked = sum(entry.file_size for entry in archive.infolist())
-            if unpacked > path.stat().st_size:  # torch stores tensors as they are
-                raise UserError(f"{path} unpacks to more than its own size: it was not written by torch.save")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except Exception as error:  # torch.load raises as many types as there are ways to damage a file
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{path} is not a file of plain tensors made by torch.save: {reason[0][:200]}") from None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(
-            f"{path} is not a plain state dict (key → tensor); save it with torch.save(network.state_dict(), path)"
-        )
-    return dict(state)

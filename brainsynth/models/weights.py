@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import torch
@@ -45,7 +46,7 @@ def load_weights(module: nn.Module, path: Path, may_lack: str | None = None) -> 
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a .pth file of tensors only, of which nothing is executed.
+    """The tensors of a safetensors file, or of one made by `torch.save(network.state_dict(), path)`; it runs nothing.
 
     Raises UserError when it is missing or damaged, or holds more than tensors.
     """
@@ -54,13 +55,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > path.stat().st_size:  # torch stores tensors as they are
+                raise ValueError("it unpacks to more than its own size")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's unpickler has an error type of the pickle module, which nothing here imports
         text = str(error).splitlines()[0][:200] if str(error) else "no message"
         raise UserError(
             f"{path} is damaged or holds more than weights ({type(error).__name__}: {text}); nothing in it was executed"
         ) from None
-    weights = state.get("state_dict", state) if isinstance(state, dict) else None
-    if not isinstance(weights, dict):
-        raise UserError(f"{path} holds a {type(state).__name__}, not the weights of a network")
-    return weights
+    tensors = state.get("state_dict", state) if isinstance(state, dict) else None
+    if not isinstance(tensors, dict) or not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise UserError(
+            f"{path} holds a {type(state).__name__}, not a plain state dict (key → tensor); save it with "
+            "torch.save(network.state_dict(), path)"
+        )
+    return dict(tensors)

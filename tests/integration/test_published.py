@@ -351,12 +351,12 @@ def spoil_style(state: dict[str, Any]) -> str:
 
 def spoil_nesting(state: dict[str, Any]) -> str:
     state["optimizer"] = {"step": 1}
-    return "is not a plain state dict"
+    return "not a plain state dict"
 
 
 def spoil_code(state: dict[str, Any]) -> str:
     state["trap"] = Trap()
-    return "is not a file of plain tensors"
+    return "nothing in it was executed"
 
 
 class Trap:
@@ -409,8 +409,8 @@ def test_mistakes_at_the_command_line(files: Files, tmp_path: Path) -> None:
         (("--autoencoder", a, "--diffusion", d), "not the published weights"),
         (("--autoencoder", a, "--diffusion", d, "--licence", "MIT"), "give both"),
         (("--autoencoder", d, "--diffusion", a, *own), "were the two files swapped?"),
-        (("--autoencoder", text, "--diffusion", d, *own), "is not a file of plain tensors"),
-        (("--autoencoder", cut, "--diffusion", d, *own), "is not a file of plain tensors"),
+        (("--autoencoder", text, "--diffusion", d, *own), "is damaged or holds more than weights"),
+        (("--autoencoder", cut, "--diffusion", d, *own), "is damaged or holds more than weights"),
         (("--autoencoder", a, "--diffusion", d, *own), "want (64, 1, 3, 3, 3)"),  # small files, the paper's size
         (("--autoencoder", a, "--diffusion", d, *own, "--covariates", tmp_path / "no.csv"), "there is no table"),
         (("--autoencoder", a, "--diffusion", d, *own, "--inference", tmp_path / "no.json"), "inference.json"),
