@@ -224,7 +224,7 @@ def open_client(uri: str, retries: int) -> Any:
     try:
         from obstore.store import from_url
     except ModuleNotFoundError:
-        raise UserError(f"{uri}: object storage needs obstore; pip install 'brainsynth[object-store]'") from None
+        raise UserError(f"{uri}: object storage needs obstore; pip install obstore") from None
     if not uri.startswith(("memory:", "file:")):
         _check_not_forked()
     options: Any = {
