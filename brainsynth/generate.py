@@ -7,6 +7,7 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,6 @@ import torch
 from brainsynth.bundle.files import bundle_folder, read_bundle
 from brainsynth.errors import UserError, WorkerBroken
 from brainsynth.gate.drawn import Drawn
-from brainsynth.gate.file import load_bundle_gate
-from brainsynth.gate.rules import Gatekeeper
 from brainsynth.manifest import SampleRecord
 from brainsynth.models import device as devices
 from brainsynth.models.loading import load_models
@@ -28,6 +27,9 @@ from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_samples
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.work import ShardOutput
+
+if TYPE_CHECKING:
+    from brainsynth.gate.rules import Gatekeeper
 
 log = logging.getLogger(__name__)
 Images = npt.NDArray[np.float32]
@@ -62,6 +64,9 @@ class VolumeGenerator:
         self.schedule = NoiseSchedule(self.bundle.schedule)
         self.gatekeeper: Gatekeeper | None = None
         if self.identity.gate is not None:
+            from brainsynth.gate.file import load_bundle_gate  # and with it SciPy's image filters
+            from brainsynth.gate.rules import Gatekeeper
+
             self.gatekeeper = Gatekeeper(load_bundle_gate(folder, self.bundle), self.identity.gate)
 
     @functools.cached_property

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from brainsynth.gate.rules import Verdict
 from brainsynth.manifest import SampleRecord, describe_sample
+
+if TYPE_CHECKING:
+    from brainsynth.gate.rules import Verdict
 
 
 class Drawn:

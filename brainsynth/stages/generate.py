@@ -7,7 +7,6 @@ from pathlib import Path
 import pandas as pd
 
 from brainsynth.bundle.files import bundle_folder, read_bundle
-from brainsynth.bundle.recommended import recommended_generation
 from brainsynth.config.schema import SHIPPED_BUNDLE, GenerateConfig, SynthesisConfig
 from brainsynth.errors import UserError
 from brainsynth.executors.dataset import dry_run, make_dataset
@@ -77,6 +76,8 @@ def generate_dataset(
     Raises:
         UserError: a mistake in the arguments or their inputs, another plan at `output`, or a layout that cannot run.
     """
+    from brainsynth.bundle.recommended import recommended_generation
+
     made: SynthesisConfig
     if config is not None:
         if count is not None or output is not None or isinstance(rows, str):

@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import importlib.util
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from brainsynth.config.audit import AuditConfig
-from brainsynth.config.distillation import DistillConfig, StepDistillConfig
-from brainsynth.config.evaluation import EvaluateConfig
-from brainsynth.config.release import ReleaseConfig
-from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PhantomConfig, PrepareConfig
-from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.errors import UserError
 
 
@@ -26,27 +21,40 @@ from brainsynth.errors import UserError
 class Job:
     """One job."""
 
-    config: type[Any]
-    """The record that its YAML file is read into."""
+    record: str
+    """`module.Name` in `config/` of the record that its YAML file is read into."""
     summary: str
     """What it does, in a line."""
 
+    @property
+    def config(self) -> type[Any]:
+        """That record; a command imports its own alone."""
+        module, _, name = self.record.partition(".")
+        config: type[Any] = getattr(importlib.import_module(f"brainsynth.config.{module}"), name)
+        return config
+
 
 JOBS = {
-    "make-phantoms": Job(PhantomConfig, "procedural brains with known volumes, as a BIDS folder"),
+    "make-phantoms": Job("schema.PhantomConfig", "procedural brains with known volumes, as a BIDS folder"),
     "prepare-cohort": Job(
-        PrepareConfig, "scans → one grid, RAS+, [0, 1], split by subject; broken scans → rejects.tsv"
+        "schema.PrepareConfig", "scans → one grid, RAS+, [0, 1], split by subject; broken scans → rejects.tsv"
     ),
-    "train-autoencoder": Job(AutoencoderTrainConfig, "prepared cohort → autoencoder"),
-    "encode-latents": Job(EncodeConfig, "prepared cohort + autoencoder → latents, their shift and scale"),
-    "train-diffusion": Job(DiffusionTrainConfig, "latents → conditional denoiser"),
-    "export-bundle": Job(ExportConfig, "trained runs → bundle: all that generation needs"),
-    "generate": Job(GenerateConfig, "bundle + covariates → dataset of synthetic brains, and its report"),
-    "evaluate": Job(EvaluateConfig, "dataset against real scans: does it look like them and obey its labels?"),
-    "audit": Job(AuditConfig, "does the dataset copy or disclose its training people? exit code 0: PASS, 1: FAIL"),
-    "release": Job(ReleaseConfig, "verified and audited dataset → folder to publish: data, cards, checksums"),
-    "distill-decoder": Job(DistillConfig, "bundle → the same bundle with a light decoder"),
-    "distill-steps": Job(StepDistillConfig, "bundle → bundle whose denoiser needs one, two or four evaluations"),
+    "train-autoencoder": Job("training.AutoencoderTrainConfig", "prepared cohort → autoencoder"),
+    "encode-latents": Job("schema.EncodeConfig", "prepared cohort + autoencoder → latents, their shift and scale"),
+    "train-diffusion": Job("training.DiffusionTrainConfig", "latents → conditional denoiser"),
+    "export-bundle": Job("schema.ExportConfig", "trained runs → bundle: all that generation needs"),
+    "generate": Job("schema.GenerateConfig", "bundle + covariates → dataset of synthetic brains, and its report"),
+    "evaluate": Job(
+        "evaluation.EvaluateConfig", "dataset against real scans: does it look like them and obey its labels?"
+    ),
+    "audit": Job(
+        "audit.AuditConfig", "does the dataset copy or disclose its training people? exit code 0: PASS, 1: FAIL"
+    ),
+    "release": Job("release.ReleaseConfig", "verified and audited dataset → folder to publish: data, cards, checksums"),
+    "distill-decoder": Job("distillation.DistillConfig", "bundle → the same bundle with a light decoder"),
+    "distill-steps": Job(
+        "distillation.StepDistillConfig", "bundle → bundle whose denoiser needs one, two or four evaluations"
+    ),
 }
 
 

@@ -28,7 +28,7 @@ main(sys.argv[1:])
 """
 COUNT = """
 import sys
-import brainsynth.stages.generate, brainsynth.generate
+import brainsynth.__main__, brainsynth.cli, brainsynth.stages.generate, brainsynth.generate
 print(sum(name.partition(".")[0] == "brainsynth" for name in sys.modules))
 """
 
