@@ -26,8 +26,20 @@ from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import open_store, resolve_uri
 from brainsynth.storage.work import ShardOutput, Work
 
+SHOWN = 100
+"""Rows, folders and files that are named one by one."""
 
-def plan_cohort(config: PrepareConfig) -> Work:
+
+class CohortWork(Work):
+    """A cohort to be prepared, and what its source has that is worth a word."""
+
+    late: dict[int, str]
+    """Row → file, of scans that were missing when the cohort was planned."""
+    warnings: list[str]
+    """Values of `exclude` that match nothing, rows without a scan, folders and files without a row."""
+
+
+def plan_cohort(config: PrepareConfig) -> CohortWork:
     """What preparation will store: one row a scan, in table order. Raises UserError; reads no image."""
     source = read_source(config.source)
     samples = cohort_samples(source, config)
@@ -56,13 +68,19 @@ def plan_cohort(config: PrepareConfig) -> Work:
     plan, samples, late = _with_late_files(root, plan, samples)
     arguments = {"root": root, "plan": plan, "config": config, "late": late}
     subjects = samples.groupby("split")["subject"].nunique().to_dict()
-    preview = [
-        f"subjects: {subjects.get('train', 0)} train, {subjects.get('validation', 0)} validation",
-        f"{len({scan.line for scan in source.scans})} rows of {source.where}, {len(source.scans)} scans",
-        *unmatched_exclusions(source, config.source.exclude),
-        *(f"{name}: {reason}" for name, reason in not_read(source)),
-    ]
-    return Work(root, plan, samples, CohortPreparer, arguments, "\n".join(preview))
+    left_out = [f"{name}: {reason}" for name, reason in not_read(source)]
+    more = [f"… and {len(left_out) - SHOWN} more"] if len(left_out) > SHOWN else []
+    work = CohortWork(root, plan, samples, CohortPreparer, arguments)
+    work.late = late
+    work.warnings = [*unmatched_exclusions(source, config.source.exclude), *left_out[:SHOWN], *more]
+    work.preview = "\n".join(
+        [
+            f"subjects: {subjects.get('train', 0)} train, {subjects.get('validation', 0)} validation",
+            f"{len({scan.line for scan in source.scans})} rows of {source.where}, {len(source.scans)} scans",
+            *work.warnings,
+        ]
+    )
+    return work
 
 
 def cohort_samples(source: Source, config: PrepareConfig) -> pd.DataFrame:
@@ -198,6 +216,7 @@ class CohortPreparer:
                 config.center,
                 config.max_file_mib,
                 config.intensity_rule,
+                config.source.assume_orientation,
             )
             low, high = config.intensity_percentiles
             robust = config.intensity_rule == "robust"

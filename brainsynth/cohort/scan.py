@@ -19,13 +19,20 @@ VERTEX_MM2 = 1000.0
 
 
 def load_scan(
-    path: str, mask_path: str, volume: VolumeSpec, center: str, max_file_mib: int, rule: str = "percentiles"
+    path: str,
+    mask_path: str,
+    volume: VolumeSpec,
+    center: str,
+    max_file_mib: int,
+    rule: str = "percentiles",
+    assume: str | None = None,
 ) -> tuple[npt.NDArray[np.float32], dict[str, str | float]]:
     """The scan on the grid of `volume`, and what its record keeps of the file.
 
     Returns:
         float32 in the scan's own units, 0 outside; by the rule `robust` in units of the rough white, background 0. And
-        `source_sha256`, by the rule `robust` also the levels `black` and `white` in the scan's units.
+        `source_sha256`, `_bytes` and `_mtime` (of a mask, too), `forms_differ_mm` where sform and qform disagree, and by the
+        rule `robust` the levels `black` and `white` in the scan's units.
 
     Raises:
         ScanRejected: with the reason.
@@ -33,17 +40,18 @@ def load_scan(
     if not path:
         raise ScanRejected("missing file")
     file = Path(path)
+    facts: dict[str, str | float] = {}
     try:
-        data, affine = read_volume(file, max_file_mib)
+        data, affine = read_volume(file, max_file_mib, assume, facts)
     except FileRejected as error:
         raise ScanRejected(str(error)) from None
     if float(data.min()) == float(data.max()):
         raise ScanRejected("constant image")
-    mask = _mask(data.shape, affine, Path(mask_path), max_file_mib) if mask_path else None
-    levels: dict[str, str | float] = {}
+    mask = _mask(data.shape, affine, Path(mask_path), max_file_mib, assume) if mask_path else None
     if rule == "robust":
         found: Brightness = robust_brightness(data, mask)
-        data, levels = found.voxels, {"black": found.black, "white": found.white}
+        data = found.voxels
+        facts |= {"black": found.black, "white": found.white}
     elif mask is not None:
         data = np.where(mask, data, 0).astype(np.float32)
     if center == "foreground":
@@ -51,20 +59,41 @@ def load_scan(
     conformed = resample(data, affine, volume)
     if float(conformed.min()) == float(conformed.max()):
         raise ScanRejected("nothing of the image lies on the configured grid")
+    facts |= _identity("source", file)
+    if mask_path:
+        facts |= _identity("mask", Path(mask_path))
+    return conformed, facts
+
+
+def _identity(which: str, file: Path) -> dict[str, str | float]:
+    """By what a later run knows the file again: its digest, which is looked at where size or time differ."""
+    status = file.stat()
+    return {
+        f"{which}_sha256": file_sha256(file),
+        f"{which}_bytes": status.st_size,
+        f"{which}_mtime": round(status.st_mtime, 6),
+    }
+
+
+def file_sha256(file: Path) -> str:
+    """Digest (hex) of a file's bytes."""
     with open(file, "rb") as handle:
-        sha = hashlib.file_digest(handle, "sha256").hexdigest()
-    return conformed, {"source_sha256": sha, **levels}
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _mask(
-    shape: tuple[int, ...], affine: npt.NDArray[np.float64], mask_file: Path, max_file_mib: int
+    shape: tuple[int, ...], affine: npt.NDArray[np.float64], mask_file: Path, max_file_mib: int, assume: str | None
 ) -> npt.NDArray[np.bool_]:
     """Where the mask is above 0; it is a file from outside like the image."""
     try:
-        mask, mask_affine = read_volume(mask_file, max_file_mib)
+        mask, mask_affine = read_volume(mask_file, max_file_mib, assume)
     except FileRejected as error:
         reason = str(error)
-        raise ScanRejected("missing mask file" if reason == "missing file" else f"mask: {reason}") from None
+        raise ScanRejected(
+            reason.replace("missing file", "missing mask file")
+            if reason.startswith("missing file")
+            else f"mask: {reason}"
+        ) from None
     if mask.shape != shape or not np.allclose(mask_affine, affine, atol=1e-3):
         raise ScanRejected("mask is on another grid than the image")
     inside: npt.NDArray[np.bool_] = mask > 0

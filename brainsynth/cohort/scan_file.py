@@ -4,12 +4,16 @@ A file from outside may lie about its size, or be a few kilobytes that unpack to
 first 540 bytes, extensions and footers are skipped unread, the declared volume is bounded, and the rest of the file is
 unpacked as a stream that must hold what the header declares, no less and hardly more. Memory: the stored voxels, once,
 and their float32 copy.
+
+Every field that decides where the data lie or how the axes run is used, or the file is refused and the field named: data
+offset, bits of a voxel, units (metres and micrometres become millimetres), form codes, handedness of sform and qform.
 """
 
 from __future__ import annotations
 
 import bz2
 import gzip
+import os
 import zlib
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +31,9 @@ MAX_TRAILING = 1 << 20
 """Bytes after the last voxel: a footer, padding."""
 LARGE, MAX_RATIO = 128 << 20, 500
 """A volume above LARGE bytes that its file packs more than MAX_RATIO times is not a head; zeros pack 1000 times."""
+MIN_MM, MAX_MM = 0.02, 50.0
+"""Length of a voxel's edge in a scan of a head."""
+_UNITS = {0: ("unknown", 1.0), 1: ("metre", 1000.0), 2: ("mm", 1.0), 3: ("micrometre", 0.001)}
 _HEADER_BYTES = 540
 _PIECE = 1 << 20
 _READ_ERRORS = (OSError, EOFError, zlib.error, HeaderDataError, ValueError, TypeError, KeyError, OverflowError)
@@ -37,32 +44,35 @@ class FileRejected(Exception):
     """Why a file is not a usable volume, in a few words for the rejects table."""
 
 
-def read_volume(file: Path, max_mib: int) -> tuple[npt.NDArray[np.float32], Affine]:
+def read_volume(
+    file: Path, max_mib: int, assume: str | None = None, notes: dict[str, str | float] | None = None
+) -> tuple[npt.NDArray[np.float32], Affine]:
     """Voxels (float32, RAS+ order) and affine of one 3D image file.
 
     Args:
         max_mib: bound on the file, and on the volume that it unpacks to (at 4 bytes a voxel, or more if it stores more).
+        assume: the directions of the stored axes, such as `LAS`, where the file does not say; else that is refused.
+        notes: takes what a record should keep of the header: `forms_differ_mm`, where sform and qform disagree.
 
     Raises:
         FileRejected: with the reason.
     """
     try:
         if not file.is_file():
-            raise FileRejected("missing file")
+            raise FileRejected(f"missing file{_dangling(file)}")
         size = file.stat().st_size
         if size > max_mib << 20:
             raise FileRejected(f"file larger than {max_mib} MiB")
         with _unpacked(file) as stream:
             head = stream.read(_HEADER_BYTES)
-            header, spacing = _header(head)
+            header, spacing, oriented = _header(head)
             shape, dtype = _checked_shape(header), np.dtype(header.get_data_dtype())
             _check_size(shape, dtype, size, max_mib)
-            affine = _checked_affine(header, spacing)
+            affine = _checked_affine(
+                header, spacing, shape, None if oriented else _assumed(assume), {} if notes is None else notes
+            )
             slope, intercept = header.get_slope_inter()
-            offset = int(header.get_data_offset())
-            if not 0 <= offset <= MAX_OFFSET:
-                raise FileRejected(f"implausible data offset {offset}")
-            stored = _read_voxels(stream, head, offset, shape, dtype)
+            stored = _read_voxels(stream, head, int(header.get_data_offset()), shape, dtype)
     except _READ_ERRORS as error:
         raise FileRejected(f"unreadable: {_short(error)}") from None
     return _canonical(_scaled(stored, slope, intercept), affine)
@@ -77,10 +87,11 @@ def _unpacked(file: Path) -> IO[bytes] | gzip.GzipFile:
     return bz2.open(file) if magic == b"BZh" else open(file, "rb")
 
 
-def _header(head: bytes) -> tuple[Any, npt.NDArray[np.float64]]:
-    """The header object of a single-file NIfTI-1, NIfTI-2 or MGH image, and the voxel size along the stored axes.
+def _header(head: bytes) -> tuple[Any, npt.NDArray[np.float64], bool]:
+    """The header of a single-file NIfTI-1, NIfTI-2 or MGH image, the voxel size along the stored axes, and whether it says
+    how they lie.
 
-    nibabel quietly turns a NIfTI's voxel size 0 into 1 when it checks a header: the size is that of the unchecked one.
+    nibabel repairs a header when it checks it (voxel size 0 becomes 1, bitpix and offset fit): the unchecked one counts.
     """
     if b"<GIFTI" in head:
         raise FileRejected("not a volume: GiftiImage")
@@ -92,12 +103,38 @@ def _header(head: bytes) -> tuple[Any, npt.NDArray[np.float64]]:
         unchecked = kind(block, check=False)
         if np.isinf(unchecked["scl_slope"]):
             raise FileRejected("infinite intensity scale")
-        return kind(block), np.abs(np.asarray(unchecked["pixdim"][1:4], dtype=np.float64))
+        _check_layout(unchecked)
+        spacing = np.abs(np.asarray(unchecked["pixdim"][1:4], dtype=np.float64))
+        return kind(block), spacing, max(int(unchecked["sform_code"]), int(unchecked["qform_code"])) > 0
     if head[:4] == b"\0\0\0\1" and len(head) > MGHHeader._hdrdtype.itemsize:
         # The footer, after the voxels, only holds scan parameters.
         header = MGHHeader(head[: MGHHeader._hdrdtype.itemsize] + bytes(MGHHeader._ftrdtype.itemsize))
-        return header, np.asarray(header["delta"], dtype=np.float64)
-    raise FileRejected("unreadable: neither a NIfTI nor an MGH file" if head else "unreadable: empty file")
+        oriented = int.from_bytes(head[28:30], "big", signed=True) > 0  # goodRASFlag; without it nibabel makes one up
+        return header, np.asarray(header["delta"], dtype=np.float64), oriented
+    raise FileRejected(_what_it_is(head))
+
+
+def _what_it_is(head: bytes) -> str:
+    """The reason for a file that is not an image at all."""
+    if not head:
+        return "unreadable: empty file"
+    if head.startswith(b"version https://git-lfs"):
+        return "missing file: a Git LFS pointer, its content is not here (git lfs pull)"
+    if b"/annex/objects/" in head[:256]:
+        return "missing file: a git-annex pointer, its content is not here (datalad get, or git annex get)"
+    if head[:4] == b"\0\5\x16\7":
+        return "not an image: metadata of macOS (AppleDouble, `._…`)"
+    return "unreadable: neither a NIfTI nor an MGH file"
+
+
+def _dangling(file: Path) -> str:
+    """What is missing where a link leads nowhere."""
+    if not file.is_symlink():
+        return ""
+    target = os.readlink(file)
+    if "annex/objects" in target:
+        return ": a git-annex link, its content is not here (datalad get, or git annex get)"
+    return f": a link to {target[-80:]}, which is not there"
 
 
 def _checked_shape(header: Any) -> tuple[int, int, int]:
@@ -112,13 +149,85 @@ def _checked_shape(header: Any) -> tuple[int, int, int]:
     return (shape[0], shape[1], shape[2])
 
 
-def _checked_affine(header: Any, spacing: npt.NDArray[np.float64]) -> Affine:
-    affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-    if not np.isfinite(affine).all() or not np.isfinite(spacing).all() or spacing.min() <= 0:
+def _check_layout(header: Any) -> None:
+    """Where the voxels of a NIfTI file begin, and what each takes."""
+    declared, first = float(header["vox_offset"]), header.template_dtype.itemsize + 4
+    if not declared.is_integer() or declared > MAX_OFFSET:
+        raise FileRejected(f"implausible data offset (vox_offset) {declared:g}")
+    if declared < first:
+        raise FileRejected(f"data offset (vox_offset) {declared:g} lies in the header, which ends at {first}")
+    bits, expected = int(header["bitpix"]), 8 * np.dtype(header.get_data_dtype()).itemsize
+    if bits not in (0, expected):
+        raise FileRejected(f"bitpix is {bits}, the voxel type {header.get_data_dtype()} has {expected}")
+
+
+def _assumed(assume: str | None) -> str:
+    if assume is None:
+        raise FileRejected("orientation unknown: the header has no form code; see source.assume_orientation")
+    return assume
+
+
+def _checked_affine(
+    header: Any,
+    spacing: npt.NDArray[np.float64],
+    shape: tuple[int, int, int],
+    assume: str | None,
+    notes: dict[str, str | float],
+) -> Affine:
+    """Voxel → world in mm; sform before qform, as everybody reads it, or as `assume` says. Adds to `notes` where they
+    disagree."""
+    if not np.isfinite(spacing).all() or spacing.min() <= 0:
         raise FileRejected("zero or non-finite spacing")
-    if abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+    unit, factor = _unit(header)
+    if assume is not None:
+        affine = _assumed_affine(assume, spacing, shape)
+    else:
+        affine = np.array(header.get_best_affine(), dtype=np.float64)
+        _compare_forms(header, affine, shape, factor, notes)
+    affine[:3] *= factor
+    if not np.isfinite(affine).all():
+        raise FileRejected("zero or non-finite spacing")
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if np.abs(np.linalg.det(affine[:3, :3] / np.maximum(lengths, 1e-12))) < 1e-6:
         raise FileRejected("singular affine")
+    if lengths.min() < MIN_MM or lengths.max() > MAX_MM:
+        shown = " x ".join(f"{length:g}" for length in lengths)
+        raise FileRejected(f"implausible voxel size {shown} mm (the header's unit: {unit})")
     return affine
+
+
+def _unit(header: Any) -> tuple[str, float]:
+    """The unit of length, and its millimetres."""
+    code = 2 if isinstance(header, MGHHeader) else int(header["xyzt_units"]) & 7
+    if code not in _UNITS:
+        raise FileRejected(f"unknown unit of length: xyzt_units {int(header['xyzt_units'])}")
+    return _UNITS[code]
+
+
+def _assumed_affine(axes: str, spacing: npt.NDArray[np.float64], shape: tuple[int, int, int]) -> Affine:
+    """Of axes with these directions; the middle of the array is the origin of the world."""
+    affine = np.eye(4)
+    affine[:3, :3] = nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(tuple(axes)), shape)[:3, :3] * spacing
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return affine
+
+
+def _compare_forms(
+    header: Any, affine: Affine, shape: tuple[int, int, int], factor: float, notes: dict[str, str | float]
+) -> None:
+    """Refuse forms that take left for right; note by how much others disagree at the corners of the array."""
+    if isinstance(header, MGHHeader) or int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0:
+        return
+    try:
+        other = np.asarray(header.get_qform(), dtype=np.float64)
+    except (HeaderDataError, ValueError):
+        return  # the sform counts
+    if np.linalg.det(other[:3, :3]) * np.linalg.det(affine[:3, :3]) < 0:
+        raise FileRejected("sform and qform disagree on left and right: one is the mirror image of the other")
+    corners = np.array([[x, y, z, 1] for x in (0, shape[0]) for y in (0, shape[1]) for z in (0, shape[2])], float)
+    apart = float(np.linalg.norm(corners @ (other - affine).T, axis=1).max()) * factor
+    if np.isfinite(apart) and apart > 1.0:
+        notes["forms_differ_mm"] = round(apart, 2)
 
 
 def _check_size(shape: tuple[int, int, int], dtype: np.dtype[Any], file_bytes: int, max_mib: int) -> None:

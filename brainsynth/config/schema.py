@@ -114,11 +114,23 @@ class SourceConfig:
     session_column: Annotated[str | None, left_out_at(None)] = None
     """Column that tells a person's visits apart, where the table has one row a visit. In a BIDS folder its values are those
     of the ses-* folders; `null`: one row a person, whose visits may be in sub-*_sessions.tsv."""
+    assume_orientation: Annotated[str | None, left_out_at(None)] = None
+    """Directions of the stored axes of files that do not say how they lie (both form codes 0), such as `RAS` or `LAS`;
+    `null`: such a scan is rejected, since left and right would be a guess."""
     columns: dict[str, str] = field(default_factory=dict)
     """Covariate name → column name, where they differ."""
     exclude: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Column name → values, as text; rows that have one of them are rejected with that reason (quality control, for
     instance). `n/a` is an empty cell, too."""
+
+    def __post_init__(self) -> None:
+        axes = self.assume_orientation
+        if axes is not None and (
+            len(axes) != 3 or any(sum(a in pair for a in axes) != 1 for pair in ("LR", "AP", "IS"))
+        ):
+            raise ValueError(
+                "assume_orientation is three letters, one each of L/R, A/P and I/S: RAS or LAS, for instance"
+            )
 
 
 @record
@@ -151,6 +163,8 @@ class PrepareConfig:
     that the centroid of its head, or stripped brain, is the grid's centre (scans in scanner space)."""
     max_file_mib: int = 512
     """A larger image file is rejected unread, and so is one that unpacks to more, at 4 bytes a voxel."""
+    reread_changed: bool = False
+    """Read scans again that changed on disk since they were prepared; circumstance. Without it they are only named."""
     runtime: RuntimeConfig = RuntimeConfig()
 
     def __post_init__(self) -> None:

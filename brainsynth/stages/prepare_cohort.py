@@ -4,20 +4,47 @@ from __future__ import annotations
 
 import logging
 
-from brainsynth.cohort.prepare import plan_cohort
-from brainsynth.config.schema import (
-    PrepareConfig,
-)
+from brainsynth.cohort.prepare import CohortWork, plan_cohort
+from brainsynth.cohort.rerun import rows_to_read_again
+from brainsynth.config.schema import PrepareConfig
+from brainsynth.errors import UserError
 from brainsynth.executors.dataset import dry_run, make_dataset
+from brainsynth.storage.commit import check_plan
+from brainsynth.storage.repair import replan
 
 log = logging.getLogger(__name__)
 
 
 def run(config: PrepareConfig) -> None:
-    """Scans → prepared cohort."""
-    manifest = make_dataset(plan_cohort(config), config.runtime)
+    """Scans → prepared cohort. Raises UserError when not one scan is usable."""
+    work = plan_cohort(config)
+    for warning in work.warnings:
+        log.warning(warning)
+    if check_plan(work.store, work.plan):
+        _look_again(work, config.reread_changed)
+    manifest = make_dataset(work, config.runtime)
     if manifest.num_rejected:
         log.info("rejected scans, each with its reason: %s/rejects.tsv", config.output)
+    if manifest.num_ok == 0:
+        raise UserError(f"no scan of the cohort is usable; the reasons are in {config.output}/rejects.tsv")
+
+
+def _look_again(work: CohortWork, reread_changed: bool) -> None:
+    """Re-plan rows whose files are there now; of files that changed, say so, or read them again where that was asked for."""
+    rows = rows_to_read_again(work.store, work.plan, work.samples, work.late)
+    again = [*rows.refused, *(rows.changed if reread_changed else ())]
+    if rows.changed and not reread_changed:
+        names = ", ".join(work.samples["sample_id"].iloc[list(rows.changed[:10])])
+        log.warning(
+            "%d scans changed on disk since they were prepared, and the cohort keeps what it has of them: %s%s; to read "
+            "them again: the same command with --set reread_changed=true",
+            len(rows.changed),
+            names,
+            ", …" if len(rows.changed) > 10 else "",
+        )
+    if again:
+        log.info("%d scans are read again: their files are there now, or changed", len(again))
+        replan(work.store, work.plan, again)
 
 
 def describe(config: PrepareConfig) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
@@ -116,6 +116,14 @@ def repair(store: Store, report: VerifyReport, failed: bool = False) -> dict[int
     return {shard: _open_ticket(store, plan, plan.shard(shard), duplicated, failed) for shard in sorted(damaged)}
 
 
+def replan(store: Store, plan: Plan, rows: Iterable[int]) -> dict[int, list[int]]:
+    """Have the job make these rows again, and keep the others of their shards. Returns shard → rows that will be made."""
+    again = set(rows)
+    store.delete(DATASET_KEY)  # what is about to change is not finished
+    shards = sorted({row // plan.samples_per_shard for row in again})
+    return {shard: _open_ticket(store, plan, plan.shard(shard), again, False) for shard in shards}
+
+
 def _has_failed(read: Callable[[], ShardManifest]) -> bool:
     try:
         return read().count("failed") > 0
@@ -123,7 +131,7 @@ def _has_failed(read: Callable[[], ShardManifest]) -> bool:
         return True
 
 
-def _open_ticket(store: Store, plan: Plan, shard: ShardSpec, duplicated: set[int], failed: bool) -> list[int]:
+def _open_ticket(store: Store, plan: Plan, shard: ShardSpec, again: set[int], failed: bool) -> list[int]:
     """Keep the good rows of a shard, then remove its objects and last its record; returns the lost rows."""
     rows = list(range(shard.start, shard.stop))
     try:
@@ -133,7 +141,7 @@ def _open_ticket(store: Store, plan: Plan, shard: ShardSpec, duplicated: set[int
     except UserError:
         store.delete(commit_key(shard.index))
         return rows
-    salvage = _keep(store, plan, shard, commit, duplicated, failed)
+    salvage = _keep(store, plan, shard, commit, again, failed)
     kept = tuple(sample for sample in salvage.samples if sample is not None)
     if kept and read_salvage(store, plan, shard) is None:
         objects = []
@@ -150,9 +158,7 @@ def _open_ticket(store: Store, plan: Plan, shard: ShardSpec, duplicated: set[int
     return salvage.lost
 
 
-def _keep(
-    store: Store, plan: Plan, shard: ShardSpec, commit: ShardManifest, duplicated: set[int], failed: bool
-) -> Salvage:
+def _keep(store: Store, plan: Plan, shard: ShardSpec, commit: ShardManifest, again: set[int], failed: bool) -> Salvage:
     """The rows whose stored voxels are still those of the record."""
     decoded = []
     for spec, stored in zip(plan.arrays, commit.objects, strict=True):
@@ -163,9 +169,11 @@ def _keep(
     salvage = Salvage.nothing(plan, shard)
     for offset, sample in enumerate(commit.samples):
         volumes = [rows[offset] for rows in decoded]
+        if sample.row in again:
+            continue
         if sample.status == "ok":
             whole = [v for v in volumes if v is not None]
-            if len(whole) < len(volumes) or stored_sha256(whole) != sample.voxel_sha256 or sample.row in duplicated:
+            if len(whole) < len(volumes) or stored_sha256(whole) != sample.voxel_sha256:
                 continue
             for array, volume in zip(salvage.arrays, whole, strict=True):
                 array[offset] = volume

@@ -1,0 +1,78 @@
+"""The same command again: scans that were missing and are there now are read, scans that changed on disk are named.
+
+A file is read only where its size or time is another one than the record has; its digest decides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pandas as pd
+
+from brainsynth.cohort.scan import file_sha256
+from brainsynth.manifest import SampleRecord
+from brainsynth.plan import Plan
+from brainsynth.storage.commit import committed_of, read_commit
+from brainsynth.storage.filesystem import Store
+
+CLOCK_S = 60.0
+"""Clocks of the machines that wrote the file and the record may differ by this much."""
+_WAS_MISSING = ("missing file", "missing mask file")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows of a cohort to be looked at again."""
+
+    refused: tuple[int, ...]
+    """Rejected, and their file is there now, or is another one."""
+    changed: tuple[int, ...]
+    """Good, and their file, or its mask, is not the one that was read."""
+
+
+def rows_to_read_again(store: Store, plan: Plan, samples: pd.DataFrame, late: dict[int, str]) -> Rows:
+    """What changed on disk since the shards were committed. `late`: files of rows that had none when they were planned."""
+    refused, changed = [], []
+    for shard in sorted(committed_of(store, plan)):
+        record = read_commit(store, plan, shard)
+        since = float(record.runtime.get("began_at", 0.0)) - CLOCK_S
+        for sample in record.samples:
+            row = samples.iloc[sample.row]
+            files = {"source": late.get(sample.row, row["image"]), "mask": row["mask"]}
+            if sample.status == "rejected" and not row["excluded"] and _may_be_good_now(sample, files, since):
+                refused.append(sample.row)
+            elif sample.status == "ok" and any(_is_another(sample, which, file) for which, file in files.items()):
+                changed.append(sample.row)
+    return Rows(tuple(refused), tuple(changed))
+
+
+def _may_be_good_now(sample: SampleRecord, files: dict[str, str], since: float) -> bool:
+    there = [file for file in files.values() if file and Path(file).is_file()]
+    if sample.reason.startswith(_WAS_MISSING):
+        missing = files["source"] if sample.reason.startswith("missing file") else files["mask"]
+        return missing in there and not _is_pointer(missing)
+    return any(_touched(file, since) for file in there)
+
+
+def _is_pointer(file: str) -> bool:
+    """True for a small text that stands for content which is elsewhere (git-annex, Git LFS)."""
+    with open(file, "rb") as handle:
+        head = handle.read(256)
+    return b"/annex/objects/" in head or head.startswith(b"version https://git-lfs")
+
+
+def _touched(file: str, since: float) -> bool:
+    status = Path(file).stat()
+    return max(status.st_mtime, status.st_ctime) >= since
+
+
+def _is_another(sample: SampleRecord, which: str, file: str) -> bool:
+    """True when the file is there and is not the one that was read."""
+    known = sample.extra
+    if f"{which}_sha256" not in known or not file or not Path(file).is_file():
+        return False
+    status = Path(file).stat()
+    if (known.get(f"{which}_bytes"), known.get(f"{which}_mtime")) == (status.st_size, round(status.st_mtime, 6)):
+        return False
+    return file_sha256(Path(file)) != known[f"{which}_sha256"]
