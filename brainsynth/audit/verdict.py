@@ -74,7 +74,7 @@ def read_audit(store: Store) -> AuditRecord:
     try:
         return unseal(AuditRecord, store.read(AUDIT_KEY), f"{store.uri}/{AUDIT_KEY}")
     except FileNotFoundError:
-        raise UserError(f"{store.uri} holds no audit: {AUDIT_KEY} is missing; run jobs/audit.py") from None
+        raise UserError(f"{store.uri} holds no audit: {AUDIT_KEY} is missing; run `brainsynth audit`") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ def judge(config: AuditConfig, case: Case, instruments: Instruments, made: Space
     place = {sample_id: index for index, sample_id in enumerate(ids)}
     worst = [place[pair.volume] for pair in copies.worst]
     return Judgement(
-        record=_record(config, case, instruments, (copies, membership, replay)),
+        record=_record(config, case, instruments, copies, membership, replay),
         table=table,
         null=detector.null.values,
         members=members,
@@ -125,9 +125,10 @@ def _record(
     config: AuditConfig,
     case: Case,
     instruments: Instruments,
-    found: tuple[CopyVerdict, MembershipInference, CovariateReplay],
+    copies: CopyVerdict,
+    membership: MembershipInference,
+    replay: CovariateReplay,
 ) -> AuditRecord:
-    copies, membership, replay = found
     reasons = list(copies.reasons)
     if not membership.passed:
         reasons.append(

@@ -1,4 +1,4 @@
-"""Knobs of the memorisation audit (`jobs/audit.py`); the same rules as in schema.py."""
+"""Knobs of the memorisation audit (`brainsynth audit`); the same rules as in schema.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TRAIN = "train"
 
 @record
 class AuditConfig:
-    """Does a dataset give away the people that its generator was trained on (`jobs/audit.py`)?"""
+    """Does a dataset give away the people that its generator was trained on (`brainsynth audit`)?"""
 
     dataset: str
     """A generated dataset, or a prepared cohort that stands in for one."""

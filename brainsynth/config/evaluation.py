@@ -113,7 +113,7 @@ class TrajectoryConfig:
 
 @record
 class EvaluateConfig:
-    """Is a dataset faithful, and does it obey its labels (`jobs/evaluate.py`)."""
+    """Is a dataset faithful, and does it obey its labels (`brainsynth evaluate`)."""
 
     dataset: str
     """A generated dataset, or a prepared cohort that stands in for one."""

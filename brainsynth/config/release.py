@@ -45,7 +45,7 @@ class ReleaseConfig:
     bundle: str
     """The bundle that it was made with: the model card tells of it. Its weights are not part of the release."""
     audit: str
-    """Output folder of `jobs/audit.py` on this dataset; only its figures are published."""
+    """Output folder of `brainsynth audit` on this dataset; only its figures are published."""
     output: str
     """A new folder."""
     title: str

@@ -76,10 +76,20 @@ def held_values(
         raise UserError(
             f"the bundle has no covariate distribution, so medians are not known: give {', '.join(unknown)} by --hold"
         )
-    usual: dict[str, Value] = {c.name: c.categories[0] for c in schema.covariates if c.kind != "continuous"}
-    if distribution is not None:
-        usual |= {name: round(distribution.quantile(name, 0.5), 3) for name in unknown}
-    return {name: given.get(name, usual.get(name, "")) for name in schema.names}
+    usual = usual_values(schema, distribution)
+    rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in usual.items()}
+    return {name: given.get(name, rounded.get(name, "")) for name in schema.names}
+
+
+def usual_values(schema: CovariateSchema, distribution: CovariateDistribution | None) -> dict[str, Value]:
+    """The median of each continuous covariate, where the distribution is known; of the others, the first category."""
+    usual: dict[str, Value] = {}
+    for covariate in schema.covariates:
+        if covariate.kind != "continuous":
+            usual[covariate.name] = covariate.categories[0]
+        elif distribution is not None:
+            usual[covariate.name] = distribution.quantile(covariate.name, 0.5)
+    return usual
 
 
 def sweep_rows(sweeps: Sequence[Sweep], held: Mapping[str, Value], seed: int) -> pd.DataFrame:

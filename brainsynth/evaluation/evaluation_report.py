@@ -26,10 +26,11 @@ REPORT_KEY, NUMBERS_KEY, MEASURED_KEY = "report.html", "report.json", "measured.
 
 def write_report(
     store: Store,
+    dataset: SyntheticDataset,
+    *,
+    facts: dict[str, Any],
     findings: list[Finding],
     scatters: list[Scatter],
-    dataset: SyntheticDataset,
-    facts: dict[str, Any],
     measured: pd.DataFrame,
     fidelity: Fidelity,
     trajectories: tuple[list[Trajectory], SyntheticDataset] | None,

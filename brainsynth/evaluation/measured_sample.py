@@ -106,7 +106,7 @@ def _rows_of(table: pd.DataFrame, split: str | None) -> npt.NDArray[np.intp]:
     if split is None:
         return np.arange(len(table))
     if "split" not in table:
-        raise UserError("reference: it has no splits; give a cohort made by jobs/prepare_cohort.py")
+        raise UserError("reference: it has no splits; give a cohort made by `brainsynth prepare-cohort`")
     return np.flatnonzero(table["split"] == split)
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from brainsynth.bundle.spec import BundleSpec
 from brainsynth.config.evaluation import EvaluateConfig, TrajectoryConfig
+from brainsynth.covariates.sweep import usual_values
 from brainsynth.errors import UserError
 from brainsynth.evaluation.adherence import adherence
 from brainsynth.instruments.measured import Measured
@@ -59,10 +60,7 @@ def trajectory_rows(config: TrajectoryConfig, bundle: BundleSpec) -> pd.DataFram
             f"trajectories.covariates: {', '.join(wrong)} is not a continuous covariate of the model; those are "
             f"{', '.join(continuous)}"
         )
-    usual = {
-        c.name: distribution.quantile(c.name, 0.5) if c.kind == "continuous" else c.categories[0]
-        for c in bundle.covariates.covariates
-    }
+    usual = usual_values(bundle.covariates, distribution)
     rows = []
     for name in config.covariates:
         low, high = (distribution.quantile(name, share) for share in (LOW, HIGH))

@@ -1,4 +1,4 @@
-"""The stage of jobs/audit.py: describe dataset and cohort on any executor, then judge the descriptors here."""
+"""`brainsynth audit`: describe dataset and cohort on any executor, then judge the descriptors here."""
 
 from __future__ import annotations
 

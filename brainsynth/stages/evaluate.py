@@ -1,4 +1,4 @@
-"""The stage of jobs/evaluate.py: measure two datasets on any executor, then judge the measurements here."""
+"""`brainsynth evaluate`: measure two datasets on any executor, then judge the measurements here."""
 
 from __future__ import annotations
 
@@ -51,7 +51,17 @@ def run(config: EvaluateConfig) -> list[Finding]:
         "feature network": _network_fact(config, made),
     }
     trajectories = _trajectories(config, works[2].root, real) if config.trajectories else None
-    write_report(store, findings, scatters, dataset, facts, measured_table(made), looks, trajectories, usefulness)
+    write_report(
+        store,
+        dataset,
+        facts=facts,
+        findings=findings,
+        scatters=scatters,
+        measured=measured_table(made),
+        fidelity=looks,
+        trajectories=trajectories,
+        usefulness=usefulness,
+    )
     if config.publish and scatters:
         recorded = {"reference": reference.manifest["shards_digest"], "instruments": facts["instruments"]}
         digest = dataset.manifest["shards_digest"]

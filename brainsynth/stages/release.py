@@ -14,7 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -65,7 +65,17 @@ class ReleaseRecord:
     """Of SHA256SUMS, and through it of every file."""
 
 
-def check_release(config: ReleaseConfig) -> tuple[Plan, DatasetManifest, ModelRecord, BundleSpec, AuditRecord]:
+class Checked(NamedTuple):
+    """What a release is made of, once nothing is left to refuse but the data itself."""
+
+    plan: Plan
+    manifest: DatasetManifest
+    model: ModelRecord
+    bundle: BundleSpec
+    audit: AuditRecord
+
+
+def check_release(config: ReleaseConfig) -> Checked:
     """All that can be refused before the data is read. Raises UserError that lists every problem."""
     output = local_folder(config.output, "output")
     if output.exists() and any(output.iterdir()):
@@ -87,10 +97,12 @@ def check_release(config: ReleaseConfig) -> tuple[Plan, DatasetManifest, ModelRe
         problems.append(f"bundle: {config.bundle} is not the bundle that made {config.dataset}")
     if audit.dataset_shards_digest != manifest.shards_digest:
         problems.append(
-            f"audit: {config.audit} judged another dataset, or another state of it; run jobs/audit.py again"
+            f"audit: {config.audit} judged another dataset, or another state of it; run `brainsynth audit` again"
         )
     elif audit.bundle_digest != plan.identity["bundle"]:
-        problems.append(f"audit: {config.audit} was made with another bundle; run jobs/audit.py again with this one")
+        problems.append(
+            f"audit: {config.audit} was made with another bundle; run `brainsynth audit` again with this one"
+        )
     if not audit.passed:
         problems.append(f"audit: verdict {audit.verdict}: {'; '.join(audit.reasons)}")
     if not manifest.num_ok:
@@ -101,21 +113,21 @@ def check_release(config: ReleaseConfig) -> tuple[Plan, DatasetManifest, ModelRe
         problems.append(f"dataset: {MODEL_KEY} is missing, so the terms of its model are not known; run its job again")
     if problems or model is None:
         raise problems_error(f"{config.dataset} cannot be released", problems)
-    return plan, manifest, model, bundle, audit
+    return Checked(plan, manifest, model, bundle, audit)
 
 
 def describe(config: ReleaseConfig) -> str:
     """What would be released, as far as it can be known without reading the data."""
-    _, manifest, _, bundle, audit = check_release(config)
+    checked = check_release(config)
     return (
-        f"{manifest.num_ok} volumes of {config.dataset} (model {bundle.name}) as {config.data}, licence {config.licence} → "
-        f"{config.output}\naudit: {audit.verdict}; verify is run before anything is written"
+        f"{checked.manifest.num_ok} volumes of {config.dataset} (model {checked.bundle.name}) as {config.data}, licence "
+        f"{config.licence} → {config.output}\naudit: {checked.audit.verdict}; verify is run before anything is written"
     )
 
 
 def run(config: ReleaseConfig) -> ReleaseRecord:
     """Verify, then write the release. Raises UserError, with nothing written, where anything is not as it must be."""
-    plan, manifest, model, bundle, audit = check_release(config)
+    checked = check_release(config)
     uri, output = resolve_uri(config.dataset, "dataset"), local_folder(config.output, "output")
     store = open_store(uri)
     log.info("verify: everything is read back")
@@ -124,21 +136,21 @@ def run(config: ReleaseConfig) -> ReleaseRecord:
         raise UserError(f"{uri} cannot be released:\n{report.summary()}")
     with whole(output) as folder:
         folder.mkdir()
-        described = _bids(uri, folder) if config.data == "bids" else _zarr(store, uri, folder, plan, manifest)
+        described = _bids(uri, folder) if config.data == "bids" else _zarr(store, uri, folder, checked)
         # Authors, licence and DOI are in CITATION.cff; BIDS wants them in one place.
         described = {k: v for k, v in described.items() if k != "License"} | {"Name": config.title}
         described["Acknowledgements"] = config.source_terms
         _put(folder, "dataset_description.json", pretty_json(described).decode())
         _put(folder, ".bidsignore", _BIDS_IGNORE)
-        facts = _facts(config, store, (plan, manifest, model, bundle), _summary(config, audit), report, _files(folder))
+        facts = _facts(config, store, checked, report, _files(folder))
         _documents(folder, facts)
         files = _files(folder)
         _put(folder, SUMS, "".join(f"{file.sha256}  {file.path}\n" for file in files))
         done = ReleaseRecord(
             config=dataclasses.replace(config, dataset="", bundle="", audit="", output=""),
-            plan_fingerprint=plan.fingerprint,
-            shards_digest=manifest.shards_digest,
-            bundle=bundle.digest,
+            plan_fingerprint=checked.plan.fingerprint,
+            shards_digest=checked.manifest.shards_digest,
+            bundle=checked.bundle.digest,
             verified=facts.verified,
             audit=facts.audit,
             files=len(files) + 2,
@@ -161,12 +173,12 @@ def _documents(folder: Path, facts: Facts) -> None:
     _put(folder, "ro-crate-metadata.json", pretty_json(ro_crate(facts)).decode())
 
 
-def _zarr(store: Store, uri: str, folder: Path, plan: Plan, manifest: DatasetManifest) -> dict[str, Any]:
+def _zarr(store: Store, uri: str, folder: Path, checked: Checked) -> dict[str, Any]:
     """The dataset under data/, and the participants' tables next to it. What describes machines and folders is left out.
 
     Reports do; of commit records it is left out, and the tables that are compiled from them are compiled again.
     """
-    published = LocalStore(folder / "data")
+    plan, published = checked.plan, LocalStore(folder / "data")
     for key in _keys(store, plan):
         target = published.path / key
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +191,7 @@ def _zarr(store: Store, uri: str, folder: Path, plan: Plan, manifest: DatasetMan
             target.write_bytes(store.read(key))
     for commit in read_commits(store, plan):
         published.write(commit_key(commit.shard), seal(for_publication(commit)))
-    if finalise(published, plan).shards_digest != manifest.shards_digest:
+    if finalise(published, plan).shards_digest != checked.manifest.shards_digest:
         raise UserError(f"{uri} was changed while it was being released; run the same command again")
     with tempfile.TemporaryDirectory() as scratch:
         export = plan_export(uri, scratch, "bids")
@@ -207,24 +219,18 @@ def _bids(uri: str, folder: Path) -> dict[str, Any]:
 
 
 def _facts(
-    config: ReleaseConfig,
-    store: Store,
-    made: tuple[Plan, DatasetManifest, ModelRecord, BundleSpec],
-    audit: AuditSummary,
-    report: VerifyReport,
-    files: list[ReleasedFile],
+    config: ReleaseConfig, store: Store, checked: Checked, report: VerifyReport, files: list[ReleasedFile]
 ) -> Facts:
-    plan, manifest, model, bundle = made
     runtime = [json.loads(text) for text in pd.read_parquet(io.BytesIO(store.read(SHARDS_KEY)))["runtime"]]
     times = [float(entry["began_at"]) for entry in runtime if "began_at" in entry] or [0.0]
     subjects = pd.read_parquet(io.BytesIO(store.read(SUBJECTS_KEY)), columns=["extrapolated"])
     return Facts(
         config=config,
-        plan=plan,
-        manifest=manifest,
-        model=model,
-        bundle=bundle,
-        audit=audit,
+        plan=checked.plan,
+        manifest=checked.manifest,
+        model=checked.model,
+        bundle=checked.bundle,
+        audit=_summary(config, checked.audit),
         verified=report.summary().splitlines()[0],
         extrapolated=int(subjects["extrapolated"].sum()),
         began=_utc(min(times)),

@@ -500,7 +500,7 @@ def test_the_command(
     assert "12 volumes" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     assert run("--set", f"audit={tmp_path}") == 2
-    assert "jobs/audit.py" in capsys.readouterr().err
+    assert "brainsynth audit" in capsys.readouterr().err
     assert run() == 0
     assert (tmp_path / "out" / "release.json").exists()
     assert run() == 2  # it is there
