@@ -174,9 +174,9 @@ def _documents(folder: Path, facts: Facts) -> None:
 
 
 def _zarr(store: Store, uri: str, folder: Path, checked: Checked) -> dict[str, Any]:
-    """The dataset under data/, and the participants' tables next to it. What describes machines and folders is left out.
+    """The dataset under data/, and the participants' tables next to it. What describes machines and folders is left out:
 
-    Reports do; of commit records it is left out, and the tables that are compiled from them are compiled again.
+    reports whole; in commit records that part, and the tables that are compiled from them are compiled again.
     """
     plan, published = checked.plan, LocalStore(folder / "data")
     for key in _keys(store, plan):

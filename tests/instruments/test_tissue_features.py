@@ -75,7 +75,7 @@ def test_grids_that_blocks_do_not_fill_are_centred(brain: np.ndarray) -> None:
 def test_what_cannot_be_measured_is_refused(brain: np.ndarray) -> None:
     with pytest.raises(UserError, match="blank"):
         tissue_features(np.zeros(GRID.shape_xyz, np.float32), GRID)
-    with pytest.raises(UserError, match="does not lie on the grid"):
+    with pytest.raises(UserError, match="is not on the grid"):
         tissue_features(brain[1:], GRID)
     for bad in (np.nan, np.inf):
         spoilt = brain.copy()
