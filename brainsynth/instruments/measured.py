@@ -63,7 +63,7 @@ class Measured:
     def split(self, name: str) -> npt.NDArray[np.intp]:
         """Rows of one split. Raises UserError when there are too few."""
         if "split" not in self.table:
-            raise UserError("reference: it has no splits; give a cohort made by jobs/prepare_cohort.py")
+            raise UserError("reference: it has no splits; give a cohort made by `brainsynth prepare-cohort`")
         rows = np.flatnonzero(self.table["split"] == name)
         if len(rows) < LEAST:
             raise UserError(f"reference: {len(rows)} measured scans in its {name} split; at least {LEAST} are needed")
