@@ -101,14 +101,9 @@ def bootstrap_interval(
         method = "percentile"
         low, high = np.quantile(drawn.bootstrap_distribution, ((1 - level) / 2, (1 + level) / 2))
     return ConfidenceInterval(
-        value=value,
-        low=float(low),
-        high=float(high),
-        standard_error=float(drawn.standard_error),
-        level=level,
-        resamples=resamples,
-        method=method,
-    )
+        value=value, low=float(low), high=float(high), standard_error=float(drawn.standard_error),
+        level=level, resamples=resamples, method=method,
+    )  # fmt: skip
 
 
 def jackknife_interval(
