@@ -36,7 +36,7 @@ lint: $(VENV)/.ready   ## ruff, mypy, import contracts, wording, known vulnerabi
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m tests.language --prose
+	$(BIN)/python -m tests.language
 	$(BIN)/python -m tests.security.audit
 
 docs: $(VENV)/.ready   ## build the site into docs/_build/html; a broken link or an undocumented name is an error

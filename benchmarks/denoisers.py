@@ -44,7 +44,7 @@ class Runner:
         self.restart(1000)
 
     def restart(self, steps: int) -> None:
-        """From fresh weights, with the options of a training of so many steps."""
+        """From fresh weights, with the options of a training of that many steps."""
         options = self.config.optimisation
         self.options = dataclasses.replace(
             options, steps=steps, warmup_steps=max(1, steps // 20), ema_decay=max(0.0, 1 - 10 / steps)

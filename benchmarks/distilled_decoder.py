@@ -61,7 +61,7 @@ def seconds(decoders: dict[str, Autoencoder], z: Tensor, precision: str) -> dict
 
 
 def to_own(decoders: dict[str, Autoencoder], latents: Tensor) -> dict[str, Any]:
-    """Closeness of the distilled decoder's images to the own one's, volume by volume."""
+    """Closeness of the distilled decoder's images to the original one's, volume by volume."""
     rows = []
     for z in latents.split(1):
         own, made = decoders["own"].decode(z), decoders["distilled"].decode(z)

@@ -121,7 +121,7 @@ def report(table: pd.DataFrame, grid: VolumeSpec, splits: int, plant_every: int)
         },
         "twelve_kinds": {kind: share(caught[kind]) for kind in ARTEFACTS},
         "masked": {kind: share(caught[f"{kind}, masked"]) for kind in MASKED},
-        "beside": {kind: share(caught[kind]) for kind in FURTHER},
+        "further": {kind: share(caught[kind]) for kind in FURTHER},
         "mean_of_twelve": round(float(np.mean([share(caught[kind])["caught"] for kind in ARTEFACTS])), 4),
         "flip_accuracy_left_out": [round(a, 3) for a in accuracy],
         "flip_check_alone_catches": share(flips),

@@ -229,7 +229,7 @@ def ray_part(load: Load, actors: tuple[int, ...], rounds: int, root: Path) -> di
 
 
 def device_part(load: Load, seconds: tuple[float, ...], root: Path) -> list[dict[str, Any]]:
-    """The stand-in device at several speeds: one that finishes shards beside it or before it, and two of them."""
+    """The stand-in device at several speeds: one that finishes shards during or before the next, and two of them."""
     make_random_bundle(root / "device-bundle", load.size, load.shape_xyz)
     table = []
     for device_s in seconds:

@@ -1,7 +1,7 @@
 """brainsynth: synthetic 3D brain MRI at scale.
 
-What a program may call stands here, and in docs/reference/python.md with what is promised of it. Each name is imported when
-it is first asked for, so `open_dataset` needs only zarr and NumPy. See README.md for the jobs.
+The public API; docs/reference/python.md documents it and says what is stable. Each name is imported on first use,
+ so `open_dataset` needs only zarr and NumPy. See README.md for the jobs.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The command `brainsynth`. What it needs takes a second to import: Ctrl-C in that second is no crash either."""
+"""The command `brainsynth`. Importing takes a second; Ctrl-C during that second is not a crash."""
 
 import sys
 from collections.abc import Sequence

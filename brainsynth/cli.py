@@ -207,7 +207,7 @@ TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any], bool]] = {
         _import_bundle,
         False,
     ),
-    "report": ("write report.html and report.json of a generated dataset anew", _report, True),
+    "report": ("write report.html and report.json of a generated dataset again", _report, True),
     "export": ("copy volumes into other formats, checked as they are read; resumes", _export, True),
     "vary": ("one covariate or two varied, noise held fixed: a series and its pictures", _vary, False),
     "cohort": ("draw a described cohort into a table that generate takes", _cohort, False),

@@ -102,7 +102,7 @@ def planned_rules(config: GateConfig, folder: Path, bundle: BundleSpec) -> GateR
     if GATE_FILE not in bundle.weights:
         raise UserError(
             f"gate: the bundle {folder} has no quality gate; export it again with gate in the config of "
-            "jobs/export_bundle.py, or leave gate out here"
+            "brainsynth export-bundle, or leave gate out here"
         )
     return gate_rules(config, load_bundle_gate(folder, bundle), bundle.weights[GATE_FILE])
 

@@ -6,7 +6,6 @@ neither fenced blocks nor `code` in a sentence.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import io
 import re
@@ -117,8 +116,6 @@ def all_faults(patterns: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prose", action="store_true", help="only pages and configs")
-    found = all_faults([*PROSE, *COMMENTED] if parser.parse_args().prose else [*PROSE, *COMMENTED, *PYTHON])
+    found = all_faults([*PROSE, *COMMENTED, *PYTHON])
     print("\n".join(found) or "wording: nothing to report")
     sys.exit(bool(found))

@@ -20,7 +20,7 @@ def file_sha256(path: Path) -> str:
 
 
 def bundle_folder(bundle: str, what: str = "bundle") -> Path:
-    """The folder of a bundle: of the one that travels with the package by its name, of any other by its path.
+    """The folder of a bundle: the bundled model by its name, any other by its path.
 
     Raises UserError as `local_folder` does. A folder of your own that has the shipped bundle's name is `./t1w-2mm`.
     """
@@ -38,8 +38,8 @@ def read_bundle(folder: Path) -> BundleSpec:
         return unseal(BundleSpec, _inside(folder, BUNDLE_FILE).read_bytes(), str(folder / BUNDLE_FILE))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise UserError(
-            f"{folder} is no bundle: it has no {BUNDLE_FILE}; make one with jobs/export_bundle.py, "
-            f"or name the one that travels along, {SHIPPED_BUNDLE}"
+            f"{folder} is not a bundle: {BUNDLE_FILE} is missing; create one with brainsynth export-bundle, "
+            f"or name the bundled model, {SHIPPED_BUNDLE}"
         ) from None
 
 
@@ -70,5 +70,5 @@ def check_decoder(folder: Path, spec: BundleSpec, decoder: DecoderChoice) -> Non
     if decoder == "distilled" and spec.distilled is None:
         raise UserError(
             f"decoder: the bundle {folder} has no distilled decoder; make a bundle that has one with "
-            "jobs/distill_decoder.py, or leave decoder out"
+            "brainsynth distill-decoder, or leave decoder out"
         )

@@ -1,4 +1,4 @@
-"""BundleSpec: everything generation needs, beside its files of numbers. A *bundle* is released for inference; a
+"""BundleSpec: everything generation needs, except the weights. A *bundle* is released for inference; a
 *checkpoint* resumes training.
 
 ```
@@ -60,7 +60,7 @@ class DecoderFidelity:
     l1: float
     """Of intensities in [0, 1]."""
     sharpness_ratio: float
-    """Mean absolute difference of neighbouring voxels, over that of the own decoder's images: below 1 is smoother."""
+    """Mean absolute difference of neighbouring voxels, over that of the original decoder's images: below 1 is smoother."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -69,7 +69,7 @@ class DecoderFidelity:
 
 @record
 class DistilledSpec:
-    """A distilled decoder beside the bundle's own: what it is, what it saves and what it loses, as measured."""
+    """A distilled decoder in addition to the original one: what it is, and its measured savings and losses."""
 
     architecture: DecoderArchitecture
     flops_ratio: float

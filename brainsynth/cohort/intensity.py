@@ -6,11 +6,11 @@ of the foreground (voxels above 1 % of the remaining maximum) becomes 1; everyth
 `robust` works on the scan itself and uses ranks and exact equality only, so that a*x + b with a > 0 gives the same volume:
 
 - Padding: an exact value that fills a connected region at the border of the array. It becomes 0, whatever it is.
-- Background: the air at the border; without air the value that surrounds the brain; where that is no level below the
+- Background: the air at the border; without air the value that surrounds the brain; if that level is not below the
   tissue (z-scored scans, a fill of -1000) a level below the darkest tissue, by a quarter of the tissue's range.
 - White: a high quantile of the tissue; a few voxels of any size move no level. The config's high percentile of the
   foreground then becomes 1 on the resampled volume.
-- A scan whose background is brighter than its tissue, or that is no image of tissue at all, is refused with the reason.
+- A scan whose background is brighter than its tissue, or that is not an image of tissue, is refused with the reason.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BOX = 0.9
 MAX_EQUAL = 0.25
 """Share of neighbouring voxels of one value: real scans in 8 bits have up to 0.12, label maps at 8 mm 0.4, at 2 mm 0.8."""
 FAR = 1.5
-"""A fill that lies further below the tissue than this many times the tissue's range is no level of the scan."""
+"""A fill further below the tissue than this many times the tissue's range is not a level of the scan."""
 
 
 class ScanRejected(Exception):
@@ -183,7 +183,7 @@ def _is_box(rest: Mask) -> bool:
 
 
 def _air(data: F32, rest: Mask, fills: list[tuple[float, Mask]], low: float, high: float) -> float | None:
-    """The level of the air around the head; None where the rim of the scan proper is no air. Raises ScanRejected."""
+    """The level of the air around the head; None if the rim of the scan proper is not air. Raises ScanRejected."""
     if high <= low:
         return None
     rim = data[rest & ~ndimage.binary_erosion(rest)]
@@ -201,7 +201,7 @@ def _air(data: F32, rest: Mask, fills: list[tuple[float, Mask]], low: float, hig
     quarter, level, three = (float(q) for q in np.quantile(dark, [0.25, 0.5, 0.75]))
     width, span = three - quarter, high - low
     if level - low > max(3 * width, 0.05 * span):
-        return None  # something inside is darker: that is no air
+        return None  # something inside is darker: that is not air
     if box:
         return level if width <= 0.2 * span else None
     # A stripped brain is rimmed by CSF, which is dark, too, but is not the larger part of what is there.

@@ -86,7 +86,7 @@ def plan_cohort(config: PrepareConfig) -> CohortWork:
 def cohort_samples(source: Source, config: PrepareConfig) -> pd.DataFrame:
     """The samples table: sample_id, subject, split, image, mask, excluded, covariates. Missing covariates stay missing.
 
-    A text where a number belongs is missing, too, and the reason stands in `excluded`.
+    Text in place of a number counts as missing too, and `excluded` has the reason.
     """
     table = source_table(source)
     columns = {name: config.source.columns.get(name, name) for name in config.covariates.names}

@@ -40,7 +40,7 @@ class Scan:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """All scans that a source names, and what lies there without being one."""
+    """All scans that a source names, and what else is there."""
 
     where: str
     columns: tuple[str, ...]

@@ -24,7 +24,8 @@ class AuditConfig:
     false_alarm_rate: float = 0.01
     """Chance that a volume that copies nobody is flagged, at most. 1 % needs 99 scans of different people in `reference`."""
     embedder: str | None = None
-    """A second space beside the voxels: a safetensors file of the embedder, or `train` to train it on the training split."""
+    """A second space in addition to the voxels: a safetensors file of the embedder, or `train`: train it on the
+    training split."""
     embedder_steps: int = 300
     """Of its training; only with `embedder: train`."""
     same_person: tuple[tuple[str, ...], ...] = ()

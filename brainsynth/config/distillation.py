@@ -50,7 +50,7 @@ class GeneratedLatentsConfig:
 
 @record
 class DistillConfig:
-    """Bundle → the same bundle with a distilled decoder beside its own (`jobs/distill_decoder.py`)."""
+    """Bundle → the same bundle with a distilled decoder in addition to its own (`brainsynth distill-decoder`)."""
 
     bundle: str
     output: str
@@ -61,7 +61,7 @@ class DistillConfig:
     generated: GeneratedLatentsConfig
     optimisation: OptimisationConfig
     latents: str | None = None
-    """Latents of scans, made by the bundle's autoencoder (`jobs/encode_latents.py`); without them no data are needed."""
+    """Latents of scans, made by the bundle's autoencoder (`brainsynth encode-latents`); without them no data are needed."""
     losses: DistillLossConfig = DistillLossConfig()
     runtime: TrainRuntimeConfig = TrainRuntimeConfig()
 
@@ -95,7 +95,7 @@ class TrajectoriesConfig:
 
 @record
 class StepDistillConfig:
-    """Bundle → bundle whose denoiser needs `evaluations` evaluations a volume (`jobs/distill_steps.py`)."""
+    """Bundle → bundle whose denoiser needs `evaluations` evaluations a volume (`brainsynth distill-steps`)."""
 
     bundle: str
     output: str
@@ -106,6 +106,6 @@ class StepDistillConfig:
     trajectories: TrajectoriesConfig
     optimisation: OptimisationConfig
     latents: str | None = None
-    """Latents of scans (`jobs/encode_latents.py`), whose covariates the trajectories are sampled for: for a bundle without a
-    covariate distribution. Without them rows are drawn from the bundle's distribution."""
+    """Latents of scans (`brainsynth encode-latents`), for whose covariates the trajectories are sampled: for a bundle
+    without a covariate distribution. Without them rows are drawn from the bundle's distribution."""
     runtime: TrainRuntimeConfig = TrainRuntimeConfig()

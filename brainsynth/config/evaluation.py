@@ -56,7 +56,7 @@ class UsefulnessConfig:
     few_fraction: float = 0.25
     """Share of the real training people that the arms with few real data get."""
     volumes: int = 512
-    """At most so many volumes of the dataset, of the training and of the validation split, drawn at random."""
+    """Largest number of volumes of the dataset, of the training and of the validation split, drawn at random."""
 
     def __post_init__(self) -> None:
         if self.steps < 10 or self.batch_size < 4 or not 0 < self.learning_rate < 1 or not 0 <= self.weight_decay < 1:
@@ -132,7 +132,7 @@ class EvaluateConfig:
     """Covariate → `package.module:function` of your own: (X, Y, Z) float32 volume in [0, 1] and its (4, 4) affine in, one
     finite number out (of a two-category covariate the probability of the second). It runs your code: SECURITY.md."""
     publish: bool = False
-    """Put what was measured beside the dataset's manifest, for `open_dataset(…, measured=True)`; adds one file to it."""
+    """Store the measurements in the dataset, for `open_dataset(…, measured=True)`; adds one file to it."""
     usefulness: UsefulnessConfig | None = None
     """Also train small networks on the dataset and on real scans, and test both on real scans; minutes at 4 mm."""
     pairs: int = 100

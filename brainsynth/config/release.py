@@ -74,7 +74,7 @@ class ReleaseConfig:
         )
     )
     limits: tuple[str, ...] = ()
-    """Limits of use beside those that every release states."""
+    """Limits of use in addition to those that every release states."""
 
     def __post_init__(self) -> None:
         needed = ("title", "description", "licence", "source_terms", "contact", "url")

@@ -17,7 +17,7 @@ from brainsynth.records import left_out_at, record
 from brainsynth.volume import VolumeSpec
 
 SHIPPED_BUNDLE = "t1w-2mm"
-"""Name of the bundle that travels with the package, in `brainsynth/bundled/`."""
+"""Name of the bundled model, in `brainsynth/bundled/`."""
 
 ExportFormat = Literal["nifti", "bids", "ome-zarr", "webdataset"]
 """What `brainsynth export --to` writes."""
@@ -43,7 +43,7 @@ class RuntimeConfig:
     progress_every_s: float = 5.0
     """Seconds between two lines that say how far the run is."""
     max_attempts: int = 3
-    """A row that fails, or kills its worker, this often is set aside with its reason; the run goes on."""
+    """A row that fails, or kills its worker, this often is set aside with its reason; the run continues."""
     stall_timeout_s: float = 7200.0
     """When no shard is committed for so long (and for 10 times the longest wait so far) the run shows stacks and resources
     and ends with exit code 75; 0 waits for ever. The first shard may take five minutes longer."""
@@ -61,7 +61,7 @@ class RuntimeConfig:
 
 @record
 class PhantomConfig:
-    """A procedural cohort whose true volumes are known (`jobs/make_phantoms.py`)."""
+    """A procedural cohort whose true volumes are known (`brainsynth make-phantoms`)."""
 
     output: str
     """The BIDS folder to make."""
@@ -135,7 +135,7 @@ class SourceConfig:
 
 @record
 class PrepareConfig:
-    """Real scans → prepared cohort (`jobs/prepare_cohort.py`)."""
+    """Real scans → prepared cohort (`brainsynth prepare-cohort`)."""
 
     source: SourceConfig
     output: str
@@ -189,7 +189,7 @@ class PrepareConfig:
 
 @record
 class EncodeConfig:
-    """Cohort → latents, once (`jobs/encode_latents.py`)."""
+    """Cohort → latents, once (`brainsynth encode-latents`)."""
 
     cohort: str
     """The prepared cohort."""
@@ -235,7 +235,7 @@ class SamplerConfig:
     steps: int
     """Each costs one evaluation of the network; with `heun` two, but for the last."""
     guidance_scale: float = 1.0
-    """1 is no guidance; any other costs a second evaluation per guided step."""
+    """1: no guidance; any other costs a second evaluation per guided step."""
     guidance_interval: Annotated[tuple[float, float] | None, left_out_at(None)] = None
     """Guide only while the noise level s/a of x_t = a x_0 + s e lies within (low, high): cheaper, and closer to the data
     (2404.07724). Sampling starts at about 100 and ends near 0; latents have unit variance."""
@@ -288,7 +288,7 @@ class RecommendedConfig:
 
 @record
 class ExportConfig:
-    """Trained runs → bundle (`jobs/export_bundle.py`)."""
+    """Trained runs → bundle (`brainsynth export-bundle`)."""
 
     diffusion: str
     """Output folder of the diffusion training."""
@@ -301,7 +301,7 @@ class ExportConfig:
     training_data: str
     """What the weights were trained on, in a sentence, with attribution."""
     gate: GateFitConfig | None = None
-    """Fit a quality gate, which travels in the bundle; without it no dataset can ask for one."""
+    """Fit a quality gate, which is stored in the bundle; without it no dataset can ask for one."""
     weights: Annotated[Literal["float32", "float16"], left_out_at("float32")] = "float32"
     """How the bundle stores weights: `float16` halves it, with errors of 0.05 % of each weight; the precision of the
     computation does not change."""
@@ -362,6 +362,6 @@ class SynthesisConfig:
 
 @record
 class GenerateConfig(SynthesisConfig):
-    """Bundle + covariates → dataset (`jobs/generate.py`)."""
+    """Bundle + covariates → dataset (`brainsynth generate`)."""
 
     covariates: CovariateSource

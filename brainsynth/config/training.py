@@ -92,7 +92,7 @@ class TrainRuntimeConfig:
     wait_for_nodes: bool = False
     """On a cluster that grows: start although not all workers fit yet. Else such a layout is refused."""
     trackers: tuple[Literal["tensorboard"], ...] = ("tensorboard",)
-    """Where curves go besides metrics.jsonl."""
+    """Where curves are written in addition to metrics.jsonl."""
 
     def __post_init__(self) -> None:
         if self.workers < 0 or self.threads_per_worker < 0:
@@ -106,7 +106,7 @@ class AutoencoderLossConfig:
     kl_weight: float = 1e-8
     """Must be 0 for `architecture.kind: patch`, whose latents have no spread."""
     square_weight: Annotated[float, left_out_at(0.0)] = 0.0
-    """Weight of the mean squared error, beside the L1 whose weight is 1."""
+    """Weight of the mean squared error; that of the L1 is 1."""
     adversarial_weight: float = 0.005
     """Of the adversarial loss."""
     adversarial_start: int = 1000
@@ -127,7 +127,7 @@ class AutoencoderLossConfig:
 
 @record
 class AutoencoderTrainConfig:
-    """`jobs/train_autoencoder.py`."""
+    """`brainsynth train-autoencoder`."""
 
     cohort: str
     """The prepared cohort."""
@@ -147,10 +147,10 @@ class AutoencoderTrainConfig:
 
 @record
 class DiffusionTrainConfig:
-    """`jobs/train_diffusion.py`."""
+    """`brainsynth train-diffusion`."""
 
     latents: str
-    """Output folder of `jobs/encode_latents.py`."""
+    """Output folder of `brainsynth encode-latents`."""
     autoencoder: str
     """Output folder of the autoencoder's training: decodes the sample figures, and travels into the bundle."""
     output: str
@@ -163,7 +163,7 @@ class DiffusionTrainConfig:
     figure_steps: int = 20
     """Network evaluations per sample of the sample figures."""
     start_from: Annotated[str | None, left_out_at(None)] = None
-    """Weights file (`diffusion.safetensors` of a training or a bundle) of a denoiser to go on from, in place of random
+    """Weights file (`diffusion.safetensors` of a training or a bundle) of a denoiser to start from, in place of random
     weights. It may have fewer `finest_blocks`: the others begin as the identity. Covariates and grid must be the same in
     number and size; a Gaussian model is fitted to these latents anyway."""
     runtime: TrainRuntimeConfig = TrainRuntimeConfig()

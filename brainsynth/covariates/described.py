@@ -37,7 +37,7 @@ def draw_cohort(
         quantiles_of: whose quantiles the conditions name: of everyone, or of those who fulfil the other conditions.
 
     Raises:
-        UserError: a text says nothing of this model, a covariate is named twice, or hardly anybody fits.
+        UserError: a text names nothing of this model, a covariate is named twice, or hardly anybody fits.
     """
     schema = distribution.schema
     constraints = tuple(parse_constraint(text, schema) for text in only)

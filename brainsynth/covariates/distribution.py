@@ -78,7 +78,7 @@ class CovariateDistribution:
 
     schema: CovariateSchema
     n_rows: int
-    """Rows of the cohort that told anything."""
+    """Rows of the cohort with at least one value."""
     marginals: tuple[ContinuousMarginal, ...]
     """(D,)"""
     cells: tuple[Cell, ...]

@@ -1,10 +1,10 @@
 """Our own Ray metrics: what each worker has committed and where its time went, and what is left. For watching a run.
 
-Ray exports them from every node as `ray_<name>`, beside its own; cluster/grafana/brainsynth.json shows them. The manifest is
-what is true: a worker that is killed takes up to one report interval of counting with it, and a metric never fails a run.
+Ray exports them from every node as `ray_<name>`, with its own; cluster/grafana/brainsynth.json shows them. The manifest is
+authoritative: a killed worker loses up to one report interval of counts, and a metric never fails a run.
 
 Two facts of Ray 2.60 shape them. It exports the sum of a histogram as if every value were the middle of its bucket, so
-seconds are counters. A gauge that nobody sets anew vanishes after two report intervals, and a shard takes longer than that:
+seconds are counters. A gauge that is not set again vanishes after two report intervals, and a shard takes longer than that:
 so the share of time that the devices are busy is the rate of a counter, and what is left is set again and again.
 """
 
@@ -28,7 +28,7 @@ NAMES = (VOLUMES, BYTES, STAGE_SECONDS, VOLUMES_LEFT)
 DEVICE_STAGES = ("sample", "decode")
 """Stages in which the device works, or the CPU in its place."""
 STAGES = (*DEVICE_STAGES, "gate", "other", "finish", "encode", "write")
-"""In a worker's order. `other` is what making took beside the three before; `finish` quantises, digests and measures."""
+"""In a worker's order. `other` is the rest of generation; `finish` quantises, digests and measures."""
 REFRESH_S = 5.0
 
 
@@ -76,7 +76,7 @@ class ShardMetrics:
 
 
 class VolumesLeft:
-    """How many rows of a run have no commit record yet, told by its driver."""
+    """How many rows of a run have no commit record yet, as its driver counts."""
 
     def __init__(self, labels: dict[str, str], rows: int) -> None:
         from ray.util.metrics import Gauge

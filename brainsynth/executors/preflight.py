@@ -20,7 +20,7 @@ def check_layout(runtime: RuntimeConfig | TrainRuntimeConfig) -> None:
 
 
 def check_this_machine(workers: int, cpus: float, gpus: float) -> None:
-    """Refuse at once what a private session on this machine cannot hold. Says nothing of a cluster that is to be joined."""
+    """Refuse at once what a private session on this machine cannot hold. Does not check a cluster that is to be joined."""
     if os.environ.get("RAY_ADDRESS") or not workers:
         return
     node = {"CPU": float(os.cpu_count() or 1)}
@@ -34,7 +34,7 @@ def check_this_machine(workers: int, cpus: float, gpus: float) -> None:
 
 
 def check_cluster(workers: int, cpus: float, gpus: float, wait_for_nodes: bool) -> None:
-    """Refuse what the joined cluster cannot hold; where nodes are still to come, say so and go on."""
+    """Refuse what the joined cluster cannot hold; if nodes are still to come, log it and continue."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
@@ -48,7 +48,7 @@ def check_cluster(workers: int, cpus: float, gpus: float, wait_for_nodes: bool) 
 
 
 def _problem(workers: int, wanted: dict[str, float], nodes: list[dict[str, float]]) -> str:
-    """Why the nodes cannot hold so many workers, each of which lives on one node; empty when they can."""
+    """Why the nodes cannot hold that many workers, each on one node; empty when they can."""
     fit = 0
     for node in nodes:
         fit += min((int(node.get(k, 0.0) / v + 1e-9) for k, v in wanted.items() if v > 0), default=workers)

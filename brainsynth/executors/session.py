@@ -1,6 +1,6 @@
 """One Ray session per process: a cluster that was asked for, else a private one on this machine.
 
-Whoever reaches a Ray port and knows its token can run code as this user. So a private session listens on the loopback
+Anyone who reaches a Ray port and knows its token can run code as this user. So a private session listens on the loopback
 interface alone, and its token is readable by this user alone.
 """
 
@@ -31,7 +31,7 @@ for _name, _value in _DEFAULTS.items():
     os.environ.setdefault(_name, _value)
 
 # Ray's switch for machines that are no cluster (the default on Windows and macOS): every server listens on 127.0.0.1. It
-# is read when Ray is imported, and taken back, so that a `ray start` below this process is not told the same.
+# is read when Ray is imported, and taken back, so that a `ray start` below this process does not inherit it.
 _ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _alone = not os.environ.get("RAY_ADDRESS") and _ONE_MACHINE not in os.environ
 if _alone:
@@ -145,7 +145,7 @@ def _private_token() -> None:
                 os.link(file.name, path)
     except OSError as error:
         if path.is_file():
-            return  # a mounted secret cannot be changed, and is whoever's mounted it
+            return  # a mounted secret cannot be changed; it belongs to the one who mounted it
         raise UserError(
             f"cannot write Ray's token to {path}: {error.strerror}; set RAY_AUTH_TOKEN_PATH to a file that can be written"
         ) from None

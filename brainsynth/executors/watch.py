@@ -1,6 +1,6 @@
 """What ends a run from outside: nothing moves any more (exit code 75), or SIGTERM asks it to go (143).
 
-Both leave at once: what is committed is committed, and the same command goes on from there.
+Both leave at once: what is committed is kept, and the same command resumes.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Watch:
             self.leaving.set()
             log.warning("SIGTERM: shards that are about to be committed may arrive for %g s more", GRACE_S)
             self._over.wait(GRACE_S)
-            log.warning("stopped; this run committed %d shards; the same command goes on from there", self.committed)
+            log.warning("interrupted; this run committed %d shards; rerun the same command to resume", self.committed)
             leave(TERMINATED)
         os.close(self._read)
 
@@ -104,9 +104,9 @@ class Watch:
     def _dump(self) -> None:
         table = threading.Thread(target=self._print_resources, daemon=True)
         table.start()
-        table.join(_TABLE_S)  # whoever knows the resources may hang, too
+        table.join(_TABLE_S)  # the query itself may hang
         if table.is_alive():
-            print(f"the resources could not be told within {_TABLE_S:g} s", flush=True)
+            print(f"the resources could not be read within {_TABLE_S:g} s", flush=True)
         sys.stdout.flush()
         with contextlib.suppress(OSError, ValueError):
             faulthandler.dump_traceback(all_threads=True)
@@ -115,7 +115,7 @@ class Watch:
         try:
             print(self.resources(), flush=True)
         except Exception as error:
-            print(f"the resources cannot be told: {error}", flush=True)
+            print(f"the resources cannot be read: {error}", flush=True)
 
 
 class StackAlarm:

@@ -106,7 +106,7 @@ def layout(module: nn.Module) -> nn.Module:
 def round_weights(module: nn.Module) -> nn.Module:
     """Weights of convolutions and linear maps in bfloat16, for use under `autocast(…, "bfloat16")`.
 
-    The results are the same to the last bit: autocast rounds the same weights, but frozen ones anew at every call. Norms
+    The results are the same to the last bit: autocast rounds the same weights, but does so again at every call. Norms
     stay float32. Casting the whole network instead fails on CPUs (average pooling) and where attention is upcast.
     """
     for part in module.modules():

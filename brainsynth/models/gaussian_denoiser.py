@@ -51,7 +51,7 @@ class GaussianLatents(nn.Module):
         self._kept: dict[tuple[float, torch.device, int, int], Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy keeps nothing: its buffers count their changes anew, so what is kept of these could pass for its own."""
+        """A copy keeps nothing: its buffers restart their change counters, so kept values could be mistaken for its own."""
         return self.__dict__ | {"_kept": {}}
 
     def posterior(self, x_BCXYZ: Tensor, time_B: Tensor, context_BK: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803

@@ -48,7 +48,7 @@ def _check_name(path: Path) -> None:
 
 
 def _write(path: Path, table: pd.DataFrame, about: dict[str, Any]) -> bool:
-    """The table, and beside it, as JSON, what was asked for. True when the same request had made both before.
+    """The table, and the request as JSON next to it. True when the same request had written both before.
 
     Raises UserError, and changes nothing, where either file holds something else.
     """

@@ -1,4 +1,4 @@
-"""`brainsynth configs`: the example configs that come along with the package."""
+"""`brainsynth configs`: the example configs of the package."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ STAGES: list[tuple[str, str, type[Any], Callable[[Any], object]]] = [
 
 
 def run_demo(configs: Path) -> None:
-    """Generate with the bundle that travels with the package, verify, report; run again, it goes on where it ended."""
+    """Generate with the bundled model, verify, report; rerun to resume."""
     began = time.monotonic()
     config = load_config(configs / GENERATION, GenerateConfig)
     with ray_session():
@@ -52,7 +52,7 @@ def run_demo(configs: Path) -> None:
 
 
 def run_training_demo(configs: Path) -> None:
-    """Every stage of configs/demo-train in order, in one Ray session; run again, it goes on where it ended."""
+    """Every stage of configs/demo-train in order, in one Ray session; rerun to resume."""
     began = time.monotonic()
     with ray_session():
         for number, (title, name, cls, stage) in enumerate(STAGES, start=1):

@@ -113,7 +113,7 @@ def import_bundle(
         diffusion: local path of the denoiser's file.
         output: the bundle's folder, new.
         inference: the zoo's `configs/inference.json`; refused when it describes another model than `model`.
-        covariates: table of people from whose joint distribution rows shall be drawn; without it rows need a table.
+        covariates: table of people from whose joint distribution rows are drawn; without it rows need a table.
         own: licence and training data of weights that are not the published files; these must have the published md5.
         origin_mm: world coordinates of the first voxel, in place of the published ones.
         model: what the weights are of.

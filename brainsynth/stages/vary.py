@@ -85,7 +85,7 @@ def describe_case(case: Case) -> str:
 
 
 def make_case(case: Case) -> Path:
-    """Generate what is missing, then the table and the pictures anew. Returns the output folder."""
+    """Generate what is missing, then write the table and the pictures again. Returns the output folder."""
     generate.run(case.config, case.rows)
     volumes = _volumes(case)
     captions, marked = case.captions(), case.outside.tolist()

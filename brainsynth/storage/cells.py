@@ -109,7 +109,7 @@ def _from_text(text: str, delimiter: str, where: str) -> pd.DataFrame:
         if len(cells) != len(names)
     ]
     if wrong:
-        hint = "a cell that holds the separator must stand in quotation marks"
+        hint = "a cell that contains the separator must be quoted"
         raise problems_error(f"{where}: rows with more or fewer cells than the header; {hint}", wrong)
     index = pd.Index([line for line, _ in rows], name=LINE, dtype="int64")
     cells = {name: [_cell(row[place]) for _, row in rows] for place, name in enumerate(names)}

@@ -124,5 +124,5 @@ def _base64_marks(word: bytes) -> tuple[bytes, ...]:
     return tuple(base64.b64encode(bytes(skip) + word)[(0, 2, 3)[skip] : -4] for skip in range(3))
 
 
-# The Arrow schema stands in the footer as base64.
+# The Arrow schema is in the footer as base64.
 _EXTENSION_MARKS = (b"ARROW:extension", *_base64_marks(b"ARROW:extension:name"))

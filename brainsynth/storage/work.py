@@ -157,7 +157,7 @@ class ShardRunner:
         return _result(committed, make_s, time.monotonic() - began)
 
     def _make(self, shard: ShardSpec, attempts: Attempts) -> Any:
-        """The whole shard in one go where that works, else the output of what can be had of it."""
+        """The whole shard at once if that works, else what can be generated of it."""
         deaths = attempts.begin()
         salvage = read_salvage(self.store, self.maker.plan, shard)
         if salvage is not None:

@@ -111,7 +111,7 @@ class DistillTask:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """L1, PSNR (dB), SSIM and sharpness ratio to the own decoder's images, per kind of held-out latents."""
+        """L1, PSNR (dB), SSIM and sharpness ratio to the original decoder's images, per kind of held-out latents."""
         distilled = self.learner.averaged()
         metrics: dict[str, float] = {}
         for kind, latents in self.held_out.items():

@@ -13,7 +13,7 @@ class Request(enum.IntEnum):
 
     NOTHING = 0
     SAVE = 1
-    """Save now and continue: whoever asks will start the workers again if they die."""
+    """Save now and continue: the caller restarts the workers if they die."""
     LEAVE = 2
     """Save now and leave."""
 

@@ -37,7 +37,7 @@ U = TypeVar("U")
 
 
 class Finished(NamedTuple):
-    """What the record of every training holds besides what is its own."""
+    """What the record of every training has in common."""
 
     config_digest: str
     metrics: dict[str, float]

@@ -9,8 +9,8 @@ import pytest
 from tests import language
 
 
-def test_no_page_and_no_config_has_a_banned_phrase() -> None:
-    assert language.all_faults([*language.PROSE, *language.COMMENTED]) == []
+def test_no_page_and_no_module_has_a_banned_phrase() -> None:
+    assert language.all_faults([*language.PROSE, *language.COMMENTED, *language.PYTHON]) == []
 
 
 @pytest.mark.parametrize(

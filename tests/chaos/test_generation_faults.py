@@ -358,7 +358,7 @@ def test_sigterm_commits_what_is_done_and_leaves(tmp_path: Path, ledger: Ledger,
         run.process.terminate()
         assert run.finish(60) == 143, run.output
         leaving.append(time.monotonic() - began)
-        assert "the same command goes on from there" in run.output
+        assert "rerun the same command to resume" in run.output
         assert not (root / "dataset.json").exists()
     ledger.record(
         Finding(

@@ -93,7 +93,7 @@ def damaged_bundle_record(config: dict[str, Any], folder: Path) -> str:
 
 def no_bundle(config: dict[str, Any], folder: Path) -> str:
     config["bundle"] = str(folder / "nowhere")
-    return "or name the one that travels along, t1w-2mm"
+    return "or name the bundled model, t1w-2mm"
 
 
 def unwritable(config: dict[str, Any], folder: Path) -> str:

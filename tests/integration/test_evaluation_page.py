@@ -116,7 +116,7 @@ def test_mistakes_in_networks_and_trajectories_are_told(
         ({"features": {"medicalnet": str(tmp_path / "no-weights.pth")}}, "nothing in it was executed"),
         ({"features": {"embedder": str(tmp_path / "absent.safetensors")}}, "features.embedder: there are no weights"),
         ({"trajectories": moved | {"covariates": ["height"]}}, "height is not a continuous covariate of the model"),
-        ({"trajectories": moved | {"bundle": str(tmp_path)}}, "is no bundle"),
+        ({"trajectories": moved | {"bundle": str(tmp_path)}}, "is not a bundle"),
     ):
         with pytest.raises(UserError, match=message):
             evaluate.describe(as_config(config | changes, EvaluateConfig, tmp_path))

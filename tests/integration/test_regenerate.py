@@ -99,7 +99,7 @@ def test_mistakes(line: Line, generated: Path, tmp_path: Path) -> None:
         (("regenerate", generated, "--bundle", line.root / "bundle"), "name at least one row"),
         (("regenerate", generated, "--bundle", line.root / "bundle", "--row", "nobody"), "neither this sample_id nor"),
         (("regenerate", generated, "--bundle", line.root / "bundle", "--row", "12"), "neither this sample_id nor"),
-        (("regenerate", generated, "--bundle", tmp_path, "--row", "1"), "is no bundle"),
+        (("regenerate", generated, "--bundle", tmp_path, "--row", "1"), "is not a bundle"),
         (("regenerate", generated, "--bundle", other, "--row", "1"), "is damaged"),
         (("regenerate", line.root / "cohort", "--bundle", line.root / "bundle", "--row", "1"), "was not generated"),
         (("verify", generated, "--failed"), "give both"),
