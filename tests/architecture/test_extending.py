@@ -58,6 +58,12 @@ def named_files(what: str) -> set[str]:
     return set(re.findall(r"^\d\. `([^`]+)`", part[1], re.MULTILINE))
 
 
+def test_every_package_is_in_its_table() -> None:
+    rows = re.findall(r"^\| `([a-z_ ]+)` \|", (REPO / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    there = {path.stem for path in (REPO / "brainsynth").glob("[!_.]*") if path.is_dir() or path.suffix == ".py"}
+    assert {name for row in rows for name in row.split()} == there
+
+
 def test_every_file_that_it_names_is_there() -> None:
     text = (REPO / "CONTRIBUTING.md").read_text()
     named = [name for name in re.findall(r"^\d\. `([^`]+)`", text, re.MULTILINE) if "NAME" not in name]
