@@ -13,6 +13,8 @@ from brainsynth.records import record
 from brainsynth.volume import voxel_sha256
 
 MODEL_KEY = "model.json"
+LEFT_OUT_KEY = "left_out.tsv"
+"""Of a prepared cohort: what lies in the BIDS folder and is in no row of its table."""
 _OF_THE_MACHINE = ("host", "pid")
 SampleStatus = Literal["ok", "rejected", "failed"]
 STATUSES: tuple[SampleStatus, ...] = get_args(SampleStatus)

@@ -137,7 +137,9 @@ def _fills(data: F32) -> list[tuple[float, Mask]]:
         region = _region_at(data == value, None)
         if region is not None:
             found.append((float(value), region))
-    found = [(value, region) for value, region in found if _is_fill(data, value, region, found)]
+    found = [
+        (value, _with_holes(data, value, region)) for value, region in found if _is_fill(data, value, region, found)
+    ]
     if not found:
         return found
     rest = ~np.logical_or.reduce([region for _, region in found])
@@ -170,6 +172,19 @@ def _is_fill(data: F32, value: float, region: Mask, regions: list[tuple[float, M
     if rest.sum() < 64 or value <= float(np.quantile(_sample(data, rest), 0.05)):
         return True
     return max(float(face.mean()) for face in _faces(region)) >= MIN_FACE
+
+
+def _with_holes(data: F32, value: float, region: Mask) -> Mask:
+    """Also what the mask of a z-scored brain left out inside of it: the same value, which is in the middle of the tissue."""
+    rest = _sample(data, ~region)
+    if rest.size < 64 or value <= float(np.quantile(rest, 0.05)):
+        return region
+    same = (data == value) & ~region
+    if np.unique(rest).size < 0.5 * rest.size:  # of whole numbers, single voxels have it by chance
+        labels, _ = ndimage.label(same)
+        same &= np.bincount(labels.ravel())[labels] >= 8
+    both: Mask = region | same
+    return both
 
 
 def _is_background(value: float, rest: F32) -> bool:

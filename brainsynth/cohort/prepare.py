@@ -33,6 +33,8 @@ SHOWN = 100
 class CohortWork(Work):
     """A cohort to be prepared, and what its source has that is worth a word."""
 
+    left_out: tuple[tuple[str, str], ...]
+    """(path, reason) of folders and files that no row names."""
     late: dict[int, str]
     """Row → file, of scans that were missing when the cohort was planned."""
     warnings: list[str]
@@ -71,7 +73,7 @@ def plan_cohort(config: PrepareConfig) -> CohortWork:
     left_out = [f"{name}: {reason}" for name, reason in not_read(source)]
     more = [f"… and {len(left_out) - SHOWN} more"] if len(left_out) > SHOWN else []
     work = CohortWork(root, plan, samples, CohortPreparer, arguments)
-    work.late = late
+    work.late, work.left_out = late, source.left_out
     work.warnings = [*unmatched_exclusions(source, config.source.exclude), *left_out[:SHOWN], *more]
     work.preview = "\n".join(
         [
@@ -121,7 +123,8 @@ def _typed(covariate: Covariate, cells: list[str | None], reasons: list[str]) ->
         return pd.Series([c if c is None else covariate.category(c) or c for c in cells], dtype=object)
     for row, cell in enumerate(cells):
         if cell is not None and not is_number(cell):
-            reasons[row] = reasons[row] or f"{covariate.name} = {cell!r} is not a finite number"
+            (problem,) = covariate.problems(pd.Series([cell], dtype=object), allow_out_of_range=True)
+            reasons[row] = reasons[row] or problem.removeprefix("row 0: ")
     numbers = pd.to_numeric(pd.Series([c if c is not None and is_number(c) else None for c in cells], dtype=object))
     return numbers.astype("float64")
 

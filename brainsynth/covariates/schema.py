@@ -97,7 +97,7 @@ class Covariate:
                     listed = f"{', '.join(self.categories)}{did_you_mean(label(value), self.categories)}"
                     found.append(f"{row}: {self.name} = {value!r} is not one of {listed}")
             elif not is_number(value):
-                found.append(f"{row}: {self.name} = {value!r} is not a finite number")
+                found.append(f"{row}: {self.name} = {value!r} is not a finite number{_number_hint(str(value))}")
             elif not allow_out_of_range and not self.contains(float(value)):
                 found.append(
                     f"{row}: {self.name} = {f'{float(value):g} {self.unit}'.strip()} is outside the training "
@@ -128,6 +128,13 @@ def matching(text: str, choices: Collection[str]) -> str | None:
         return text
     whole = re.fullmatch(r"(-?\d+)\.0+", text)
     return whole[1] if whole and whole[1] in choices else None
+
+
+def _number_hint(text: str) -> str:
+    """What an error adds where a text is a way to write a number, or a missing one, but not ours."""
+    if text.strip().casefold() in ("na", "nan", "none", "null", "-", "?", "missing", "unknown"):
+        return "; a missing value is an empty cell or n/a"
+    return "; write it with a decimal point" if is_number(text.replace(",", ".")) else ""
 
 
 def did_you_mean(text: str, choices: Collection[str]) -> str:

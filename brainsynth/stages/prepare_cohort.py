@@ -9,6 +9,7 @@ from brainsynth.cohort.rerun import rows_to_read_again
 from brainsynth.config.schema import PrepareConfig
 from brainsynth.errors import UserError
 from brainsynth.executors.dataset import dry_run, make_dataset
+from brainsynth.manifest import LEFT_OUT_KEY
 from brainsynth.storage.commit import check_plan
 from brainsynth.storage.repair import replan
 
@@ -20,13 +21,39 @@ def run(config: PrepareConfig) -> None:
     work = plan_cohort(config)
     for warning in work.warnings:
         log.warning(warning)
-    if check_plan(work.store, work.plan):
+    if _is_there(work):
         _look_again(work, config.reread_changed)
     manifest = make_dataset(work, config.runtime)
+    _name_left_out(work)
     if manifest.num_rejected:
         log.info("rejected scans, each with its reason: %s/rejects.tsv", config.output)
     if manifest.num_ok == 0:
         raise UserError(f"no scan of the cohort is usable; the reasons are in {config.output}/rejects.tsv")
+
+
+def _is_there(work: CohortWork) -> bool:
+    """True when the output holds this plan. Raises UserError when it holds another one."""
+    try:
+        return check_plan(work.store, work.plan)
+    except UserError as error:
+        if "identity.intensity_rule: the folder has None" not in str(error):
+            raise
+        raise UserError(
+            f"{error}\nThe cohort was made before intensity rules had names: `intensity_rule: percentiles` in the config "
+            "resumes it, another output folder makes one by the rule of today"
+        ) from None
+
+
+def _name_left_out(work: CohortWork) -> None:
+    """left_out.tsv: what lies in a BIDS folder and is in no row of its table."""
+    if work.left_out:
+        lines = ["path\treason", *("\t".join(line) for line in work.left_out)]
+        work.store.write(LEFT_OUT_KEY, ("\n".join(lines) + "\n").encode())
+        log.warning(
+            "%d folders and files are in no row of the table: %s/%s", len(work.left_out), work.root, LEFT_OUT_KEY
+        )
+    else:
+        work.store.delete(LEFT_OUT_KEY)
 
 
 def _look_again(work: CohortWork, reread_changed: bool) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brainsynth.errors import OtherVersion, UserError
-from brainsynth.manifest import MODEL_KEY, DatasetManifest, SampleRecord, ShardManifest, stored_sha256
+from brainsynth.manifest import LEFT_OUT_KEY, MODEL_KEY, DatasetManifest, SampleRecord, ShardManifest, stored_sha256
 from brainsynth.plan import Plan
 from brainsynth.records import record, unseal
 from brainsynth.storage import attempts
@@ -21,7 +21,7 @@ from brainsynth.storage.filesystem import Store, open_store
 from brainsynth.storage.finalise import DATASET_KEY, is_table
 from brainsynth.storage.leftovers import COMMITS, REPAIRS, is_garbage, is_temporary
 
-_BESIDE = ("latents.json", "report.html", "report.json", "config.json", "bundle.json", MODEL_KEY)
+_BESIDE = ("latents.json", "report.html", "report.json", "config.json", "bundle.json", MODEL_KEY, LEFT_OUT_KEY)
 Kind = Literal["missing", "corrupt", "swapped", "duplicated", "orphaned", "unexpected"]
 
 

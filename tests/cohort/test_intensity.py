@@ -107,6 +107,15 @@ def test_a_z_scored_brain_keeps_the_order_and_the_levels_of_its_tissue(masked: b
     assert difference(volume, plain) < 0.05
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+def test_holes_of_a_z_scored_brain_are_background_too(dtype: str) -> None:
+    hole = radius((0.3, 0, 0.1), (0.15, 0.15, 0.15)) < 1
+    scored = z_scored(stripped(2), BRAIN & ~hole) * (1 if dtype == "float32" else 200)
+    volume = prepared(np.rint(scored) if dtype == "int16" else scored)
+    assert (volume[hole] == 0).all()
+    assert (volume[BRAIN & ~hole] > 0).mean() > 0.99
+
+
 @pytest.mark.parametrize("fill", [-5000.0, -100.0, 12.0, 400.0, 4000.0])
 def test_padding_of_any_value_around_an_oblique_scan_is_background(tmp_path: Path, fill: float) -> None:
     volumes = [loaded(store(tmp_path / f"{n}.nii", *turned(head(2), 25, value))) for n, value in enumerate((0.0, fill))]

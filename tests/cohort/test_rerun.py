@@ -143,3 +143,22 @@ def test_a_cohort_without_a_single_scan_is_a_failure(tmp_path: Path) -> None:
     assert set(reasons(tmp_path / "cohort")) == {"a", "b"}
     store(tmp_path / "none.nii", head(1).astype(np.int16))
     assert len(open_dataset(str(prepare(tmp_path / "t.csv", tmp_path / "cohort")))) == 2
+
+
+def test_what_is_in_no_row_is_named_in_a_table_and_the_cohort_is_whole(bids: Path, tmp_path: Path) -> None:
+    store(scan_of(bids, 7), head(7).astype(np.int16))
+    (scan_of(bids, 1).parent / "._sub-01_T1w.nii.gz").write_bytes(b"\0\5\x16\7")
+    root = prepare(bids, tmp_path / "cohort")
+    table = pd.read_csv(root / "left_out.tsv", sep="\t")
+    assert list(table["path"]) == ["sub-01/anat/._sub-01_T1w.nii.gz", "sub-07"]
+    assert open_dataset(str(root)).manifest["num_samples"] == 3
+    assert verify_dataset(open_store(str(root))).ok
+
+
+def test_a_cohort_of_the_former_rule_says_how_to_resume_it(bids: Path, tmp_path: Path) -> None:
+    root = prepare(bids, tmp_path / "cohort", intensity_rule="percentiles")
+    with pytest.raises(
+        UserError, match="(?s)holds another plan.*`intensity_rule: percentiles` in the config resumes it"
+    ):
+        prepare(bids, root)
+    prepare(bids, root, intensity_rule="percentiles")

@@ -124,7 +124,8 @@ def test_a_number_that_is_none_is_named_and_the_others_stay_numbers(tmp_path: Pa
     samples = planned(table(tmp_path, f"participant_id,image,age\n{rows}"))
     assert samples["age"].dtype == float
     assert [n for n, reason in enumerate(samples["excluded"]) if not reason] == [0, 5]
-    assert samples["excluded"][1] == "age = '41,5' is not a finite number"
+    assert samples["excluded"][1] == "age = '41,5' is not a finite number; write it with a decimal point"
+    assert samples["excluded"][3] == "age = 'nan' is not a finite number; a missing value is an empty cell or n/a"
     assert list(samples["age"][[0, 5]]) == [40.0, 50.0]
 
 

@@ -25,8 +25,8 @@ from brainsynth.cohort.scan import ScanRejected, load_scan
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import GenerateConfig
 from brainsynth.errors import UserError
+from brainsynth.storage.cells import read_cells
 from brainsynth.storage.filesystem import open_store
-from brainsynth.storage.tables import read_table
 from brainsynth.storage.verify import verify_dataset
 from tests.conftest import GRID
 from tests.security import payloads
@@ -242,7 +242,7 @@ def _table(name: str, data: Callable[[Place], bytes]) -> Case:
         path = place.folder / name
         path.write_bytes(data(place))
         try:
-            SCHEMA.validate(read_table(str(path), "covariates.table"), str(path), allow_out_of_range=True)
+            SCHEMA.validate(read_cells(str(path), "covariates.table"), str(path), allow_out_of_range=True)
         except UserError as error:
             return str(error)
         raise Accepted
