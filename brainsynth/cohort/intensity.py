@@ -26,8 +26,11 @@ F32 = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 MAX_QUANTILE_VOXELS = 1 << 20
 """Quantiles are those of a regular subsample of this size."""
-HEADROOM = 4.0
-"""Values are clipped at this many times the rough white, so that the interpolation spreads no outlier."""
+HEADROOM, MAX_WHITE = 2.0, 1.5
+"""In units of the rough white: values are clipped at the first, so that the interpolation spreads no outlier, and white is
+at most the second. 79 real scans: 0.96 to 1.31 at the percentile 99.8."""
+MIN_MIDDLE = 0.25
+"""Median of the foreground below which bright outliers have set the white; real scans: 0.38 to 0.64."""
 FOREGROUND = 0.1
 """Foreground: more than this share of the way from background to white."""
 MIN_FILL, MIN_FACE = 0.002, 0.5
@@ -108,7 +111,10 @@ def robust_white(brightness: F32, high_percentile: float) -> F32:
     if foreground.size < 64:
         raise ScanRejected("nothing of the image lies on the configured grid")
     rank = min(int(high_percentile / 100 * (foreground.size - 1)), foreground.size - 9)
-    scaled: F32 = np.clip(brightness / foreground[rank], 0.0, 1.0).astype(np.float32)
+    white = min(float(foreground[rank]), MAX_WHITE)
+    if float(foreground[foreground.size // 2]) < MIN_MIDDLE * white:
+        raise ScanRejected("most of the tissue is as dark as the background: outliers, or not a T1w scan")
+    scaled: F32 = np.clip(brightness / np.float32(white), 0.0, 1.0).astype(np.float32)
     return scaled
 
 

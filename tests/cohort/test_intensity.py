@@ -157,6 +157,12 @@ def _labels() -> Array:
     return np.digitize(ndimage.gaussian_filter(head(6), 1.5), np.linspace(60, 900, 40)) * BRAIN
 
 
+def _zipper(planes: int) -> Array:
+    image = head(9)
+    image[12 : 12 + planes, :, 20 if planes < 2 else slice(None)] = 1e5
+    return image
+
+
 def _salted() -> Array:
     image = head(9)
     image[np.random.default_rng(1).random(SHAPE) < 0.03] = 1e5
@@ -177,6 +183,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "noise": (lambda: np.random.default_rng(0).standard_normal(SHAPE), "noise|hang together|dark"),
     "a few voxels": (lambda: np.pad(np.full((2, 2, 2), 9.0), [(9, n - 11) for n in SHAPE]), "nearly constant"),
     "salt": (_salted, "hang together|noise|dark|constant"),
+    "a bright plane": (lambda: _zipper(2), "label map|hang together|dark|constant"),
     "saturated": (lambda: np.minimum(head(8), 60), "label map"),
 }
 
@@ -186,6 +193,13 @@ def test_what_is_no_t1w_scan_is_refused_with_its_reason(kind: str) -> None:
     make, reason = REFUSED[kind]
     with pytest.raises(ScanRejected, match=reason):
         prepared(make())
+
+
+def test_a_line_of_bright_voxels_leaves_the_tissue_bright() -> None:
+    volume, plain = prepared(_zipper(1)), prepared(head(9))
+    white = radius((0, 0, 0.1), (0.4, 0.45, 0.38)) < 1
+    assert np.median(volume[white]) > 0.6 * np.median(plain[white])
+    assert np.corrcoef(volume.ravel(), plain.ravel())[0, 1] > 0.9
 
 
 @pytest.mark.parametrize("high", [99.0, 99.8, 100.0])
