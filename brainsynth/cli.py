@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
@@ -15,7 +16,7 @@ from brainsynth.config.job import add_config_arguments, guarded
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import SHIPPED_BUNDLE, ExportFormat, GenerateConfig, SynthesisConfig
 from brainsynth.errors import UserError
-from brainsynth.progress import configure_logging
+from brainsynth.progress import configure_logging, print_on_any_terminal
 from brainsynth.reading.splits import SPLITS
 from brainsynth.stages.jobs import JOBS, named_extra, run_job, stage
 from brainsynth.version import __version__
@@ -23,14 +24,48 @@ from brainsynth.version import __version__
 
 def main(words: Sequence[str] | None = None) -> None:
     """Exit code 0: whole; 1: something is damaged, lost or different; 2: a mistake in the command or its input."""
+    print_on_any_terminal()
     arguments = parser().parse_args(words)
     configure_logging()
     sys.exit(guarded(functools.partial(arguments.run, arguments)))
 
 
+class _Once(argparse._StoreAction):
+    """An option that stores one value: another value of it is a contradiction, not a correction."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        given: dict[str, Any] = namespace.__dict__.setdefault("given", {})
+        if given.setdefault(self.dest, values) != values:
+            parser.error(f"{option} is given twice: {given[self.dest]} and {values}")
+        super().__call__(parser, namespace, values, option)
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register("action", None, _Once)
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The type of an option that takes a whole number of decimal digits, `least` or more."""
+
+    def number(text: str) -> int:
+        if not re.fullmatch(r"[-+]?[0-9]{1,400}", text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+        if int(text) < least or (most is not None and int(text) > most):
+            raise argparse.ArgumentTypeError(
+                f"{text}: must be at least {least}{'' if most is None else f' and at most {most}'}"
+            )
+        return int(text)
+
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    made = argparse.ArgumentParser(prog="brainsynth", description="Synthetic 3D brain MRI at scale.")
+    made = _Parser(prog="brainsynth", description="Synthetic 3D brain MRI at scale.")
     made.add_argument("--version", action="version", version=f"brainsynth {__version__}")
     verbs = made.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, job in JOBS.items():
@@ -67,8 +102,6 @@ def _generate_config(arguments: argparse.Namespace) -> SynthesisConfig:
         return load_config(arguments.config, GenerateConfig, arguments.set)
     if (arguments.count is None) == (arguments.table is None) or arguments.output is None:
         raise UserError("generate: give --config FILE, or --output FOLDER with --count N or --table FILE")
-    if arguments.count is not None and arguments.count < 1:
-        raise UserError(f"--count {arguments.count}: must be at least 1")
     rows = {"table": arguments.table} if arguments.count is None else {"draw": arguments.count}
     from brainsynth.bundle.recommended import recommended_generation
 
@@ -92,13 +125,17 @@ def _generate(words: argparse.ArgumentParser) -> None:
     group = words.add_argument_group(
         "without --config", "sampler and quality gate are those that the bundle recommends"
     )
-    group.add_argument("--count", type=int, metavar="N", help="draw N people from the bundle's covariate distribution")
+    group.add_argument(
+        "--count", type=whole(1), metavar="N", help="draw N people from the bundle's covariate distribution"
+    )
     group.add_argument("--table", metavar="FILE", help="or these people: .csv, .tsv or .parquet, a column a covariate")
     group.add_argument("--output", metavar="FOLDER", help="folder or URI of the dataset; the same again resumes")
     group.add_argument("--bundle", metavar="FOLDER", help=f"the model; {SHIPPED_BUNDLE}, the bundled one, by default")
-    group.add_argument("--seed", type=int, metavar="N", help="another number is other people and other brains; 0")
-    group.add_argument("--workers", type=int, metavar="N", help="processes; 0: this one, without Ray; 2 by default")
-    group.add_argument("--gpus", type=int, metavar="N", help="GPUs, one a worker; 0 by default")
+    group.add_argument("--seed", type=whole(0), metavar="N", help="another number is other people and other brains; 0")
+    group.add_argument(
+        "--workers", type=whole(0), metavar="N", help="processes; 0: this one, without Ray; 2 by default"
+    )
+    group.add_argument("--gpus", type=whole(0), metavar="N", help="GPUs, one a worker; 0 by default")
 
 
 _WITHOUT_CONFIG = ("output", "bundle", "seed", "workers", "gpus")
@@ -126,7 +163,7 @@ def _gc(words: argparse.ArgumentParser) -> None:
 def _regenerate(words: argparse.ArgumentParser) -> None:
     words.add_argument("--bundle", required=True, help="the bundle that the dataset was made with")
     words.add_argument("--row", action="append", default=[], metavar="ID", help="sample_id or row number; repeatable")
-    words.add_argument("--random", type=int, default=0, metavar="N", help="that many rows drawn at random, too")
+    words.add_argument("--random", type=whole(1), default=0, metavar="N", help="that many rows drawn at random, too")
     words.add_argument("--gpu", action="store_true", help="on a GPU, as they were made")
 
 
@@ -151,7 +188,7 @@ def _export(words: argparse.ArgumentParser) -> None:
     words.add_argument("--where", metavar="CONDITION", help="only these subjects, such as \"age > 60 and sex == 'F'\"")
     words.add_argument("--split", choices=SPLITS, help="only this fixed part")
     words.add_argument("--partial", action="store_true", help="of an unfinished or damaged dataset, what is whole")
-    words.add_argument("--workers", type=int, default=0, metavar="N", help="this many volumes at a time, on Ray")
+    words.add_argument("--workers", type=whole(0), default=0, metavar="N", help="this many volumes at a time, on Ray")
 
 
 def _vary(words: argparse.ArgumentParser) -> None:
@@ -159,14 +196,14 @@ def _vary(words: argparse.ArgumentParser) -> None:
     words.add_argument("--output", required=True, metavar="FOLDER", help="a new folder, or the same to resume")
     words.add_argument("--sweep", action="append", required=True, metavar="NAME=FROM:TO:POINTS", help="once or twice")
     words.add_argument("--hold", action="append", default=[], metavar="NAME=VALUE", help="else the median in training")
-    words.add_argument("--seed", type=int, default=0, help="another number is another brain")
+    words.add_argument("--seed", type=whole(0), default=0, help="another number is another brain")
     words.add_argument("--reference", choices=("first", "middle", "last"), default="first", help="of the differences")
     _extrapolation(words)
 
 
 def _cohort(words: argparse.ArgumentParser) -> None:
     words.add_argument("--bundle", default=SHIPPED_BUNDLE, metavar="FOLDER", help="whose distribution is drawn from")
-    words.add_argument("--rows", required=True, type=int, metavar="N", help="how many")
+    words.add_argument("--rows", required=True, type=whole(1), metavar="N", help="how many")
     words.add_argument(
         "--output", required=True, metavar="TABLE", help="a new .csv, .tsv or .parquet file, or of the same request"
     )
@@ -178,7 +215,7 @@ def _cohort(words: argparse.ArgumentParser) -> None:
         default="everyone",
         help="chosen: who satisfies the other --only",
     )
-    words.add_argument("--seed", type=int, default=0)
+    words.add_argument("--seed", type=whole(0), default=0)
     _extrapolation(words)
 
 
@@ -189,7 +226,7 @@ def _extrapolation(words: argparse.ArgumentParser) -> None:
 
 
 def _view(words: argparse.ArgumentParser) -> None:
-    words.add_argument("--port", type=int, default=0, help="of 127.0.0.1; a free one by default")
+    words.add_argument("--port", type=whole(0, 65535), default=0, help="of 127.0.0.1; a free one by default")
     words.add_argument("--no-browser", action="store_true", help="only print the address")
     words.add_argument(
         "--measured", metavar="DIGEST", help="of several evaluations, whose measured values: the start of its digest"

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -24,6 +26,9 @@ from brainsynth.volume import VolumeSpec
 
 ROW_COLUMNS = ("sample_id", "noise_seed")
 """What a table of rows may say apart from covariates; see `generation_samples`."""
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,6})?")
+_ROUNDED, _TOO_LARGE = 2**53, Decimal("1e400")
+"""From 2^53 on a float does not hold every whole number."""
 MAX_SAMPLES, MAX_SAMPLE_VALUES = 10_000_000, 1 << 29
 StoredArrayDtype = Literal["float16", "float32", "uint16", "uint8"]
 
@@ -217,10 +222,26 @@ def _noise_names(rows: pd.DataFrame, ids: pd.Series) -> Iterable[str]:
     """What each row's noise is named after."""
     if "noise_seed" not in rows.columns:
         return ids
-    numbers = pd.to_numeric(rows["noise_seed"], errors="coerce")
-    if not (np.isfinite(numbers) & (numbers >= 0) & (numbers % 1 == 0)).all():
-        raise UserError("noise_seed must be a whole number of 0 or more in every row")
-    return [f"noise{int(number)}" for number in numbers]
+    return [f"noise{whole_number(value, f'noise_seed in row {row}')}" for row, value in enumerate(rows["noise_seed"])]
+
+
+def whole_number(value: Any, what: str) -> int:
+    """A number of 0 or more, exactly as it was meant, from an int, a float, a Decimal or a text.
+
+    Raises:
+        UserError: it is not one, or it has a decimal point or an exponent and is so large that it may have been rounded.
+    """
+    text = str(value).strip()
+    typed = isinstance(value, int | np.integer | float | np.floating | Decimal) and not isinstance(value, bool)
+    number = Decimal(text) if (typed or isinstance(value, str)) and _NUMBER.fullmatch(text) else Decimal("NaN")
+    if not number.is_finite() or not 0 <= number < _TOO_LARGE or number != number.to_integral_value():
+        raise UserError(f"{what} must be a whole number of 0 or more, below 1e400, and is {ascii(value)[:80]}")
+    if number >= _ROUNDED and not isinstance(value, Decimal) and not text.lstrip("+").isdigit():
+        raise UserError(
+            f"{what}: {ascii(value)[:80]} may have been rounded, as numbers with a decimal point or an exponent are from "
+            "2^53 on: write it in digits, as text or in a column of whole numbers"
+        )
+    return int(number)
 
 
 def generation_plan(

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable, Iterable
 
 from brainsynth.errors import UserError
+from brainsynth.progress import INTERRUPTED, INTERRUPTED_TEXT
 
 DAMAGED, USER_MISTAKE = 1, 2
-INTERRUPTED, PIPE_CLOSED = 130, 141
+PIPE_CLOSED = 141
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -33,7 +34,7 @@ def guarded(action: Callable[[], object]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USER_MISTAKE
     except KeyboardInterrupt:
-        print("interrupted; rerun the same command to resume", file=sys.stderr)
+        print(INTERRUPTED_TEXT, file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,12 +14,29 @@ import yaml
 from pydantic import ValidationError
 
 from brainsynth.errors import UserError, problems_error
+from brainsynth.places import user_path, variable_in, variable_message
 from brainsynth.records import named_kind, validate_strict, validation_problems, without_kinds
 
 T = TypeVar("T")
 Location = tuple[str | int, ...]
 # A config is one page. PyYAML takes time that grows with tokens, and with depth squared, before it says anything.
 _MAX_BYTES, _MAX_TOKENS, _MAX_DEPTH, _MAX_NUMBER = 1 << 18, 20_000, 24, 64
+_PATHS = frozenset(
+    {
+        "audit",
+        "autoencoder",
+        "bundle",
+        "bundle_output",
+        "cohort",
+        "dataset",
+        "diffusion",
+        "embedder",
+        "latents",
+        "medicalnet",
+    }
+    | {"output", "path", "perceptual_weights", "reference", "segmenter", "start_from", "table"}
+)
+"""Keys whose values are paths or URIs."""
 _OPENS = (
     yaml.FlowSequenceStartToken,
     yaml.FlowMappingStartToken,
@@ -30,14 +47,25 @@ _CLOSES = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndTok
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with the 1.2 float rule: PyYAML alone reads `1e-4` as a string."""
+    """Safe YAML with the scalars of YAML 1.2: PyYAML alone reads `1e-4` as text, `0100` as 64, `1:30` as 90, `no` as false.
+
+    What is not plainly a number is text: a leading zero, `1_000`, `1:30`, a date. `0x10` and `0o17` are numbers.
+    """
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _form, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+0123456789."),
+    ),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_form})$"), _first)
 
 
 def load_config(path: str | Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
@@ -46,7 +74,7 @@ def load_config(path: str | Path, cls: type[T], overrides: Sequence[str] = ()) -
     Raises:
         UserError: with every unknown, missing, duplicated and mistyped key, by file and line.
     """
-    source = Path(path)
+    source = user_path(str(path), "--config")
     try:
         with open(source, "rb") as file:
             data = file.read(_MAX_BYTES + 1)
@@ -79,13 +107,21 @@ def _validated(
     problems: list[str],
     source: Path,
 ) -> T:
+    given: dict[str, str] = {}
     for override in overrides:
+        key, _, text = override.partition("=")
+        if given.setdefault(key, text) != text:
+            problems.append(f"--set {override}: {key} is set twice, to {given[key]} before")
         problems += _apply(override, value, lines)
     try:
         config = validate_strict(cls, value)
     except ValidationError as error:
         for loc, kind, message in validation_problems(error):
-            problems.append(_explain(cls, loc, kind, message, lines, source))
+            hint = _hint(kind, _value_at(value, without_kinds(loc)))
+            problems.append(_explain(cls, loc, kind, message + hint, lines, source))
+    problems += [
+        f"{_place(loc, lines, source)}: {_dotted(loc)}: {variable_message(path)}" for loc, path in _shell_paths(value)
+    ]
     if problems:
         raise problems_error(f"{source} cannot be used", sorted(problems, key=_line_order))
     return config
@@ -144,6 +180,8 @@ def _build(
 def _scalar(node: yaml.Node) -> Any:
     if node.tag != "tag:yaml.org,2002:str" and len(str(node.value)) > _MAX_NUMBER:
         return str(node.value)  # no number is that long, and to make one of a megabyte of digits takes minutes
+    if node.tag == "tag:yaml.org,2002:int":
+        return int(node.value, 0)  # PyYAML's own reads `0o17` as an error
     loader = _Loader("")
     try:
         value = loader.construct_object(node, deep=True)
@@ -191,10 +229,7 @@ def _step(target: Any, part: str) -> Any:
 def _explain(cls: type[Any], loc: Location, kind: str, message: str, lines: dict[Location, str], source: Path) -> str:
     siblings = _field_names(cls, loc[:-1])
     loc = without_kinds(loc)
-    known = loc
-    while known and known not in lines:
-        known = known[:-1]
-    where = lines.get(known, str(source))
+    where = _place(loc, lines, source)
     name = _dotted(loc) or "(whole file)"
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         close = difflib.get_close_matches(str(loc[-1]), siblings, n=1)
@@ -203,9 +238,45 @@ def _explain(cls: type[Any], loc: Location, kind: str, message: str, lines: dict
     if kind == "missing":
         return f"{where}: {name}: required key is missing"
     # A section is judged whole: what the command line changed in it may be the reason.
-    inside = sorted({at for key, at in lines.items() if key[: len(loc)] == loc} - {where}) if known == loc else []
+    inside = sorted({at for key, at in lines.items() if key[: len(loc)] == loc} - {where}) if loc in lines else []
     where = ", with ".join([where, *(at for at in inside if at.startswith("--set "))])
     return f"{where}: {name}: {message.removeprefix('Value error, ')}"
+
+
+def _shell_paths(value: Any, loc: Location = ()) -> Iterator[tuple[Location, str]]:
+    """(location, text) of every path that holds a shell variable: a folder called `$HOME` is never meant."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        if isinstance(inner, str) and key in _PATHS and variable_in(inner) is not None:
+            yield (*loc, key), inner
+        yield from _shell_paths(inner, (*loc, key))
+
+
+def _place(loc: Location, lines: dict[Location, str], source: Path) -> str:
+    """Where a location, or what it is a part of, stands."""
+    while loc and loc not in lines:
+        loc = loc[:-1]
+    return lines.get(loc, str(source))
+
+
+def _value_at(value: Any, loc: Location) -> Any:
+    """What the config has at a location; None where nothing is."""
+    for step in loc:
+        try:
+            value = value[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
+
+
+def _hint(kind: str, given: Any) -> str:
+    """What to write instead of a word that only looks like a truth value or a number."""
+    if kind == "bool_type" and str(given).lower() in ("yes", "no", "on", "off", "y", "n"):
+        return f"; {given} is text (YAML 1.2): write true or false"
+    if kind in ("int_type", "float_type") and isinstance(given, str) and re.fullmatch(r"[-+]?[0-9][0-9_:]*", given):
+        plain = f" {int(given)}" if given.lstrip("+-").isdecimal() and len(given) <= _MAX_NUMBER else ""
+        return f", and {given} is text: write the number{plain} in decimal digits, without leading zeros, _ and :"
+    return ""
 
 
 def _field_names(cls: Any, loc: Location) -> list[str]:

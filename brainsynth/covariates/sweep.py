@@ -56,6 +56,14 @@ def parse_sweep(text: str, schema: CovariateSchema, held: Mapping[str, Value]) -
     return Sweep(name=covariate.name, values=_different(text, tuple(round(float(v), 9) for v in values)))
 
 
+def check_not_held(sweeps: Sequence[str], hold: Sequence[str]) -> None:
+    """Raises UserError where a covariate is both swept and held."""
+    swept = {text.partition("=")[0].strip() for text in sweeps}
+    both = sorted(swept & {text.partition("=")[0].strip() for text in hold})
+    if both:
+        raise UserError(f"--hold {both[0]}: --sweep {both[0]} moves it; leave one of the two out")
+
+
 def held_values(
     schema: CovariateSchema, distribution: CovariateDistribution | None, hold: Sequence[str]
 ) -> dict[str, Value]:
@@ -101,7 +109,7 @@ def sweep_rows(sweeps: Sequence[Sweep], held: Mapping[str, Value], seed: int) ->
         raise UserError("give --sweep once or twice, for different covariates")
     if len(sweeps) == 2 and max(len(sweep.values) for sweep in sweeps) > MAX_SIDE:
         raise UserError(f"of two covariates, each takes at most {MAX_SIDE} values")
-    if not 0 <= seed < 2**63:
+    if seed < 0:
         raise UserError(f"--seed {seed}: a whole number of 0 or more")
     rows = []
     for i, value in enumerate(sweeps[0].values):

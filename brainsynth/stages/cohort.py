@@ -14,12 +14,13 @@ from brainsynth.bundle.files import bundle_folder, read_bundle
 from brainsynth.covariates.described import draw_cohort
 from brainsynth.covariates.sweep import refuse_outside
 from brainsynth.errors import UserError
+from brainsynth.places import user_path
 from brainsynth.storage.filesystem import LocalStore
 
 
 def command(arguments: argparse.Namespace) -> int:
     """Draws the table, or finds it made by the same request."""
-    path = Path(arguments.output).expanduser()
+    path = user_path(arguments.output, "--output")
     _check_name(path)
     bundle = read_bundle(bundle_folder(arguments.bundle))
     if bundle.distribution is None:

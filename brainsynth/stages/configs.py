@@ -32,7 +32,7 @@ def command(arguments: argparse.Namespace) -> int:
     source = examples() / arguments.name
     if arguments.output is None:
         for file in sorted(source.iterdir()):
-            print(f"# {file.name}\n{file.read_text()}")
+            print(f"# {file.name}\n{file.read_text(encoding='utf-8')}")
         return 0
     folder = local_folder(arguments.output, "--output")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -16,6 +16,7 @@ from brainsynth.config.load import load_config
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PhantomConfig, PrepareConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.executors.session import ray_session
+from brainsynth.places import user_path
 from brainsynth.stages import (
     encode_latents,
     export_bundle,
@@ -85,7 +86,7 @@ read the volumes:
 def command(arguments: argparse.Namespace) -> int:
     """The demo, or with --train the training demo."""
     if arguments.train:
-        run_training_demo(Path(arguments.configs or examples() / "demo-train"))
+        run_training_demo(user_path(str(arguments.configs or examples() / "demo-train"), "--configs"))
     else:
-        run_demo(Path(arguments.configs or examples() / "demo"))
+        run_demo(user_path(str(arguments.configs or examples() / "demo"), "--configs"))
     return 0

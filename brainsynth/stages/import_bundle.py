@@ -25,6 +25,7 @@ from brainsynth.covariates.distribution import fit_distribution
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError, problems_error
 from brainsynth.models.published_weights import file_digests, read_autoencoder, read_denoiser
+from brainsynth.places import user_path
 from brainsynth.records import seal
 from brainsynth.stages.export_bundle import new_bundle
 from brainsynth.storage.cells import read_cells
@@ -121,13 +122,16 @@ def import_bundle(
     Raises:
         UserError: a file is missing, damaged, not the published one, or does not fit the model; nothing is written.
     """
-    files = {AUTOENCODER_FILE: Path(autoencoder), DIFFUSION_FILE: Path(diffusion)}
+    files = {
+        AUTOENCODER_FILE: user_path(str(autoencoder), "--autoencoder"),
+        DIFFUSION_FILE: user_path(str(diffusion), "--diffusion"),
+    }
     for name, path in files.items():
         if not path.is_file():
             raise UserError(f"--{Path(name).stem}: there is no file {path}")
     folder = local_folder(output, "--output")
     if inference is not None:
-        _check_inference(Path(inference), model)
+        _check_inference(user_path(str(inference), "--inference"), model)
     spec = _described(files, model, covariates, own, origin_mm)
     if (folder / BUNDLE_FILE).exists():
         found = read_bundle(folder)

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from brainsynth.errors import UserError
+from brainsynth.progress import importing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ def stage(verb: str) -> ModuleType:
     Raises:
         UserError: a library is not installed; names the extra that has it.
     """
-    with named_extra(verb):
+    with named_extra(verb), importing():
         return importlib.import_module(f"brainsynth.stages.{verb.replace('-', '_')}")
 
 

@@ -131,6 +131,7 @@ def command(arguments: argparse.Namespace) -> int:
     if arguments.random:
         total = read_plan(open_store(uri)).num_samples
         rows += random.Random(0).sample(range(total), min(arguments.random, total))
+    rows = list(dict.fromkeys(rows))
     if not rows:
         raise UserError("name at least one row: --row ID, or --random N")
     different = 0

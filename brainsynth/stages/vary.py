@@ -22,7 +22,7 @@ from brainsynth.bundle.files import bundle_folder, read_bundle
 from brainsynth.bundle.spec import BundleSpec
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import GenerateConfig
-from brainsynth.covariates.sweep import Sweep, held_values, parse_sweep, refuse_outside, sweep_rows
+from brainsynth.covariates.sweep import Sweep, check_not_held, held_values, parse_sweep, refuse_outside, sweep_rows
 from brainsynth.errors import UserError
 from brainsynth.executors.preflight import check_layout
 from brainsynth.plan import ROW_COLUMNS
@@ -53,6 +53,7 @@ class Case:
         self.output = local_folder(output, "output")
         self.bundle: BundleSpec = read_bundle(bundle_folder(config.bundle))
         schema = self.bundle.covariates
+        check_not_held(sweeps, hold)
         held = held_values(schema, self.bundle.distribution, hold)
         self.sweeps: list[Sweep] = [parse_sweep(text, schema, held) for text in sweeps]
         self.rows = schema.validate(sweep_rows(self.sweeps, held, seed), "the rows of this case", True, ROW_COLUMNS)

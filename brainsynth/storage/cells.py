@@ -14,12 +14,16 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from brainsynth.errors import UserError, problems_error
+from brainsynth.places import user_path
 from brainsynth.storage.untrusted import check_table_file
 
 log = logging.getLogger(__name__)
@@ -43,14 +47,15 @@ def read_cells(path: str, what: str) -> pd.DataFrame:
     Raises:
         UserError: with every line that is wrong.
     """
-    file, where = Path(path), f"{what}: {path}"
+    file, where = user_path(path, what), f"{what}: {path}"
     suffix = file.suffix.lower()
     if suffix not in (*_DELIMITERS, ".parquet"):
         raise UserError(f"{where} must end in .csv, .tsv or .parquet")
     try:
         check_table_file(file)
         if suffix == ".parquet":
-            return _from_parquet(pd.read_parquet(file), where)
+            with pq.ParquetFile(file) as parquet:
+                return _from_parquet(parquet.read(), where)
         text = _decoded(file.read_bytes(), where)
     except FileNotFoundError:
         raise UserError(f"{what}: there is no table at {path}") from None
@@ -184,12 +189,23 @@ def _swallowed(lines: Sequence[str], cells: Sequence[str], delimiter: str, colum
     return not ends_in_first_cell and any(line.count(delimiter) == columns - 1 for line in lines[1:])
 
 
-def _from_parquet(table: pd.DataFrame, where: str) -> pd.DataFrame:
-    """Typed cells as texts: 1.0 is `1`, 0.5 is `0.5`, True is `True`."""
-    names = _header([str(name) for name in table.columns], where)
+def _from_parquet(table: pa.Table, where: str) -> pd.DataFrame:
+    """Typed cells as texts: 1.0 is `1`, 0.5 is `0.5`, True is `True`.
+
+    Not by way of pandas, in which a column of whole numbers with a gap becomes one of rounded floats.
+    """
+    table = table.select([name for name in table.column_names if not re.fullmatch(r"__index_level_\d+__", name)])
+    names = _header(table.column_names, where)
     index = pd.RangeIndex(1, len(table) + 1, name=LINE)
-    cells = {name: [_as_text(value) for value in table.iloc[:, place]] for place, name in enumerate(names)}
+    cells = {name: [_as_text(value) for value in _values(table.column(place))] for place, name in enumerate(names)}
     return pd.DataFrame(cells, index=index, columns=names, dtype=object)
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """Python's own values; of short floats the number that they are the nearest to (0.1, not 0.10000000149011612)."""
+    values: list[Any] = column.to_pylist()
+    short = {"halffloat": np.float16, "float": np.float32}.get(str(column.type))
+    return values if short is None else [None if v is None else float(str(short(v))) for v in values]
 
 
 def _as_text(value: Any) -> str | None:
@@ -197,6 +213,8 @@ def _as_text(value: Any) -> str | None:
         return None
     if isinstance(value, str):
         return _cell(value)
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return str(int(value))
+    if isinstance(value, Decimal) and value == value.to_integral_value():
+        return f"{value:f}".partition(".")[0]
     return str(value)

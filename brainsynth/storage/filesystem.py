@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from brainsynth.errors import UserError
+from brainsynth.places import user_path, variable_in, variable_message
 from brainsynth.storage.keys import check_address, check_key
 from brainsynth.storage.object_store import ObjectStore
 from brainsynth.storage.whole_file import sync, temporary, write_whole
@@ -153,11 +154,14 @@ def open_store(uri: str) -> Store:
 def resolve_uri(uri: str, what: str) -> str:
     """A URI that means the same to every process, and that may be written into logs.
 
-    Raises UserError for a relative path inside a submitted Ray job and for an address that carries credentials.
+    Raises UserError for a relative path inside a submitted Ray job, for an address that carries credentials, and for a
+    shell variable.
     """
     if "://" in uri:
+        if variable_in(uri) is not None:
+            raise UserError(f"{what}: {variable_message(uri)}")
         return check_address(uri)
-    path = Path(uri).expanduser()
+    path = user_path(uri, what)
     if not path.is_absolute() and "runtime_resources/working_dir_files" in os.getcwd():
         raise UserError(
             f"{what}: {uri!r} is a relative path, and a submitted job runs in a temporary folder that is deleted later; "

@@ -25,6 +25,7 @@ from brainsynth.models.gaussian_denoiser import FINEST
 from brainsynth.models.sampling import draw_noise, guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_weights
+from brainsynth.places import user_path
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.records import digest
 from brainsynth.report.montage import grid
@@ -100,7 +101,7 @@ class DiffusionTask:
         channels, x, y, z = self.latents.shape_cxyz
         denoiser = Denoiser(config.architecture, channels, self.schema.context_size, (x, y, z))
         if config.start_from is not None:
-            load_weights(denoiser, Path(config.start_from), may_lack=FINEST)
+            load_weights(denoiser, user_path(config.start_from, "start_from"), may_lack=FINEST)
         if denoiser.gaussian is not None:
             model = denoiser.gaussian.latents
             fit_gaussian(model, self.train.mean, self.train.context, self.train.subjects)
@@ -217,7 +218,7 @@ def check(config: DiffusionTrainConfig) -> Inputs:
             f"latents {config.latents} were made by another autoencoder than {config.autoencoder}; encode again"
         )
     check_latent_grid(autoencoder.volume, autoencoder.architecture, config.architecture)
-    if config.start_from is not None and not Path(config.start_from).is_file():
+    if config.start_from is not None and not user_path(config.start_from, "start_from").is_file():
         raise UserError(
             f"start_from: {config.start_from} is not a file; give diffusion.safetensors of a training or a bundle"
         )
@@ -228,7 +229,7 @@ def check(config: DiffusionTrainConfig) -> Inputs:
         )
     data = plan.fingerprint
     if config.start_from is not None:
-        data = digest({"latents": data, "start_from": file_sha256(Path(config.start_from))})
+        data = digest({"latents": data, "start_from": file_sha256(user_path(config.start_from, "start_from"))})
     return Inputs(autoencoder, plan.covariates, read_latent_spec(store), data)
 
 

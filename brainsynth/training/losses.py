@@ -14,6 +14,7 @@ from brainsynth.config.distillation import DistillLossConfig
 from brainsynth.config.training import AutoencoderLossConfig
 from brainsynth.errors import UserError
 from brainsynth.models.weights import read_tensors
+from brainsynth.places import user_path
 
 log = logging.getLogger(__name__)
 _RESNETS: dict[int, tuple[Any, str]] = {10: (resnet10, "B"), 18: (resnet18, "A"), 50: (resnet50, "B")}
@@ -86,7 +87,10 @@ class PerceptualLoss(nn.Module):
 
 def check_perceptual(losses: AutoencoderLossConfig | DistillLossConfig) -> None:
     """Raises UserError when a file of weights is named and is not there."""
-    if losses.perceptual_weights is not None and not Path(losses.perceptual_weights).is_file():
+    if (
+        losses.perceptual_weights is not None
+        and not user_path(losses.perceptual_weights, "losses.perceptual_weights").is_file()
+    ):
         raise UserError(f"losses.perceptual_weights: there is no file {losses.perceptual_weights}")
 
 
@@ -99,4 +103,6 @@ def perceptual_loss(losses: AutoencoderLossConfig | DistillLossConfig, device: t
                 "(a 3D ResNet, MedicalNet layout); reconstructions will be smoother"
             )
         return None
-    return PerceptualLoss(Path(losses.perceptual_weights), losses.perceptual_depth).to(device)
+    return PerceptualLoss(
+        user_path(losses.perceptual_weights, "losses.perceptual_weights"), losses.perceptual_depth
+    ).to(device)

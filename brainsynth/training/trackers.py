@@ -30,7 +30,7 @@ class MetricsLog:
         if not self.path.is_file():
             return []
         lines = []
-        for text in self.path.read_text().splitlines():
+        for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 line = json.loads(text)
             except ValueError:  # the line that a kill cut short
