@@ -19,6 +19,7 @@ import pandas as pd
 
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import DecoderChoice, Precision
+from brainsynth.covariates.names import clashing
 from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.records import digest, from_dict, left_out_at, record, to_dict
@@ -197,8 +198,15 @@ def generation_samples(
     A row's noise comes from its sample_id; where `rows` has `noise_seed`, rows of one number there share one noise.
 
     Raises:
-        UserError: a sample_id or noise_seed that cannot be used.
+        UserError: a sample_id or noise_seed that cannot be used, or a covariate with a name of ours.
     """
+    clashes = clashing(schema.names)
+    if clashes:
+        raise UserError(
+            f"the model's covariate {', '.join(clashes)} has the name of our own column or key, so the dataset would hold "
+            "two things under it; prepare the cohort again, with another name in covariates and this one in "
+            "source.columns"
+        )
     width = max(6, len(str(len(rows) - 1)))
     if "sample_id" in rows.columns:
         gone = np.flatnonzero(rows["sample_id"].isna())

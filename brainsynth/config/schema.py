@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from brainsynth.config.gate import GateConfig, GateFitConfig
 from brainsynth.config.training import DecoderChoice, Precision
 from brainsynth.covariates.constraints import Constraint
+from brainsynth.covariates.names import folded, refusal, reserved
 from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.records import left_out_at, record
 from brainsynth.volume import VolumeSpec
@@ -77,26 +78,8 @@ class PhantomConfig:
     """Processes that build phantoms side by side; circumstance only, the cohort is the same from any number."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError("workers must be at least 1")
-
-
-_OF_ROWS = {
-    "sample_id",
-    "participant_id",
-    "subject",
-    "split",
-    "image",
-    "mask",
-    "excluded",
-    "row",
-    "status",
-    "reason",
-    "shard",
-}
-_OF_VOXELS = {"affine", "voxel_sha256", "extra", "minimum", "maximum", "mean", "std", "p01", "p99", "zero_fraction"}
-COHORT_COLUMNS = frozenset(_OF_ROWS | _OF_VOXELS)
-"""Columns of our own in the tables of a cohort, and keys of a sample."""
+        if self.workers < 1 or self.num_subjects < 1 or self.seed < 0:
+            raise ValueError("workers and num_subjects must be at least 1, and seed at least 0")
 
 
 @record
@@ -179,11 +162,13 @@ class PrepareConfig:
             raise ValueError("validation_fraction must be between 0 and 1")
         if self.samples_per_shard < 1:
             raise ValueError("samples_per_shard must be at least 1")
-        taken = [name for name in self.covariates.names if name in COHORT_COLUMNS]
+        taken = reserved(self.covariates.names)
         if taken:
+            raise ValueError(refusal(taken))
+        look_alikes = folded(self.covariates.names)
+        if look_alikes:
             raise ValueError(
-                f"covariates: {', '.join(taken)} is the name of our own column in a cohort's tables; call the covariate "
-                "otherwise, and name its column in source.columns"
+                f"covariates: {look_alikes[0]!a} is not written with plain letters (Unicode NFKC): write it so"
             )
 
 
@@ -330,6 +315,8 @@ class CovariateSource:
             raise ValueError("give either table or draw")
         if self.draw is not None and self.draw < 1:
             raise ValueError("draw asks for no rows: it must be at least 1")
+        if self.draw_seed < 0:
+            raise ValueError("draw_seed must be at least 0")
 
 
 @record

@@ -71,6 +71,8 @@ class OptimisationConfig:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.log_every, self.validate_every, self.checkpoint_every) < 1:
             raise ValueError("steps, batch_size, log_every, validate_every and checkpoint_every must be at least 1")
+        if min(self.seed, self.warmup_steps) < 0 or not self.gradient_clip > 0:
+            raise ValueError("seed and warmup_steps must be at least 0, and gradient_clip above 0")
         if not 0 <= self.ema_decay < 1 or self.learning_rate <= 0 or self.keep_checkpoints < 1:
             raise ValueError("need 0 <= ema_decay < 1, learning_rate > 0 and keep_checkpoints >= 1")
 
@@ -95,8 +97,10 @@ class TrainRuntimeConfig:
     """Where curves are written in addition to metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        if self.workers < 0 or self.threads_per_worker < 0:
-            raise ValueError("workers and threads_per_worker cannot be negative")
+        if min(self.workers, self.threads_per_worker, self.cpus_per_worker) < 0 or self.max_failures < -1:
+            raise ValueError(
+                "workers, threads_per_worker and cpus_per_worker cannot be negative; max_failures may be -1: any number"
+            )
 
 
 @record

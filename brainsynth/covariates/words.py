@@ -32,6 +32,8 @@ def number(text: str, where: str) -> float:
 
 def categories(text: str, covariate: Covariate) -> tuple[str, ...]:
     """One category or several, joined by commas. Raises UserError."""
+    if text in covariate.categories:  # one that holds a comma itself
+        return (text,)
     names = tuple(part.strip() for part in text.split(","))
     strays = [name for name in names if name not in covariate.categories]
     if strays:

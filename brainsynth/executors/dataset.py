@@ -10,6 +10,7 @@ from brainsynth.config.schema import RuntimeConfig
 from brainsynth.errors import UserError
 from brainsynth.executors import local
 from brainsynth.executors.preflight import resource_table
+from brainsynth.executors.waiting import Waiting
 from brainsynth.executors.watch import Watch
 from brainsynth.manifest import DatasetManifest
 from brainsynth.plan import ShardSpec
@@ -50,7 +51,8 @@ def make_dataset(work: Work, runtime: RuntimeConfig) -> DatasetManifest:
         log.info("making %d volumes in %d shards: %s%s", to_do, len(missing), work.root, wait)
         with Watch(runtime.stall_timeout_s, resource_table) as watch:
             results = _runner(runtime)(work, missing, runtime, watch)
-            _follow(results, work, to_do, runtime, watch)
+            with Waiting(work.store, [shard.index for shard in missing], runtime.progress_every_s) as waiting:
+                _follow(results, work, to_do, runtime, watch, waiting)
     manifest = finalise(work.store, work.plan)
     log.info(
         "finished %s: %d ok + %d rejected + %d failed = %d planned",
@@ -71,12 +73,15 @@ def _runner(runtime: RuntimeConfig) -> Callable[[Work, list[ShardSpec], RuntimeC
     return ray_data.run
 
 
-def _follow(results: Iterable[ShardResult], work: Work, to_do: int, runtime: RuntimeConfig, watch: Watch) -> None:
+def _follow(
+    results: Iterable[ShardResult], work: Work, to_do: int, runtime: RuntimeConfig, watch: Watch, waiting: Waiting
+) -> None:
     """One progress line every few seconds."""
     began = shown = time.monotonic()
     done = rejected = failed = written = 0
     for shards, result in enumerate(results, start=1):
         watch.progress()
+        waiting.came(result.shard, result.make_s + result.commit_s)
         done += result.ok + result.rejected + result.failed
         rejected, failed, written = rejected + result.rejected, failed + result.failed, written + result.size_bytes
         if failed == done and (shards == HOPELESS_SHARDS or done == to_do):

@@ -85,7 +85,11 @@ def run(work: Work, shards: list[ShardSpec], runtime: RuntimeConfig, watch: Watc
             },
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(
-                size=workers, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
+                size=workers,
+                max_concurrent_calls_per_actor=2,
+                # No shard waits at an actor beyond these two: one that hangs would keep it from the others.
+                max_tasks_in_flight_per_actor=2,
+                enable_true_multi_threading=True,
             ),
             num_cpus=runtime.cpus_per_worker,
             num_gpus=runtime.gpus_per_worker or None,

@@ -6,12 +6,29 @@ says that the worker died. No decision looks at a clock.
 
 from __future__ import annotations
 
+import os
+import re
+import socket
 import uuid
 from collections.abc import Iterator
 
 from brainsynth.storage.filesystem import Store
 
 FOLDER = "attempts"
+
+
+def in_work(store: Store) -> dict[str, int]:
+    """Every note that is there → its shard."""
+    named = [(key, re.match(rf"{FOLDER}/shard-(\d+)-", key)) for key, _ in store.list(FOLDER)]
+    return {key: int(match[1]) for key, match in named if match}
+
+
+def worker_of(store: Store, note: str) -> str:
+    """Which process put a note, as `PID on HOST`; empty where that is not known (any more)."""
+    try:
+        return store.read(note).decode(errors="replace")[:200]
+    except OSError:
+        return ""
 
 
 class Attempts:
@@ -26,7 +43,7 @@ class Attempts:
         prefix = self._prefix(row)
         deaths = sum(key not in self._mine for key in self._notes(prefix))
         note = f"{prefix}{uuid.uuid4().hex}"
-        self.store.write(note, b"")
+        self.store.write(note, f"{os.getpid()} on {socket.gethostname()}".encode())
         self._mine.append(note)
         return deaths
 

@@ -20,7 +20,7 @@ from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import local_folder, open_store
-from brainsynth.training.data import Batches, check_splits, flip_half
+from brainsynth.training.data import Batches, check_splits, flip_half, weights_seed
 from brainsynth.training.image_quality import closeness, mean_closeness
 from brainsynth.training.learner import Learner, descend
 from brainsynth.training.loop import Worker
@@ -37,7 +37,7 @@ class AutoencoderTask:
         self.config, self.cohort, self.worker = config, cohort, worker
         options = config.optimisation
         self.precision = able(worker.device, options.precision)
-        torch.manual_seed(options.seed)
+        torch.manual_seed(weights_seed(options.seed))
         train = open_dataset(config.cohort, split="train")
         network = build_autoencoder(config.architecture)
         if isinstance(network, PatchAutoencoder):

@@ -23,6 +23,11 @@ def batch_indices(count: int, batch_size: int, step: int, seed: int) -> npt.NDAr
     )
 
 
+def weights_seed(seed: int) -> int:
+    """The seed of initial weights, of any size: of a larger number torch takes the last 32 bits alone."""
+    return seed if 0 <= seed < 1 << 32 else int(np.random.SeedSequence(seed).generate_state(1, np.uint32)[0])
+
+
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Seed of everything random within one step of one worker."""
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)

@@ -31,7 +31,7 @@ from brainsynth.records import digest
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import local_folder, open_store
-from brainsynth.training.data import batch_indices
+from brainsynth.training.data import batch_indices, weights_seed
 from brainsynth.training.gaussian_fit import fit_gaussian
 from brainsynth.training.latents import read_latent_spec
 from brainsynth.training.learner import Learner
@@ -93,7 +93,7 @@ class DiffusionTask:
         self.schema, self.latents = inputs.covariates, inputs.latents
         options = config.optimisation
         self.precision = able(worker.device, options.precision)
-        torch.manual_seed(options.seed)
+        torch.manual_seed(weights_seed(options.seed))
         self.schedule = NoiseSchedule(config.schedule)
         self.train = LatentTable(config.latents, "train", self.schema, self.latents)
         self.validation = LatentTable(config.latents, "validation", self.schema, self.latents)

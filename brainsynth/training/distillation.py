@@ -23,7 +23,7 @@ from brainsynth.models.sampler_rules import check_bundle_sampler
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import local_folder, open_store
-from brainsynth.training.data import batch_indices, check_splits
+from brainsynth.training.data import batch_indices, check_splits, weights_seed
 from brainsynth.training.diffusion import LatentTable
 from brainsynth.training.generated_latents import Teacher, generated_latents, read_teacher
 from brainsynth.training.image_quality import closeness, mean_closeness, sharpness
@@ -55,7 +55,7 @@ class DistillTask:
             self.encoded = LatentTable(config.latents, "train", bundle.covariates, bundle.latents)
             unseen = LatentTable(config.latents, "validation", bundle.covariates, bundle.latents)
             self.held_out["encoded"] = unseen.mean[:MEASURED_AT_MOST]
-        torch.manual_seed(options.seed)
+        torch.manual_seed(weights_seed(options.seed))
         student = DistilledDecoder(config.architecture, bundle.autoencoder).to(worker.device)
         layout(student)
         self.perceptual = perceptual_loss(config.losses, worker.device)

@@ -39,7 +39,7 @@ from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import local_folder, open_store
 from brainsynth.storage.whole_file import replaced
-from brainsynth.training.data import batch_indices, check_splits
+from brainsynth.training.data import batch_indices, check_splits, weights_seed
 from brainsynth.training.generated_latents import (
     TOGETHER,
     Teacher,
@@ -76,7 +76,7 @@ class StepDistillTask:
         counts = {"train": config.trajectories.count, "validation": config.trajectories.validation_count}
         self.contexts = {split: contexts(config, bundle, split, count) for split, count in counts.items()}
         self.made = self._trajectories(teacher, counts)
-        torch.manual_seed(options.seed)
+        torch.manual_seed(weights_seed(options.seed))
         _, student = load_models(source.folder, bundle, worker.device)
         fold_guidance(student, config.trajectories.sampler.guidance_scale)
         self.learner = Learner(student.requires_grad_(True).train(), worker, options)
