@@ -14,6 +14,7 @@ from brainsynth.cohort.intensity import robust_white, scale_intensities
 from brainsynth.cohort.scan import ScanRejected, load_scan
 from brainsynth.cohort.source import Cells, Source, not_read, person_of, read_source, source_table
 from brainsynth.config.schema import PrepareConfig
+from brainsynth.covariates.distribution import check_distribution
 from brainsynth.covariates.schema import Covariate, did_you_mean, is_number, matching
 from brainsynth.errors import UserError
 from brainsynth.manifest import SampleRecord, describe_sample
@@ -75,6 +76,7 @@ def plan_cohort(config: PrepareConfig) -> CohortWork:
     work = CohortWork(root, plan, samples, CohortPreparer, arguments)
     work.late, work.left_out = late, source.left_out
     work.warnings = [*unmatched_exclusions(source, config.source.exclude), *left_out[:SHOWN], *more]
+    work.warnings += too_few(samples, config)
     work.preview = "\n".join(
         [
             f"subjects: {subjects.get('train', 0)} train, {subjects.get('validation', 0)} validation",
@@ -127,6 +129,27 @@ def _typed(covariate: Covariate, cells: list[str | None], reasons: list[str]) ->
             reasons[row] = reasons[row] or problem.removeprefix("row 0: ")
     numbers = pd.to_numeric(pd.Series([c if c is not None and is_number(c) else None for c in cells], dtype=object))
     return numbers.astype("float64")
+
+
+def too_few(samples: pd.DataFrame, config: PrepareConfig) -> list[str]:
+    """One sentence for each reason why trainings will refuse this cohort, as far as its table says."""
+    schema, usable = config.covariates, samples[samples["excluded"] == ""]
+    usable = usable[~schema.out_of_range(usable)]
+    for c in schema.covariates:
+        known = usable[c.name].map(lambda value, c=c: c.kind == "continuous" or c.category(value) is not None)
+        usable = usable[known if config.missing_covariates == "reject" else known | usable[c.name].isna()]
+        usable = usable[usable[c.name].notna()] if config.missing_covariates == "reject" else usable
+    found = [
+        f"no scan is in the {split} split, so trainings will refuse this cohort: change split_seed or validation_fraction"
+        for split in ("train", "validation")
+        if not (usable["split"] == split).any()
+    ]
+    try:
+        check_distribution(usable[usable["split"] == "train"], schema, "the training split")
+    except UserError as error:
+        reasons = "; ".join(line.strip() for line in str(error).split("\n"))
+        found.append(f"trainings will refuse this cohort, whatever else it is good for: {reasons}")
+    return found
 
 
 def unmatched_exclusions(source: Source, exclude: dict[str, tuple[str, ...]]) -> list[str]:

@@ -103,6 +103,14 @@ class TrainRuntimeConfig:
             )
 
 
+def check_shares(optimisation: OptimisationConfig, runtime: TrainRuntimeConfig) -> None:
+    """Raises ValueError where the workers could not share a batch evenly."""
+    if runtime.workers and optimisation.batch_size % runtime.workers:
+        raise ValueError(
+            f"optimisation.batch_size {optimisation.batch_size} must be a multiple of runtime.workers {runtime.workers}"
+        )
+
+
 @record
 class AutoencoderLossConfig:
     """L1 + KL + patch-adversarial + perceptual. Weights after Pinaya's later public training code."""
@@ -142,11 +150,18 @@ class AutoencoderTrainConfig:
     optimisation: OptimisationConfig
     flip_left_right: bool = True
     """Augmentation: half of the volumes are mirrored."""
+    start_from: Annotated[str | None, left_out_at(None)] = None
+    """A training's folder, or `autoencoder.safetensors` of a training or a bundle, whose weights it begins with: to train
+    further, with more steps or another learning rate. The discriminator begins anew."""
+    denoiser_follows: Annotated[bool, left_out_at(True)] = True
+    """Refuse, before anything is trained, a cohort whose covariates are too few for the denoiser's training: it needs the
+    distribution of 20 known values of each. `false`: the autoencoder alone is wanted."""
     runtime: TrainRuntimeConfig = TrainRuntimeConfig()
 
     def __post_init__(self) -> None:
         if self.architecture.kind == "patch" and self.losses.kl_weight != 0:
             raise ValueError("losses.kl_weight must be 0 with architecture.kind: patch, whose latents have no spread")
+        check_shares(self.optimisation, self.runtime)
 
 
 @record
@@ -167,14 +182,16 @@ class DiffusionTrainConfig:
     figure_steps: int = 20
     """Network evaluations per sample of the sample figures."""
     start_from: Annotated[str | None, left_out_at(None)] = None
-    """Weights file (`diffusion.safetensors` of a training or a bundle) of a denoiser to start from, in place of random
-    weights. It may have fewer `finest_blocks`: the others begin as the identity. Covariates and grid must be the same in
-    number and size; a Gaussian model is fitted to these latents anyway."""
+    """A training's folder, or `diffusion.safetensors` of a training or a bundle, with whose weights it begins: to train
+    further, with more steps or another learning rate. The network may have had fewer `finest_blocks`: the others begin as
+    the identity. Covariates and grid must be the same in number and size; a Gaussian model is fitted to these latents
+    anyway."""
     runtime: TrainRuntimeConfig = TrainRuntimeConfig()
 
     def __post_init__(self) -> None:
         if not 0 <= self.conditioning_dropout < 1 or self.figure_steps < 1:
             raise ValueError("need 0 <= conditioning_dropout < 1 and figure_steps >= 1")
+        check_shares(self.optimisation, self.runtime)
         flow = self.schedule.prediction == "flow" and self.schedule.num_train_timesteps == 1000
         if self.architecture.kind == "gaussian" and not flow:
             raise ValueError(

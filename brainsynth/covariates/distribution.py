@@ -186,12 +186,7 @@ def fit_distribution(table: pd.DataFrame, schema: CovariateSchema, where: str) -
     Raises:
         UserError: bad values, fewer than 20 known values, a constant covariate, or too many combinations of categories.
     """
-    values, codes = to_arrays(schema, schema.validate(table, where))
-    told = np.isfinite(values).any(axis=1) | (codes >= 0).any(axis=1)
-    values, codes = values[told], codes[told]
-    problems = thin_problems(schema, values, codes)
-    if problems:
-        raise problems_error(f"{where}: {len(values)} rows, too few to fit a distribution", problems)
+    values, codes = check_distribution(table, schema, where)
     levels = [np.unique(column[column >= 0]) for column in codes.T]
     combinations = list(itertools.product(*levels))  # the empty one, where no covariate is discrete
     cells = np.array(combinations, dtype=np.int64).reshape(len(combinations), len(levels))
@@ -203,6 +198,17 @@ def fit_distribution(table: pd.DataFrame, schema: CovariateSchema, where: str) -
     fitted = _fit(schema, values, codes, cells)
     calibrated = float(np.quantile(np.concatenate(left_out), _EXPECTED_INSIDE))
     return replace(fitted, support_threshold=max(fitted.support_threshold, calibrated))
+
+
+def check_distribution(table: pd.DataFrame, schema: CovariateSchema, where: str) -> tuple[Floats, Ints]:
+    """The values and codes of the rows that say anything. Raises UserError where they are too few to fit a distribution."""
+    values, codes = to_arrays(schema, schema.validate(table, where))
+    known = np.isfinite(values).any(axis=1) | (codes >= 0).any(axis=1)
+    values, codes = values[known], codes[known]
+    problems = thin_problems(schema, values, codes)
+    if problems:
+        raise problems_error(f"{where}: {len(values)} rows, too few to fit a distribution", problems)
+    return values, codes
 
 
 def _fit(schema: CovariateSchema, values: Floats, codes: Ints, cells: Ints) -> CovariateDistribution:

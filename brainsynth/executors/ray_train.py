@@ -26,6 +26,7 @@ from brainsynth.executors.watch import TERMINATED, leave
 from brainsynth.progress import configure_logging
 from brainsynth.records import digest
 from brainsynth.storage.filesystem import local_folder, resolve_uri
+from brainsynth.training.diverged import Diverged
 from brainsynth.training.preemption import Left, Request
 from brainsynth.training.runner import C, I, TrainConfig, Training, fit
 
@@ -89,8 +90,11 @@ class _Asked:
         return Request.SAVE if news else Request.NOTHING
 
 
-def _train(arguments: dict[str, Any]) -> int | None:
-    """Runs in every worker: the plain training, its checkpoints reported to Ray. Returns the step it left at."""
+def _train(arguments: dict[str, Any]) -> int | str | None:
+    """Runs in every worker: the plain training, its checkpoints reported to Ray.
+
+    Returns the step it left at, or why it diverged: an error would make Ray start the workers again.
+    """
     import ray.train
 
     configure_logging()
@@ -104,6 +108,8 @@ def _train(arguments: dict[str, Any]) -> int | None:
         )
     except Left as left:
         return left.step
+    except Diverged as error:
+        return str(error)
     return None
 
 
@@ -129,9 +135,7 @@ def train(training: Training[C, I], config: C) -> None:
     """
     config = _with_absolute_places(config)
     training.check(config)
-    runtime, batch = config.runtime, config.optimisation.batch_size
-    if runtime.workers and batch % runtime.workers:
-        raise UserError(f"optimisation.batch_size {batch} must be a multiple of runtime.workers {runtime.workers}")
+    runtime = config.runtime
     check_this_machine(runtime.workers, runtime.cpus_per_worker, float(runtime.use_gpu))
     if runtime.workers == 0:
         _train_here(training, config)
@@ -188,7 +192,9 @@ def _train_on_ray(training: Training[C, I], config: C) -> None:
                 ),
             )
             with _mistakes_of_workers():
-                left: int | None = trainer.fit().return_value  # type: ignore[attr-defined]
+                left: int | str | None = trainer.fit().return_value  # type: ignore[attr-defined]
+        if isinstance(left, str):
+            raise Diverged(left)
         if left is not None:
             _end(left, config)
 

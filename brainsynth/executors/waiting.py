@@ -78,7 +78,7 @@ class Waiting:
             for shard, (age, key) in list(by_shard.items())[:_SHOWN]
         ]
         usual = "" if self.longest_s is None else f"; the longest so far took {self.longest_s:.1f} s"
-        what = ", ".join(named) or "shards that no worker has begun"
+        what = ", ".join(named) or "shards that a worker was given and has not begun"
         left = ", ".join(map(str, sorted(self.left)[: 2 * _SHOWN])) + (", …" if len(self.left) > 2 * _SHOWN else "")
         silent = f"; no shard was committed for {silent_s:.0f} s" if silent_s > self.patience_s else ""
         return f"waiting for {what}{usual}{silent}; {len(self.left)} not committed yet: {left}"

@@ -31,6 +31,11 @@ def load_weights(module: nn.Module, path: Path, may_lack: str | None = None) -> 
         raise UserError(f"{path} is missing") from None
     except SafetensorError as error:
         raise UserError(f"{path} is damaged: {error}") from None
+    fit_weights(module, state, path, may_lack)
+
+
+def fit_weights(module: nn.Module, state: dict[str, Tensor], path: Path, may_lack: str | None = None) -> None:
+    """Put tensors into a module. Raises UserError, naming their file, when keys or shapes do not match exactly."""
     current = module.state_dict()
     lacking = {k for k in current if k not in state and may_lack is not None and k.startswith(may_lack)}
     wanted = {k: v for k, v in current.items() if k not in lacking}

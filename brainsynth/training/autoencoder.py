@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -20,21 +21,22 @@ from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import local_folder, open_store
-from brainsynth.training.data import Batches, check_splits, flip_half, weights_seed
+from brainsynth.training.data import Batches, check_training, flip_half, weights_seed
 from brainsynth.training.image_quality import closeness, mean_closeness
 from brainsynth.training.learner import Learner, descend
 from brainsynth.training.loop import Worker
 from brainsynth.training.losses import check_perceptual, kl_divergence, perceptual_loss
 from brainsynth.training.runner import Training
 from brainsynth.training.runs import AutoencoderRun, Finished, write_weights
+from brainsynth.training.starting import load_start, with_start
 from brainsynth.training.state import TrainingState
 
 
 class AutoencoderTask:
     """One step, validation and figures of the autoencoder."""
 
-    def __init__(self, config: AutoencoderTrainConfig, cohort: Plan, worker: Worker) -> None:
-        self.config, self.cohort, self.worker = config, cohort, worker
+    def __init__(self, config: AutoencoderTrainConfig, inputs: Inputs, worker: Worker) -> None:
+        self.config, self.cohort, self.worker = config, inputs.cohort, worker
         options = config.optimisation
         self.precision = able(worker.device, options.precision)
         torch.manual_seed(weights_seed(options.seed))
@@ -42,6 +44,8 @@ class AutoencoderTask:
         network = build_autoencoder(config.architecture)
         if isinstance(network, PatchAutoencoder):
             network.start_from(patch_components(train, network.patch, network.analysis.out_channels))
+        if config.start_from is not None:
+            load_start(network, config.start_from, AUTOENCODER_FILE, "autoencoder")
         layout(network.to(worker.device))
         self.discriminator = PatchDiscriminator(
             spatial_dims=3,
@@ -157,14 +161,23 @@ def reconstruction_quality(
     return mean_closeness(closeness(reconstruct(x), x) for x in scans)
 
 
-def check(config: AutoencoderTrainConfig) -> Plan:
-    """Everything that can be refused before a worker starts; returns the plan of the cohort. Raises UserError."""
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What an autoencoder is trained from."""
+
+    cohort: Plan
+    fingerprint: str
+
+
+def check(config: AutoencoderTrainConfig) -> Inputs:
+    """Everything that can be refused before a worker starts, and what was read for it. Raises UserError."""
     plan = read_plan(open_store(config.cohort))
     check_latent_grid(plan.volume, config.architecture)
     local_folder(config.output, "output")
     check_perceptual(config.losses)
-    check_splits(config.cohort, "cohort")
-    return plan
+    data = with_start(plan.fingerprint, config.start_from, AUTOENCODER_FILE)
+    check_training(config, config.cohort, "cohort", plan.covariates)
+    return Inputs(plan, data)
 
 
 TRAINING = Training("autoencoder", check, AutoencoderTask, AutoencoderRun)

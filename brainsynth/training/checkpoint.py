@@ -97,7 +97,7 @@ def restore_newest(folder: Path, state: TrainingState, config_digest: str) -> in
         if saved.config_digest != config_digest:
             raise UserError(
                 f"{folder} holds a training with another config (checkpoint {path.name}); "
-                "give another output folder, or the same config to resume"
+                "give another output folder (start_from may name this one), or the same config to resume"
             )
         try:
             tensors = load_file(path / _TENSORS)
@@ -116,6 +116,18 @@ def restore_newest(folder: Path, state: TrainingState, config_digest: str) -> in
             "made them, or give another output folder"
         )
     return 0
+
+
+def newest_tensors(folder: Path) -> Path | None:
+    """The tensors of the newest whole checkpoint of a training; None where it has none."""
+    for step, path in reversed(checkpoints(folder)):
+        try:
+            _read(path, step)
+        except (OSError, UserError) as error:
+            log.warning("checkpoint %s is damaged and is passed over: %s", path.name, error)
+        else:
+            return path / _TENSORS
+    return None
 
 
 def _read(path: Path, step: int) -> CheckpointRecord:

@@ -6,10 +6,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from torch import Tensor
 
+from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
+from brainsynth.covariates.distribution import check_distribution
+from brainsynth.covariates.schema import CovariateSchema
+from brainsynth.errors import UserError
 from brainsynth.reading.dataset import SyntheticDataset, open_input
+from brainsynth.storage.commit import read_plan, read_samples
+from brainsynth.storage.filesystem import open_store
 
 CACHE_BYTES = 4 << 30
 
@@ -40,6 +47,45 @@ def check_splits(uri: str, what: str, array: str | None = None) -> None:
     """
     for split in ("train", "validation"):
         open_input(uri, what, split, array)
+
+
+def check_training(
+    config: AutoencoderTrainConfig | DiffusionTrainConfig,
+    uri: str,
+    what: str,
+    schema: CovariateSchema,
+    array: str | None = None,
+) -> None:
+    """Raises UserError for data on which this training, or the denoiser's that follows, could not be finished.
+
+    Both splits must hold scans, a batch must not be larger than the training split, and the covariates of the training
+    split must be enough for their distribution.
+    """
+    check_splits(uri, what, array)
+    train = open_input(uri, what, "train", array)
+    batch = config.optimisation.batch_size
+    if batch > len(train):
+        raise UserError(
+            f"optimisation.batch_size {batch} is more than the {len(train)} scans of the training split of {uri}; give at "
+            f"most {len(train)}"
+        )
+    if isinstance(config, DiffusionTrainConfig) or config.denoiser_follows:
+        try:
+            check_distribution(_scans(train), schema, f"{what}: the training split of {uri}")
+        except UserError as error:
+            hint = (
+                ""
+                if isinstance(config, DiffusionTrainConfig)
+                else "; for an autoencoder alone: denoiser_follows: false"
+            )
+            raise UserError(f"{error}\n  train-diffusion refuses such a cohort{hint}") from None
+
+
+def _scans(dataset: SyntheticDataset) -> pd.DataFrame:
+    """The rows of a table that are scans, not mirror images of scans."""
+    store, table = open_store(dataset.uri), dataset.table
+    samples = read_samples(store, read_plan(store)).iloc[table["row"]]
+    return table[~samples["mirrored"].to_numpy(bool)] if "mirrored" in samples else table
 
 
 class Batches:

@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from brainsynth.bundle.files import file_sha256
 from brainsynth.bundle.spec import AUTOENCODER_FILE, DIFFUSION_FILE, LatentSpec, check_latent_grid
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import DiffusionTrainConfig
@@ -25,13 +24,11 @@ from brainsynth.models.gaussian_denoiser import FINEST
 from brainsynth.models.sampling import draw_noise, guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_weights
-from brainsynth.places import user_path
 from brainsynth.reading.dataset import open_dataset
-from brainsynth.records import digest
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import local_folder, open_store
-from brainsynth.training.data import batch_indices, weights_seed
+from brainsynth.training.data import batch_indices, check_training, weights_seed
 from brainsynth.training.gaussian_fit import fit_gaussian
 from brainsynth.training.latents import read_latent_spec
 from brainsynth.training.learner import Learner
@@ -47,6 +44,7 @@ from brainsynth.training.runs import (
     read_run,
     write_weights,
 )
+from brainsynth.training.starting import load_start, with_start
 
 NUM_BINS = 5
 
@@ -101,7 +99,7 @@ class DiffusionTask:
         channels, x, y, z = self.latents.shape_cxyz
         denoiser = Denoiser(config.architecture, channels, self.schema.context_size, (x, y, z))
         if config.start_from is not None:
-            load_weights(denoiser, user_path(config.start_from, "start_from"), may_lack=FINEST)
+            load_start(denoiser, config.start_from, DIFFUSION_FILE, "denoiser", may_lack=FINEST)
         if denoiser.gaussian is not None:
             model = denoiser.gaussian.latents
             fit_gaussian(model, self.train.mean, self.train.context, self.train.subjects)
@@ -218,18 +216,13 @@ def check(config: DiffusionTrainConfig) -> Inputs:
             f"latents {config.latents} were made by another autoencoder than {config.autoencoder}; encode again"
         )
     check_latent_grid(autoencoder.volume, autoencoder.architecture, config.architecture)
-    if config.start_from is not None and not user_path(config.start_from, "start_from").is_file():
-        raise UserError(
-            f"start_from: {config.start_from} is not a file; give diffusion.safetensors of a training or a bundle"
-        )
     if config.conditioning_dropout > 0 and plan.covariates.missing == "refuse":
         raise UserError(
             "conditioning_dropout must be 0 with covariates.missing = refuse: there the all-zero context is a real subject "
             "(every covariate at its lowest), not an unknown one"
         )
-    data = plan.fingerprint
-    if config.start_from is not None:
-        data = digest({"latents": data, "start_from": file_sha256(user_path(config.start_from, "start_from"))})
+    data = with_start(plan.fingerprint, config.start_from, DIFFUSION_FILE)
+    check_training(config, config.latents, "latents", plan.covariates, array="mean")
     return Inputs(autoencoder, plan.covariates, read_latent_spec(store), data)
 
 

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from brainsynth.progress import in_minutes
 from brainsynth.storage.whole_file import sweep
 from brainsynth.training.checkpoint import restore_newest, save_checkpoint
 from brainsynth.training.data import step_seed
+from brainsynth.training.diverged import Diverged, diverged, not_finite
 from brainsynth.training.preemption import Left, Listener, Preempted, Request, never
 from brainsynth.training.runs import Finished, Run
 from brainsynth.training.state import TrainingState
@@ -117,13 +118,23 @@ def run(
 
     Raises:
         Left: the worker was asked to leave; all steps done are saved.
+        Diverged: a loss, a gradient or a weight is not finite; nothing of that is saved.
     """
     start = saved = _resume(task, worker, config_digest)
     metrics = MetricsLog(worker.folder, tensorboard, start) if worker.rank == 0 else None
     if start and metrics:
         log.info("resumed at step %d of %d", start, config.steps)
 
+    def stop(done: int, what: str) -> NoReturn:
+        if metrics:
+            metrics.close()
+            raise diverged(worker.folder, config, done, what, learning_rate(config, done - 1), config_digest)
+        raise Diverged(f"the training diverged at step {done}: {what}")
+
     def save(done: int) -> None:
+        wrong = task.state.not_finite()
+        if worker.largest([float(len(wrong))])[0]:
+            stop(done, f"{', '.join(wrong[:3]) or 'a weight'} is not finite any more")
         if metrics:
             metrics.sync()
             save_checkpoint(worker.folder, task.state, done, config_digest, config.keep_checkpoints)
@@ -143,13 +154,14 @@ def run(
         values = optimise(task, config, step, worker.rank)
         done = step + 1
         last = done == config.steps
-        if done % config.log_every == 0 or last:
-            scalars = worker.mean(values)
-            if metrics:
-                metrics.scalars(done, {f"train/{name}": value for name, value in scalars.items()})
-                if time.monotonic() - shown > 5 or last:
-                    shown = time.monotonic()
-                    log.info("%s", _progress(done, config.steps, start, shown - began, scalars))
+        scalars = worker.mean(values)  # in every step: what one worker sees, all do, and stop together
+        if wrong := not_finite(scalars):
+            stop(done, ", ".join(wrong))
+        if metrics and (done % config.log_every == 0 or last):
+            metrics.scalars(done, {f"train/{name}": value for name, value in scalars.items()})
+            if time.monotonic() - shown > 5 or last:
+                shown = time.monotonic()
+                log.info("%s", _progress(done, config.steps, start, shown - began, scalars))
         if metrics and (done % config.validate_every == 0 or last):
             validation = _validate(task, metrics, done)
         if done % config.checkpoint_every == 0 or last:

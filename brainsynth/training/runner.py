@@ -12,6 +12,7 @@ from brainsynth.config.distillation import DistillConfig, StepDistillConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.storage.filesystem import local_folder
 from brainsynth.storage.whole_file import reported_when_full
+from brainsynth.training.diverged import check_not_diverged
 from brainsynth.training.loop import Report, Task, Worker, run, unreported
 from brainsynth.training.preemption import Preempted, never
 from brainsynth.training.runs import Finished, Run, finished, training_digest, write_run
@@ -53,6 +54,7 @@ def fit(training: Training[C, I], config: C, report: Report = unreported, preemp
 
     Raises:
         UserError: the training is refused, or another one is in the folder.
+        Diverged: it is not finite any more, or was so before.
         Left: `preempted` asked for it; all steps done are saved.
     """
     inputs = training.check(config)
@@ -63,6 +65,7 @@ def fit(training: Training[C, I], config: C, report: Report = unreported, preemp
         if finished(folder, config_digest, training.record, training.older):
             log.info("already trained: %s", folder)
             return
+        check_not_diverged(folder, config_digest)
         began = time.monotonic()
         worker = Worker(config.runtime, folder, report, preempted)
         task = training.task(config, inputs, worker)

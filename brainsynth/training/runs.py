@@ -143,7 +143,7 @@ Run = AutoencoderRun | DenoiserRun | DiffusionRun | DistillRun | StepDistillRun
 def training_digest(config: Any, data_fingerprint: str) -> str:
     """Identity of a training: its config without circumstance and places, and its data."""
     plain = to_dict(dataclasses.replace(config, runtime=TrainRuntimeConfig(), output=""))
-    for place in ("cohort", "latents", "autoencoder", "bundle", "bundle_output", "start_from"):
+    for place in ("cohort", "latents", "autoencoder", "bundle", "bundle_output", "start_from", "denoiser_follows"):
         plain.pop(place, None)
     return digest({"config": plain, "data": data_fingerprint})
 
@@ -172,7 +172,10 @@ def finished(folder: Path, config_digest: str, cls: type[Run], older: tuple[type
         return False
     run = read_run(folder, cls, "train", older)
     if run.config_digest != config_digest:
-        raise UserError(f"{folder} holds a finished training with another config or cohort; give another output folder")
+        raise UserError(
+            f"{folder} holds a finished training with another config or cohort; give another output folder, and to train "
+            f"that one further, with more steps for instance, name it in start_from"
+        )
     for name, sha in run.weights.items():
         if not (folder / name).is_file() or file_sha256(folder / name) != sha:
             log.warning("%s is missing or damaged: made again from the newest checkpoint", folder / name)

@@ -37,6 +37,11 @@ class TrainingState:
             tensors |= {f"ema.{name}.{key}": value for key, value in average.state().items()}
         return tensors
 
+    def not_finite(self) -> list[str]:
+        """Names of the tensors that hold a value that is not finite."""
+        tensors = self.tensors().items()
+        return [name for name, value in tensors if value.is_floating_point() and not bool(torch.isfinite(value).all())]
+
     def ema_updates(self) -> dict[str, int]:
         """How often each average was updated."""
         return {name: average.updates for name, average in self.averages.items()}
