@@ -152,7 +152,7 @@ class AutoencoderTrainConfig:
     """Augmentation: half of the volumes are mirrored."""
     start_from: Annotated[str | None, left_out_at(None)] = None
     """A training's folder, or `autoencoder.safetensors` of a training or a bundle, whose weights it begins with: to train
-    further, with more steps or another learning rate. The discriminator begins anew."""
+    further, with more steps or another learning rate. The discriminator starts from random weights."""
     denoiser_follows: Annotated[bool, left_out_at(True)] = True
     """Refuse, before anything is trained, a cohort whose covariates are too few for the denoiser's training: it needs the
     distribution of 20 known values of each. `false`: the autoencoder alone is wanted."""

@@ -152,8 +152,7 @@ def run(
                 metrics.close()
             raise Left(step)
         values = optimise(task, config, step, worker.rank)
-        done = step + 1
-        last = done == config.steps
+        done, last = step + 1, step + 1 == config.steps
         scalars = worker.mean(values)  # in every step: what one worker sees, all do, and stop together
         if wrong := not_finite(scalars):
             stop(done, ", ".join(wrong))
@@ -170,8 +169,7 @@ def run(
             worker.report({"step": float(done), **validation})
     if metrics:
         metrics.close()
-        if not validation:
-            validation = task.validate()
+        validation = validation or task.validate()
     return validation
 
 
