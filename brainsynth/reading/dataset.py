@@ -18,22 +18,24 @@ class SyntheticDataset(Volumes):
 
     `dataset[i]` is a dict: `image` float32 (X, Y, Z) in [0, 1] (for latents: the first array, (C, X, Y, Z)), `sample_id`,
     `affine` float64 (4, 4) voxel → world in mm (RAS+), and one entry per covariate (float or str; NaN or "" if missing).
+    A slice, a list of numbers or a mask gives a list of such dicts.
     """
 
     def torch(
-        self, patch: Sequence[int] | None = None, transform: Callable[[dict[str, Any]], Any] | None = None
+        self, patch: Sequence[int] | int | None = None, transform: Callable[[dict[str, Any]], Any] | None = None
     ) -> Any:
         """A `torch.utils.data.Dataset` of the same samples; `image` is a float32 tensor (1, X, Y, Z).
 
         Args:
-            patch: voxels of a random box, another on each access; `start` then says where it lies, and `affine` is its own.
+            patch: voxels of a random box (one number: a cube), another on each access; `start` then says where it lies,
+                and `affine` is its own.
             transform: applied to each sample.
         """
         from brainsynth.reading.torch import TorchDataset
 
         return TorchDataset(self, patch, transform)
 
-    def monai(self, transform: Callable[[Any], Any] | None = None, patch: Sequence[int] | None = None) -> Any:
+    def monai(self, transform: Callable[[Any], Any] | None = None, patch: Sequence[int] | int | None = None) -> Any:
         """A `monai.data.Dataset`: dicts with `image`, a MetaTensor (1, X, Y, Z) with the affine; then `transform`."""
         from brainsynth.reading.monai import monai_dataset
 

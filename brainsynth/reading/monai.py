@@ -13,10 +13,10 @@ import numpy.typing as npt
 from monai.config import PathLike
 from monai.data import Dataset
 from monai.data.image_reader import ImageReader
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, RandomizableTrait
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from brainsynth.reading.torch import moved_affine, random_start, read_tensor
+from brainsynth.reading.torch import moved_affine, patch_size, random_start, read_tensor
 from brainsynth.reading.volumes import Volumes
 
 
@@ -33,10 +33,10 @@ class VolumeReader(ImageReader):
     """Reads `URI#sample_id` for MONAI's `LoadImage(d)`: float32 intensities in [0, 1], RAS+ affine.
 
     With `patch`, a random box of that many voxels (torch's generator), with its own affine: far cheaper than to load a
-    volume and crop it. `array` and `partial` are those of `open_dataset`.
+    volume and crop it; a cache of MONAI refuses it, as it would keep one box. `array`, `partial`: those of `open_dataset`.
     """
 
-    def __init__(self, patch: Sequence[int] | None = None, array: str | None = None, partial: bool = False) -> None:
+    def __init__(self, patch: Sequence[int] | int | None = None, array: str | None = None, partial: bool = False) -> None:
         self.patch, self.array, self.partial = patch, array, partial
         self._known: dict[str, tuple[Volumes, dict[str, int]]] = {}
 
@@ -55,8 +55,9 @@ class VolumeReader(ImageReader):
         if sample_id not in places:
             raise KeyError(f"{uri} has no volume {sample_id!a}")
         index = places[sample_id]
-        start = None if self.patch is None else random_start(dataset.shape, self.patch)
-        image = read_tensor(dataset, index, start, self.patch).numpy()
+        size = None if self.patch is None else patch_size(dataset, self.patch)
+        start = None if size is None else random_start(dataset.shape, size)
+        image = read_tensor(dataset, index, start, size).numpy()
         return LoadedVolume(image, moved_affine(dataset.affine, start), dataset.shape)
 
     def get_data(self, img: LoadedVolume) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
@@ -76,6 +77,10 @@ class VolumeReader(ImageReader):
         return self._known[uri]
 
 
+class _LoadPatchd(LoadImaged, RandomizableTrait):
+    """Loads another box on each access: MONAI's caches keep what comes before the first random transform, so not this."""
+
+
 def monai_items(dataset: Volumes) -> list[dict[str, Any]]:
     """One dict a volume: `image`, its address, and the covariates; what MONAI's datasets and caches take."""
     return [
@@ -87,12 +92,13 @@ def monai_items(dataset: Volumes) -> list[dict[str, Any]]:
 def monai_dataset(
     dataset: Volumes,
     transform: Callable[[Any], Any] | None = None,
-    patch: Sequence[int] | None = None,
+    patch: Sequence[int] | int | None = None,
 ) -> Dataset:
     """Load, put the channel first, then `transform`."""
     reader = VolumeReader(patch, dataset.array_name, partial="shards_digest" not in dataset.manifest)
+    load = LoadImaged if patch is None else _LoadPatchd
     # MONAI takes an instance, too, whatever its annotation says.
-    image = LoadImaged(keys="image", reader=reader, image_only=True)  # type: ignore[arg-type]
+    image = load(keys="image", reader=reader, image_only=True)  # type: ignore[arg-type]
     return Dataset(
         monai_items(dataset),
         Compose([image, EnsureChannelFirstd(keys="image"), *([] if transform is None else [transform])]),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import ray.data
 
 
-def ray_dataset(uri: str, patch: Sequence[int] | None = None, **options: Any) -> ray.data.Dataset:
+def ray_dataset(uri: str, patch: Sequence[int] | int | None = None, **options: Any) -> ray.data.Dataset:
     """A lazy `ray.data.Dataset`: `image` float32 (X, Y, Z), `sample_id`, covariates (physical units).
 
     Runs in the Ray session that is there, or that Ray starts. Every node must reach `uri`, with credentials in its
@@ -35,13 +35,12 @@ def ray_dataset(uri: str, patch: Sequence[int] | None = None, **options: Any) ->
     dataset = Volumes(uri, **options)
     if not len(dataset):
         raise ValueError(f"{uri} has no volumes to read")
-    if patch is not None:
-        dataset.array.box(size=patch)
+    box = None if patch is None else tuple(part.stop for part in dataset.array.box(size=patch))
     indices, shards = np.arange(len(dataset)), dataset.shards
     order = np.argsort(shards, kind="stable")
     cuts = np.flatnonzero(np.diff(shards[order])) + 1
     blocks = [pa.table({"index": part}) for part in np.split(indices[order], cuts)]
-    read = functools.partial(_read, dataset=dataset, patch=None if patch is None else tuple(patch))
+    read = functools.partial(_read, dataset=dataset, patch=box)
     return ray.data.from_arrow(blocks).map_batches(read, batch_size=None)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,18 @@ from brainsynth.storage.untrusted import check_zarr_array
 
 INTEGER_MAX = {"uint16": 65535.0, "uint8": 255.0}
 """What intensity 1 is in arrays of integers."""
+
+
+def whole_numbers(value: Sequence[int] | int, shape: Sequence[int], what: str) -> list[int]:
+    """A whole number for each axis; one number stands for every axis. Raises ValueError for anything else."""
+    try:
+        if np.ndim(value) == 0:
+            return [operator.index(cast(int, value))] * len(shape)
+        return [operator.index(each) for each in cast("Sequence[int]", value)]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{what}: write one whole number of voxels for each of {len(shape)} axes, not {ascii(value)[:60]}"
+        ) from None
 
 
 class StoredArray:
@@ -43,10 +56,11 @@ class StoredArray:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
 
-    def box(self, start: Sequence[int] | None = None, size: Sequence[int] | None = None) -> Box:
+    def box(self, start: Sequence[int] | None = None, size: Sequence[int] | int | None = None) -> Box:
         """The slices of a box; all of a sample by default. Raises ValueError for a box that does not lie within it."""
-        first = [0] * len(self.shape) if start is None else [int(value) for value in start]
-        extent = [n - a for n, a in zip(self.shape, first, strict=False)] if size is None else [int(v) for v in size]
+        first = [0] * len(self.shape) if start is None else whole_numbers(start, self.shape, "start")
+        rest = [n - a for n, a in zip(self.shape, first, strict=False)]
+        extent = rest if size is None else whole_numbers(size, self.shape, "size")
         if not len(first) == len(extent) == len(self.shape) or any(
             a < 0 or b < 1 or a + b > n for a, b, n in zip(first, extent, self.shape, strict=True)
         ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from brainsynth.errors import UserError
 from brainsynth.reading.files import is_remote
 from brainsynth.reading.stored_array import INTEGER_MAX
-from brainsynth.reading.volumes import Volumes
+from brainsynth.reading.volumes import Volumes, chosen_places
 
 _REQUESTS_AT_ONCE = 8
 
@@ -27,20 +29,20 @@ class TorchDataset(Dataset[dict[str, Any]]):
     def __init__(
         self,
         dataset: Volumes,
-        patch: Sequence[int] | None = None,
+        patch: Sequence[int] | int | None = None,
         transform: Callable[[dict[str, Any]], Any] | None = None,
     ) -> None:
         self.dataset, self.transform = dataset, transform
-        self.patch = None if patch is None else [int(size) for size in patch]
-        if self.patch is not None:
-            dataset.array.box(size=self.patch)  # a patch that does not fit is reported here
+        self.patch = None if patch is None else patch_size(dataset, patch)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Any:
-        start = None if self.patch is None else random_start(self.dataset.shape, self.patch)
-        return self._sample(index, start)
+    def __getitem__(self, index: Any) -> Any:
+        places = chosen_places(index, len(self))
+        if isinstance(places, list):
+            return self.__getitems__(places)
+        return self._sample(places, None if self.patch is None else random_start(self.dataset.shape, self.patch))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """A whole batch, as a DataLoader asks for it; from an object store, several samples at a time."""
@@ -98,9 +100,34 @@ def read_tensor(
     return image if stored.dtype.kind == "f" else image.div_(INTEGER_MAX[stored.dtype.name])
 
 
+def patch_size(dataset: Volumes, patch: Sequence[int] | int) -> list[int]:
+    """Voxels of a patch along each axis; one number is a cube. Raises ValueError for one that does not fit."""
+    return [part.stop for part in dataset.array.box(size=patch)]
+
+
 def random_start(shape: Sequence[int], patch: Sequence[int]) -> list[int]:
-    """The first voxel of a box, uniform over all places where it fits."""
+    """The first voxel of a box, uniform over all places where it fits. Raises UserError inside of a cache of MONAI."""
+    _check_not_cached()
     return [int(torch.randint(0, n - size + 1, ())) for n, size in zip(shape, patch, strict=True)]
+
+
+def _check_not_cached() -> None:
+    """A box that a MONAI cache keeps would be the same one in every epoch."""
+    module: Any = sys.modules.get("monai.data.dataset")
+    frame = sys._getframe(2) if module else None
+    nested = False  # a dataset of patches is the cache's data: a cache may keep that
+    while frame is not None:
+        if frame.f_code.co_filename == module.__file__:
+            cache = frame.f_locals.get("self")
+            if isinstance(cache, module.CacheDataset | module.PersistentDataset):
+                if not nested and frame.f_code.co_name in ("_transform", "_post_transform"):
+                    return  # what these make is not kept
+                raise UserError(
+                    f"{type(cache).__name__} would cache one random patch and repeat it in every epoch: cache whole volumes "
+                    "and crop them by RandSpatialCropd, or read patches uncached, by dataset.monai(transform, patch=…)"
+                )
+        nested |= frame.f_code.co_name == "__getitem__"
+        frame = frame.f_back
 
 
 def moved_affine(affine: np.ndarray[Any, Any], start: Sequence[int] | None) -> np.ndarray[Any, Any]:

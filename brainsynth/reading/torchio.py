@@ -12,6 +12,13 @@ from brainsynth.reading.torch import read_tensor
 from brainsynth.reading.volumes import Volumes
 
 
+class VolumeImage(torchio.ScalarImage):  # type: ignore[misc]
+    """A ScalarImage whose `path` names a volume and is no file: TorchIO looks for one whenever it copies or crops."""
+
+    def __init__(self, *arguments: Any, verify_path: bool = False, **options: Any) -> None:
+        super().__init__(*arguments, verify_path=False, **options)
+
+
 def subjects_dataset(dataset: Volumes, transform: Any = None) -> torchio.SubjectsDataset:
     """Subjects with `t1w`, a ScalarImage (1, X, Y, Z), `sample_id` and the covariates."""
     subjects = []
@@ -19,7 +26,7 @@ def subjects_dataset(dataset: Volumes, transform: Any = None) -> torchio.Subject
         facts = dataset.facts(index)
         del facts["affine"]
         name = f"{facts['sample_id']}.brainsynth"  # TorchIO wants a path; the reader knows better
-        image = torchio.ScalarImage(name, reader=functools.partial(_read, dataset, index), verify_path=False)
+        image = VolumeImage(name, reader=functools.partial(_read, dataset, index))
         subjects.append(torchio.Subject(t1w=image, **facts))
     return torchio.SubjectsDataset(subjects, transform=transform)
 

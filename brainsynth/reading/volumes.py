@@ -6,10 +6,12 @@ obstore for an object store. The adapters to torch, MONAI, Ray and others take a
 
 from __future__ import annotations
 
+import contextlib
 import math
+import operator
 import os
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -84,13 +86,22 @@ class Volumes:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice | Iterable[Any]) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: Any) -> Any:
+        """One sample; of a slice, a list of numbers or a mask, a list of samples. Raises TypeError for anything else."""
+        places = chosen_places(index, len(self))
+        return [self[place] for place in places] if isinstance(places, list) else self._sample(places)
+
+    def _sample(self, index: int) -> dict[str, Any]:
         return self.facts(index) | {"image": self.volume(index)}
 
     def facts(self, index: int) -> dict[str, Any]:
         """`dataset[index]` without its image."""
         self.row(index)
-        line = self._participants[index]
+        line = self._participants[operator.index(index)]
         return {
             "affine": self.affine.copy(),
             "sample_id": _sample_id(line),
@@ -101,17 +112,19 @@ class Volumes:
         """The `index`-th volume, float32. Raises ValueError when its stored data is lost."""
         return self._intensities(self.stored(index))
 
-    def patch(self, index: int, start: Sequence[int], size: Sequence[int]) -> npt.NDArray[np.float32]:
+    def patch(self, index: int, start: Sequence[int], size: Sequence[int] | int) -> npt.NDArray[np.float32]:
         """The box of `size` voxels from voxel `start` on of the `index`-th volume, float32; only its chunks are read."""
         return self._intensities(self.stored(index, start, size))
 
-    def volumes(self, indices: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
-        """(n, …) float32 volumes, all of them by default."""
-        chosen = range(len(self)) if indices is None else indices
-        return np.stack([self.volume(index) for index in chosen])
+    def volumes(self, indices: slice | Iterable[Any] | None = None) -> npt.NDArray[np.float32]:
+        """(n, …) float32 volumes, all of them by default; `indices` is a slice, a list of numbers or a mask."""
+        chosen: Any = slice(None) if indices is None else list(indices) if isinstance(indices, tuple) else indices
+        places = chosen_places(chosen, len(self))
+        images = [self.volume(place) for place in (places if isinstance(places, list) else [places])]
+        return np.stack(images) if images else np.empty((0, *self.shape), np.float32)
 
     def stored(
-        self, index: int, start: Sequence[int] | None = None, size: Sequence[int] | None = None
+        self, index: int, start: Sequence[int] | None = None, size: Sequence[int] | int | None = None
     ) -> npt.NDArray[Any]:
         """As `volume` or `patch`, in the stored dtype: floats are intensities, integers are ×255 or ×65535."""
         return self.array.read(self.row(index), self.array.box(start, size))
@@ -135,9 +148,10 @@ class Volumes:
 
     def row(self, index: int) -> int:
         """The row of the `index`-th sample. Raises IndexError."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} of a dataset with {len(self)} volumes")
-        return int(self.rows[index])
+        place = chosen_places(index, len(self))
+        if isinstance(place, list):
+            raise TypeError(f"one volume is asked for by one number, not by {_shown(index)}")
+        return int(self.rows[place])
 
     @property
     def sample_ids(self) -> list[str]:
@@ -175,6 +189,45 @@ class Volumes:
     def _intensities(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         image = stored.astype(np.float32)
         return image if stored.dtype.kind == "f" else image / np.float32(INTEGER_MAX[stored.dtype.name])
+
+
+def chosen_places(index: Any, count: int) -> int | list[int]:
+    """A number of `count` volumes; of a slice, a list of numbers or a mask, a list of them.
+
+    Raises IndexError for numbers, and masks, that do not fit; TypeError for anything else.
+    """
+    if isinstance(index, slice):
+        return list(range(*index.indices(count)))
+    if isinstance(index, bool | np.bool_ | str | bytes | tuple | dict | set) or index is None:
+        raise TypeError(_no_index(index))
+    with contextlib.suppress(TypeError):
+        place = operator.index(index)
+        if not -count <= place < count:
+            raise IndexError(f"index {place} of a dataset with {count} volumes")
+        return place
+    try:
+        several = np.asarray(index if hasattr(index, "__array__") else list(index))
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(_no_index(index)) from None
+    mixed = several.dtype.kind != "b" and isinstance(index, list) and any(isinstance(v, bool | np.bool_) for v in index)
+    if several.ndim != 1 or (several.dtype.kind not in "biu" and several.size) or mixed:
+        raise TypeError(_no_index(index))
+    if several.dtype.kind == "b":
+        if len(several) != count:
+            raise IndexError(f"a mask of {len(several)} values for a dataset with {count} volumes")
+        return [int(place) for place in np.flatnonzero(several)]
+    return [cast(int, chosen_places(int(place), count)) for place in several]
+
+
+def _no_index(index: Any) -> str:
+    return (
+        f"a dataset is indexed by a number, a slice, a list of numbers or a mask, not by {_shown(index)}; "
+        "of an id: dataset[dataset.sample_ids.index('syn000001')]"
+    )
+
+
+def _shown(index: Any) -> str:
+    return f"{type(index).__name__} {' '.join(ascii(index).split())[:60]}"
 
 
 def _sample_id(line: dict[str, str]) -> str:

@@ -33,7 +33,11 @@ class _Sliced:
 
 
 def labelled_array(dataset: Volumes) -> xarray.DataArray:
-    """(subject, x, y, z), or (subject, channel, x, y, z) of latents; x, y, z in mm for volumes; covariates by subject."""
+    """(subject, x, y, z), or (subject, channel, x, y, z) of latents; x, y, z in mm for volumes; covariates by subject.
+
+    `np.reshape(array.attrs["affine"], (4, 4))` maps voxels to mm. Raises ValueError for a dataset without volumes, or with a
+    covariate that is named as an axis is.
+    """
     if not len(dataset):
         raise ValueError(f"{dataset.uri} has no volumes to label")
     volumes = _Sliced(dataset)
@@ -41,6 +45,9 @@ def labelled_array(dataset: Volumes) -> xarray.DataArray:
     space = ["x", "y", "z"][: len(dataset.shape)]
     names = ["subject", *[f"axis{i}" for i in range(len(dataset.shape) - len(space))], *space]
     table = dataset.table.set_index("sample_id").drop(columns="row")
+    taken = sorted(set(names) & set(dataset.covariates))
+    if taken:
+        raise ValueError(f"{dataset.uri}: the covariate {taken[0]!r} is named as an axis of the array: use `.table`")
     coordinates: dict[str, Any] = {"subject": table.index.to_numpy()}
     if len(dataset.shape) == 3:
         for axis, name in enumerate(space):
@@ -48,5 +55,10 @@ def labelled_array(dataset: Volumes) -> xarray.DataArray:
             coordinates[name] = (name, origin + step * np.arange(dataset.shape[axis]), {"units": "mm"})
     for name in dataset.covariates:
         coordinates[name] = ("subject", table[name].to_numpy(), {"units": dataset.units[name]})
-    attributes = {"affine": dataset.affine.tolist(), "axes": "RAS+", "synthetic": bool(dataset.manifest["synthetic"])}
+    # What netCDF can hold, for `.to_netcdf()`: an attribute there is a text, a number or a list of numbers.
+    attributes = {
+        "affine": dataset.affine.ravel().tolist(),
+        "axes": "RAS+",
+        "synthetic": int(dataset.manifest["synthetic"]),
+    }
     return xarray.DataArray(lazy, dims=names, coords=coordinates, name=dataset.array_name, attrs=attributes)

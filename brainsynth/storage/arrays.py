@@ -36,14 +36,21 @@ def metadata_keys(plan: Plan) -> list[str]:
 
 
 def create_arrays(store: Store, plan: Plan) -> None:
-    """Write the group's and the arrays' metadata; harmless to repeat, since equal plans give equal bytes."""
-    group: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": _group_attributes(plan)}
-    store.write_new(f"{GROUP}/zarr.json", _json(group))
+    """Write the group's and the arrays' metadata; harmless to repeat, since equal plans give equal bytes.
+
+    The group also holds the arrays' metadata (consolidated), without which xarray warns.
+    """
+    documents: dict[str, Any] = {}
     for array in plan.arrays:
         metadata = _memory_array(array, plan.num_samples, plan.samples_per_shard)[1]["zarr.json"].to_bytes()
         document = json.loads(metadata)
         document["attributes"] = {"brainsynth": {"kind": plan.kind, "plan_fingerprint": plan.fingerprint}}
-        store.write_new(f"{GROUP}/{array.name}/zarr.json", _json(document))
+        documents[array.name] = document
+    group: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": _group_attributes(plan)}
+    group["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": documents}
+    store.write_new(f"{GROUP}/zarr.json", _json(group))
+    for name, document in documents.items():
+        store.write_new(f"{GROUP}/{name}/zarr.json", _json(document))
 
 
 def encode_shard(plan: Plan, array: ArraySpec, samples: npt.NDArray[Any]) -> bytes:
