@@ -13,6 +13,10 @@ class OtherVersion(UserError):
     """What another version of brainsynth wrote: it is whole, and must be neither repaired nor replaced."""
 
 
+class StoreError(UserError):
+    """A folder or a server cannot be read or written now (permissions, disk, network): that says nothing of the data."""
+
+
 class WorkerBroken(RuntimeError):
     """This process can do no more work (its accelerator is gone, for instance): it must end, and a fresh one take over."""
 

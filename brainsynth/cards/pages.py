@@ -130,8 +130,13 @@ def _columns(facts: Facts, split: bool = True) -> str:
     lines = "| column | unit or values | training support | |\n| --- | --- | --- | --- |\n"
     for c in facts.plan.covariates.covariates:
         support = f"{c.low:g} to {c.high:g}" if c.kind == "continuous" else ""
-        lines += f"| {c.name} | {c.unit or ', '.join(c.categories)} | {support} | {c.description} |\n"
+        lines += f"| {c.name} | {_cell(c.unit or ', '.join(c.categories))} | {support} | {_cell(c.description)} |\n"
     return lines + ("| split | train, validation, test | | fixed, by subject |\n" if split else "")
+
+
+def _cell(text: str) -> str:
+    """Any text in one cell of a Markdown table."""
+    return " ".join(text.splitlines()).replace("|", "\\|")
 
 
 def _audit(facts: Facts) -> str:

@@ -151,6 +151,11 @@ class PrepareConfig:
     runtime: RuntimeConfig = RuntimeConfig()
 
     def __post_init__(self) -> None:
+        for name, category in self.covariates.unreadable():
+            raise ValueError(
+                f"covariate {name!r}: {category!a} cannot be a category: tables read an empty cell and n/a as missing, "
+                "and hold no NUL and no half of a surrogate pair; call it 'unknown', for instance"
+            )
         low, high = self.intensity_percentiles
         if not 0 <= low < high <= 100:
             raise ValueError("intensity_percentiles must be 0 <= low < high <= 100")

@@ -185,6 +185,15 @@ class CovariateSchema:
         """Column names in order."""
         return tuple(c.name for c in self.covariates)
 
+    def unreadable(self) -> list[tuple[str, str]]:
+        """(covariate, category) of every category that no table can give back: a schema of a new cohort has none."""
+        return [
+            (c.name, category)
+            for c in self.covariates
+            for category in c.categories
+            if category.strip() in ("", "n/a") or re.search("[\\0\ud800-\udfff]", category)
+        ]
+
     @property
     def context_size(self) -> int:
         """K, the width of the context vector."""

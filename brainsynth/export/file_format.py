@@ -41,7 +41,5 @@ class FileFormat:
     write: Callable[[Path, Iterable[ExportedVolume]], None]
     """Writes one file, or a folder, under a temporary name."""
     subjects_per_file: int = 1
-    ids_in: Callable[[Path], set[str]] | None = None
-    """Of files of several subjects: who is in one. A file that lacks somebody is written again."""
     bids_sidecar: bool = False
     """Whether T1w.json lies next to the files."""

@@ -18,7 +18,8 @@ from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.reading.query import missing
 from brainsynth.records import record, seal, to_dict, unseal
 from brainsynth.storage.commit import each_commit, read_plan, read_samples
-from brainsynth.storage.filesystem import LocalStore, Store, local_folder, open_store, resolve_uri
+from brainsynth.storage.filesystem import LocalStore, Store, check_apart, local_folder, open_store, resolve_uri
+from brainsynth.storage.leftovers import is_of_desktop
 from brainsynth.storage.whole_file import TEMPORARY_PREFIX
 
 EXPORT_KEY = ".brainsynth-export.json"
@@ -81,6 +82,7 @@ def plan_export(
             chosen, or `output` holds something else.
     """
     uri, folder = resolve_uri(uri, "uri"), str(local_folder(output, "output"))
+    check_apart(uri, folder, "output")
     store = open_store(uri)
     plan = read_plan(store)
     if plan.kind not in ("generated", "prepared") or len(plan.arrays) != 1:
@@ -115,7 +117,8 @@ def check_output(export: ExportPlan) -> None:
     try:
         begun = unseal(ExportRecord, store.read(EXPORT_KEY), f"{store.uri}/{EXPORT_KEY}")
     except FileNotFoundError:
-        there = next((key for key, _ in store.list() if TEMPORARY_PREFIX not in key), None)
+        keys = (key for key, _ in store.list() if not is_of_desktop(key))
+        there = next((key for key in keys if TEMPORARY_PREFIX not in key), None)
         if there is not None:
             raise UserError(
                 f"{store.uri} is not empty (it holds {there}) and is not an export: give a new or empty output folder"

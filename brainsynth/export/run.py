@@ -18,11 +18,28 @@ from brainsynth.export.plan import EXPORT_KEY, ExportPlan, ExportRecord, Subject
 from brainsynth.export.tables import about, tables
 from brainsynth.manifest import stored_sha256
 from brainsynth.reading.stored_array import StoredArray
-from brainsynth.records import seal
-from brainsynth.storage.whole_file import sweep, whole
+from brainsynth.records import record, seal, unseal
+from brainsynth.storage.whole_file import content_sha256, discard, sweep, whole
 
 log = logging.getLogger(__name__)
 SUBJECTS_PER_UNIT = 8
+FILES_FOLDER = ".brainsynth-export"
+
+
+@record
+class ExportedFile:
+    """A file, or an OME-Zarr folder, that was finished."""
+
+    ids: tuple[str, ...]
+    """Who is in it."""
+    sha256: str
+
+
+@record
+class ExportedUnit:
+    """The finished files of a unit, by path: a later run finds out whether they still are what was written."""
+
+    files: dict[str, ExportedFile]
 
 
 def units(export: ExportPlan) -> list[tuple[int, list[Subject]]]:
@@ -51,17 +68,39 @@ def export_unit(export: ExportPlan, number: int, subjects: list[Subject], partia
             else:
                 yield ExportedVolume(subject.sample_id, voxels, export.plan.volume, about(export, subject))
 
+    written = _written(export, number)
     for group in files:
-        path = Path(export.output, kind.path.format(id=group[0].sample_id, unit=number))
-        # A file that a `--partial` export left somebody out of is tried again.
-        if path.exists() and (kind.ids_in is None or kind.ids_in(path) == {s.sample_id for s in group}):
+        name = kind.path.format(id=group[0].sample_id, unit=number)
+        path, ids = Path(export.output, name), tuple(subject.sample_id for subject in group)
+        # Written again: what was cut or changed since, and a file that a `--partial` export left somebody out of.
+        if name in written and written[name].ids == ids and written[name].sha256 == content_sha256(path):
             continue
         checked = volumes(group)
         first = next(checked, None)
+        if path.is_dir() or first is None:
+            discard(path)
         if first is not None:
             with whole(path) as temporary:
                 kind.write(temporary, itertools.chain([first], checked))
+            ids = tuple(subject.sample_id for subject in group if subject.sample_id not in damaged)
+            written[name] = ExportedFile(ids=ids, sha256=content_sha256(path))
+            export.store.write(_unit_key(number), seal(ExportedUnit(files=written)))
     return damaged
+
+
+def _unit_key(number: int) -> str:
+    return f"{FILES_FOLDER}/unit-{number:06d}.json"
+
+
+def _written(export: ExportPlan, number: int) -> dict[str, ExportedFile]:
+    """The files of a unit that were finished."""
+    try:
+        return dict(unseal(ExportedUnit, export.store.read(_unit_key(number)), _unit_key(number)).files)
+    except FileNotFoundError:
+        return {}
+    except UserError as error:
+        log.warning("the files of unit %d are written again: %s", number, error)
+        return {}
 
 
 def finish(export: ExportPlan, damaged: list[str]) -> ExportRecord:

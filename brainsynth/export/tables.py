@@ -9,6 +9,7 @@ import pandas as pd
 from brainsynth.export.formats import FORMATS
 from brainsynth.export.plan import ExportPlan, Subject
 from brainsynth.storage.finalise import participants_sidecar, pretty_json
+from brainsynth.storage.tsv import tsv_text
 from brainsynth.version import __version__
 
 BIDS_VERSION = "1.10.0"
@@ -49,7 +50,7 @@ def _participants(export: ExportPlan, subjects: list[Subject]) -> bytes:
         for line, subject in zip(lines, subjects, strict=True):
             line["extrapolated"] = "true" if subject.extrapolated else "false"
     table = pd.DataFrame(lines, columns=["participant_id", *names])
-    return table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n").encode()
+    return tsv_text(table).encode()
 
 
 def _sidecar(export: ExportPlan) -> dict[str, Any]:

@@ -28,15 +28,9 @@ def _write(path: Path, volumes: Iterable[ExportedVolume]) -> None:
                 tar.addfile(member, io.BytesIO(data))
 
 
-def _ids_in(path: Path) -> set[str]:
-    with tarfile.open(path) as tar:
-        return {name.removesuffix(".json") for name in tar.getnames() if name.endswith(".json")}
-
-
 FORMAT = FileFormat(
     path="shard-{unit:06d}.tar",
     about="`shard-NNNNNN.tar`: WebDataset, `<id>.t1w.npy` (X, Y, Z) and `<id>.json` (covariates, affine)",
     write=_write,
     subjects_per_file=32,
-    ids_in=_ids_in,
 )

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from brainsynth.errors import StoreError
+from brainsynth.storage.keys import file_path
+
 
 def is_remote(uri: str) -> bool:
     """True for an address that is not a local path."""
@@ -15,7 +18,7 @@ def is_remote(uri: str) -> bool:
 
 def local_path(uri: str) -> str:
     """The path behind a local URI."""
-    return "/" + uri.removeprefix("file://").lstrip("/") if uri.startswith("file://") else os.path.expanduser(uri)
+    return file_path(uri) if uri.startswith("file://") else os.path.expanduser(uri)
 
 
 def local_file(uri: str, key: str) -> Path:
@@ -28,12 +31,21 @@ def local_file(uri: str, key: str) -> Path:
 
 
 def read_file(uri: str, key: str) -> bytes:
-    """A whole file. Raises FileNotFoundError."""
+    """A whole file. Raises FileNotFoundError, and StoreError where it is there and cannot be read."""
     if is_remote(uri):
         from brainsynth.storage.object_store import ObjectStore
 
         return ObjectStore(uri).read(key)
-    return local_file(uri, key).read_bytes()
+    file = local_file(uri, key)
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        root = local_path(uri)
+        if os.path.isfile(root):
+            raise StoreError(f"{root} is a file, and a dataset is a folder") from None
+        raise StoreError(f"cannot read {file}: {error.strerror}; check the permissions and the disk") from None
 
 
 def list_files(uri: str, folder: str) -> list[str]:

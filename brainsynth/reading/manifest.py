@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from typing import Any
 
 from brainsynth.errors import OtherVersion, other_version
 from brainsynth.reading.files import read_file
+from brainsynth.storage.tsv import tsv_lines
 from brainsynth.storage.untrusted import plain_json
 
 _SCHEMA = "DatasetManifest/1"
@@ -26,7 +26,7 @@ def finished(uri: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
     data = read_file(uri, "participants.tsv")
     if hashlib.sha256(data).hexdigest() != manifest["files"]["participants.tsv"]:
         raise ValueError(f"{uri}/participants.tsv is not the table that dataset.json names; run the job again")
-    return manifest, list(csv.DictReader(data.decode().splitlines(), delimiter="\t"))
+    return manifest, tsv_lines(data)
 
 
 def committed(uri: str) -> tuple[dict[str, Any], list[dict[str, str]]]:

@@ -36,7 +36,9 @@ class VolumeReader(ImageReader):
     volume and crop it; a cache of MONAI refuses it, as it would keep one box. `array`, `partial`: those of `open_dataset`.
     """
 
-    def __init__(self, patch: Sequence[int] | int | None = None, array: str | None = None, partial: bool = False) -> None:
+    def __init__(
+        self, patch: Sequence[int] | int | None = None, array: str | None = None, partial: bool = False
+    ) -> None:
         self.patch, self.array, self.partial = patch, array, partial
         self._known: dict[str, tuple[Volumes, dict[str, int]]] = {}
 

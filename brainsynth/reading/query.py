@@ -1,13 +1,17 @@
 """A choice of subjects by their covariates: `age > 60 and sex == 'F'`. Comparisons, and/or/not, names and literals; no more.
 
 The text is parsed and never executed: whatever is none of these is refused, with its place. Needs nothing but Python.
+A name that Python would not take as one stands in backticks: `` `class` == 'A' ``. It may have several lines.
 """
 
 from __future__ import annotations
 
 import ast
+import keyword
 import math
 import operator
+import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 
 from brainsynth.errors import UserError
@@ -24,6 +28,12 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Value, Value], bool]] = {
     ast.NotEq: operator.ne,
 }
 
+_PIECES = re.compile(
+    r"(?P<text>'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\")|(?P<name>`(?:``|[^`])+`)"
+    r"|(?P<blank>#[^\r\n]*|\\?(?:\r\n|\r|\n))|(?P<other>.)",
+    re.DOTALL,
+)
+
 
 class Query:
     """A condition on one row: a mapping from names to numbers (NaN: missing) or text ("": missing).
@@ -36,8 +46,10 @@ class Query:
         self.text, self.kinds = text, kinds
         if len(text) > MAX_LENGTH:
             raise self._refusal(f"it is longer than {MAX_LENGTH} characters")
+        self._quoted: dict[str, str] = {}
+        """Name that Python takes → what stands in backticks."""
         try:
-            tree = ast.parse(text.strip(), mode="eval")
+            tree = ast.parse(self._one_line(text).strip(), mode="eval")
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise self._refusal(getattr(error, "msg", None) or type(error).__name__) from None
         self._holds = self._condition(tree.body, 0)
@@ -45,8 +57,34 @@ class Query:
     def __call__(self, row: Row) -> bool:
         return self._holds(row)
 
+    def _one_line(self, text: str) -> str:
+        """The text without line ends and comments, and with plain names for those in backticks."""
+        parts = []
+        for match in _PIECES.finditer(text):
+            kind, piece = match.lastgroup, match[0]
+            if kind == "name":
+                plain = f"_{len(self._quoted)}_"
+                while plain in self.kinds:
+                    plain += "_"
+                self._quoted[plain] = piece[1:-1].replace("``", "`")
+                piece = plain
+            elif kind == "blank":
+                piece = " "
+            else:  # a line end in a text is part of it
+                piece = re.sub(r"(?<!\\)\n", r"\\n", re.sub(r"(?<!\\)\r", r"\\r", piece))
+            parts.append(piece)
+        return "".join(parts)
+
+    def _written(self, node: ast.expr) -> str:
+        text = ast.unparse(node)
+        for plain, name in self._quoted.items():
+            text = text.replace(plain, _as_written(name))
+        return ascii(text)[:80]
+
     def _refusal(self, why: str) -> UserError:
-        names = ", ".join(f"{name} ({'number' if number else 'text'})" for name, number in self.kinds.items())
+        names = ", ".join(
+            f"{_as_written(name)} ({'number' if number else 'text'})" for name, number in self.kinds.items()
+        )
         return UserError(
             f"the condition {ascii(self.text)[:200]} is refused: {why}; write comparisons of names with numbers or 'text', "
             f"joined by and, or, not, such as \"age > 60 and sex == 'F'\"; names here: {names or 'none'}"
@@ -66,7 +104,7 @@ class Query:
             sides = [node.left, *node.comparators]
             pairs = [self._pair(*pair) for pair in zip(sides, node.ops, sides[1:], strict=False)]
             return lambda row: all(pair(row) for pair in pairs)
-        raise self._refusal(f"{ascii(ast.unparse(node))[:80]} is not a comparison")
+        raise self._refusal(f"{self._written(node)} is not a comparison")
 
     def _pair(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Callable[[Row], bool]:
         first, number = self._operand(left)
@@ -96,7 +134,10 @@ class Query:
     def _operand(self, node: ast.expr) -> tuple[Callable[[Row], Value], bool]:
         """The value of a name or a literal, and whether it is a number."""
         if isinstance(node, ast.Name):
-            name = node.id
+            name = self._quoted.get(node.id, node.id)
+            if name not in self.kinds and node.id not in self._quoted:
+                # Python knows a name by its normal form (NFKC) alone.
+                name = next((known for known in self.kinds if unicodedata.normalize("NFKC", known) == name), name)
             if name not in self.kinds:
                 raise self._refusal(f"there is no {ascii(name)[:80]}")
             return lambda row: row[name], self.kinds[name]
@@ -111,7 +152,13 @@ class Query:
                 return lambda row: number, True
             if isinstance(value, str) and sign == 1:
                 return lambda row: value, False
-        raise self._refusal(f"{ascii(ast.unparse(node))[:80]} is neither a name nor a number nor 'text'")
+        raise self._refusal(f"{self._written(node)} is neither a name nor a number nor 'text'")
+
+
+def _as_written(name: str) -> str:
+    """A name as a condition has to have it."""
+    plain = name.isidentifier() and not keyword.iskeyword(name) and unicodedata.normalize("NFKC", name) == name
+    return name if plain else f"`{name.replace('`', '``')}`"
 
 
 def missing(value: Value) -> bool:

@@ -12,11 +12,11 @@ from brainsynth.reading.torch import read_tensor
 from brainsynth.reading.volumes import Volumes
 
 
-class VolumeImage(torchio.ScalarImage):  # type: ignore[misc]
+class VolumeImage(torchio.ScalarImage):
     """A ScalarImage whose `path` names a volume and is no file: TorchIO looks for one whenever it copies or crops."""
 
     def __init__(self, *arguments: Any, verify_path: bool = False, **options: Any) -> None:
-        super().__init__(*arguments, verify_path=False, **options)
+        super().__init__(*arguments, verify_path=False, **options)  # type: ignore[no-untyped-call]
 
 
 def subjects_dataset(dataset: Volumes, transform: Any = None) -> torchio.SubjectsDataset:

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from brainsynth.cards.ro_crate import ro_crate
 from brainsynth.config.release import ReleaseConfig
 from brainsynth.errors import UserError, problems_error
 from brainsynth.export.plan import EXPORT_KEY, plan_export, read_model
+from brainsynth.export.run import FILES_FOLDER
 from brainsynth.export.tables import tables
 from brainsynth.manifest import MODEL_KEY, DatasetManifest, ModelRecord, for_publication
 from brainsynth.plan import Plan
@@ -36,10 +36,11 @@ from brainsynth.stages.export import run_export
 from brainsynth.storage import measured as quality
 from brainsynth.storage.arrays import metadata_keys, shard_key
 from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, read_commits, read_plan
-from brainsynth.storage.filesystem import LocalStore, Store, local_folder, open_store, resolve_uri
+from brainsynth.storage.filesystem import LocalStore, Store, check_apart, local_folder, open_store, resolve_uri
 from brainsynth.storage.finalise import DATASET_KEY, SHARDS_KEY, SUBJECTS_KEY, finalise, pretty_json
+from brainsynth.storage.leftovers import only_of_desktop
 from brainsynth.storage.verify import VerifyReport, verify_dataset
-from brainsynth.storage.whole_file import whole
+from brainsynth.storage.whole_file import whole_folder
 
 log = logging.getLogger(__name__)
 SUMS, RELEASE_KEY = "SHA256SUMS", "release.json"
@@ -78,8 +79,11 @@ class Checked(NamedTuple):
 def check_release(config: ReleaseConfig) -> Checked:
     """All that can be refused before the data is read. Raises UserError that lists every problem."""
     output = local_folder(config.output, "output")
+    check_apart(resolve_uri(config.dataset, "dataset"), output, "output")
     if output.exists() and any(output.iterdir()):
-        raise UserError(f"output: {output} is not empty; a release goes to a new folder")
+        desktop = ", ".join(only_of_desktop(output))
+        held = f" (it holds only {desktop}, which a desktop left: delete it)" if desktop else ""
+        raise UserError(f"output: {output} is not empty{held}; a release goes to a new folder")
     store = open_store(resolve_uri(config.dataset, "dataset"))
     plan = read_plan(store)
     if plan.kind != "generated":
@@ -134,8 +138,7 @@ def run(config: ReleaseConfig) -> ReleaseRecord:
     report = verify_dataset(store)
     if not report.ok:
         raise UserError(f"{uri} cannot be released:\n{report.summary()}")
-    with whole(output) as folder:
-        folder.mkdir()
+    with whole_folder(output) as folder:
         described = _bids(uri, folder) if config.data == "bids" else _zarr(store, uri, folder, checked)
         # Authors, licence and DOI are in CITATION.cff; BIDS wants them in one place.
         described = {k: v for k, v in described.items() if k != "License"} | {"Name": config.title}
@@ -193,8 +196,7 @@ def _zarr(store: Store, uri: str, folder: Path, checked: Checked) -> dict[str, A
         published.write(commit_key(commit.shard), seal(for_publication(commit)))
     if finalise(published, plan).shards_digest != checked.manifest.shards_digest:
         raise UserError(f"{uri} was changed while it was being released; run the same command again")
-    with tempfile.TemporaryDirectory() as scratch:
-        export = plan_export(uri, scratch, "bids")
+    export = plan_export(uri, str(folder / "bids"), "bids")  # for its tables; nothing is written there
     bids = tables(export, export.subjects)
     for name in ("participants.tsv", "participants.json"):
         (folder / name).write_bytes(bids[name])
@@ -214,6 +216,7 @@ def _bids(uri: str, folder: Path) -> dict[str, Any]:
     """Every volume as NIfTI, with the tables of BIDS."""
     run_export(plan_export(uri, str(folder), "bids"))
     (folder / EXPORT_KEY).unlink()
+    shutil.rmtree(folder / FILES_FOLDER)
     described: dict[str, Any] = json.loads((folder / "dataset_description.json").read_bytes())
     return described
 

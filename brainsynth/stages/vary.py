@@ -31,6 +31,7 @@ from brainsynth.report import case_figures
 from brainsynth.report.montage import Volume
 from brainsynth.stages import generate
 from brainsynth.storage.filesystem import LocalStore, local_folder
+from brainsynth.storage.tsv import tsv_text
 
 log = logging.getLogger(__name__)
 DATASET = "dataset"
@@ -120,7 +121,7 @@ def _volumes(case: Case) -> list[Volume | None]:
 
 
 def _tsv(table: pd.DataFrame) -> bytes:
-    return table.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.6g", lineterminator="\n").encode()
+    return tsv_text(table, float_format="%.6g").encode()
 
 
 def command(arguments: argparse.Namespace) -> int:

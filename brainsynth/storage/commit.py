@@ -29,6 +29,7 @@ from brainsynth.plan import ArraySpec, Plan, ShardSpec, plan_differences, table_
 from brainsynth.records import seal, unseal
 from brainsynth.storage.arrays import check_array, create_arrays, decode_shard, encode_shard, shard_key
 from brainsynth.storage.filesystem import Store
+from brainsynth.storage.leftovers import is_of_desktop
 from brainsynth.storage.tables import stored_table
 from brainsynth.storage.whole_file import TEMPORARY_PREFIX
 
@@ -54,7 +55,7 @@ def check_plan(store: Store, plan: Plan) -> bool:
         if _belongs_to(store, plan):
             return False
         # An attempt that died while it wrote the plan leaves a temporary file: that is still an empty folder.
-        there = [key for key, _ in store.list() if not key.startswith(TEMPORARY_PREFIX)]
+        there = [key for key, _ in store.list() if not (key.startswith(TEMPORARY_PREFIX) or is_of_desktop(key))]
         if PLAN_KEY in there:
             return check_plan(store, plan)  # another run has just written it
         if there:

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from brainsynth.errors import UserError
+from brainsynth.errors import StoreError, UserError
 from brainsynth.places import user_path, variable_in, variable_message
-from brainsynth.storage.keys import check_address, check_key
+from brainsynth.storage.keys import check_address, check_key, file_path
 from brainsynth.storage.object_store import ObjectStore
 from brainsynth.storage.whole_file import sync, temporary, write_whole
 
@@ -71,7 +71,7 @@ class LocalStore:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise UserError(f"cannot read {file}: {error.strerror}; check the permissions and the disk") from error
+            raise StoreError(f"cannot read {file}: {error.strerror}; check the permissions and the disk") from error
 
     def write(self, key: str, data: bytes) -> None:
         file = self._file(key)
@@ -142,13 +142,28 @@ def _linked(written: Path, file: Path) -> bool:
 
 
 def open_store(uri: str) -> Store:
-    """The store at a URI: a local path, file://, or whatever obstore opens (s3://, gs://, az://)."""
-    scheme, separator, rest = uri.partition("://")
+    """The store at a URI: a local path, file://, or whatever obstore opens (s3://, gs://, az://).
+
+    Raises UserError where a file is in the place of the folder.
+    """
+    scheme, separator, _ = uri.partition("://")
     if not separator:
-        return LocalStore(Path(uri).expanduser().absolute())
+        return LocalStore(_folder(Path(uri).expanduser().absolute()))
     if scheme == "file":
-        return LocalStore(Path("/" + rest.lstrip("/")))
+        return LocalStore(_folder(Path(file_path(uri))))
     return ObjectStore(uri)
+
+
+def _folder(path: Path) -> Path:
+    """The path, of a folder that is there or can be made. Raises UserError where a file is in its place."""
+    there = next((place for place in (path, *path.parents) if place.exists()), path)
+    if there.exists() and not there.is_dir():
+        raise UserError(
+            f"{path} is a file, and a folder is needed"
+            if there == path
+            else f"{path} cannot be a folder: {there} is a file"
+        )
+    return path
 
 
 def resolve_uri(uri: str, what: str) -> str:
@@ -168,6 +183,17 @@ def resolve_uri(uri: str, what: str) -> str:
             "give an absolute path or a URI that every node reaches"
         )
     return str(path.absolute())
+
+
+def check_apart(uri: str, output: str | Path, what: str) -> None:
+    """Raises UserError where a dataset's folder and an output are one, or one lies in the other."""
+    store = open_store(uri)
+    if not isinstance(store, LocalStore):
+        return
+    dataset, folder = store.path.resolve(), Path(output).resolve()
+    if dataset.is_relative_to(folder) or folder.is_relative_to(dataset):
+        how = "is" if dataset == folder else "lies in" if folder.is_relative_to(dataset) else "holds"
+        raise UserError(f"{what}: {output} {how} the folder of the dataset, {store.path}: give a folder outside of it")
 
 
 def local_folder(uri: str, what: str) -> Path:

@@ -21,6 +21,7 @@ from brainsynth.storage.arrays import GROUP, metadata_keys
 from brainsynth.storage.commit import commit_key, each_commit, read_samples
 from brainsynth.storage.filesystem import Store
 from brainsynth.storage.leftovers import COMMITS, is_temporary
+from brainsynth.storage.tsv import tsv_text
 
 DATASET_KEY = "dataset.json"
 SUBJECTS_KEY = "manifest/subjects.parquet"
@@ -196,14 +197,12 @@ class _Fold:
         participants = pd.DataFrame({"participant_id": "sub-" + table["sample_id"], "row": table["row"]})
         others = ["status", *(["split"] if "split" in table else []), *names]
         participants = pd.concat([participants, table[others]], axis=1)
-        participants.to_csv(self.participants, sep="\t", index=False, na_rep="n/a", header=first, lineterminator="\n")
+        self.participants.write(tsv_text(participants, header=first))
         rejected = table[table["status"] != "ok"]
         if len(rejected):
             columns = [c for c in ("sample_id", "row", "status", "reason", "image", *names) if c in rejected]
             header = not self.rejects.tell()
-            rejected[columns].to_csv(
-                self.rejects, sep="\t", index=False, na_rep="n/a", header=header, lineterminator="\n"
-            )
+            self.rejects.write(tsv_text(rejected[columns], header=header))
 
 
 def _gate_fields(plan: Plan) -> list[pa.Field]:

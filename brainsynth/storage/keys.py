@@ -44,6 +44,12 @@ def check_key(key: str, root: str, empty: bool = False) -> str:
     return key
 
 
+def file_path(uri: str) -> str:
+    """The path behind a file:// address: as it is written, if something is there, else with `%20` and the like replaced."""
+    path = "/" + uri.removeprefix("file://").removeprefix("localhost/").lstrip("/")
+    return path if os.path.exists(path) else urllib.parse.unquote(path)
+
+
 def check_address(uri: str) -> str:
     """The URI itself, when it carries no credentials. Raises UserError, without showing them."""
     shown = scrub(re.split("[?#]", uri)[0])

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from brainsynth.errors import UserError
+from brainsynth.errors import StoreError, UserError
 from brainsynth.storage.keys import check_address, check_key, scrub
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,9 @@ class ObjectStore:
                 raise FileNotFoundError(f"{self.uri}/{key}")
             if not self._remote or attempt >= failure.attempts:
                 tries = f" (try {attempt}, after {time.monotonic() - started:.0f} s)" if attempt > 1 else ""
-                raise UserError(f"cannot {doing} {scrub(f'{self.uri}/{key}')}: {failure.text}{tries}; {failure.remedy}")
+                raise StoreError(
+                    f"cannot {doing} {scrub(f'{self.uri}/{key}')}: {failure.text}{tries}; {failure.remedy}"
+                )
             level = logging.WARNING if attempt >= _TRIES_IN_SILENCE else logging.INFO
             log.log(level, "cannot %s %s/%s: %s; try %d of %d", doing, self.uri, key, failure.text, attempt, ATTEMPTS)
             time.sleep(_pause(attempt))
@@ -184,7 +186,15 @@ class _Failure:
 _NO_BUCKET = _Failure("there is no such bucket", "create it, or correct the address (for s3:// also AWS_ENDPOINT_URL)")
 
 
+_NO_LISTING = (
+    "this server cannot list or write files: open_dataset reads volumes from it, without `measured` and `partial`; all else "
+    "needs S3, GCS, Azure or a local copy"
+)
+
+
 def _judge(error: Exception, uri: str) -> _Failure:
+    from obstore.exceptions import NotSupportedError
+
     said, _, source = str(error).partition("\n\nDebug source")
     status = int(match.group(1)) if (match := _STATUS.search(said)) else None
     code = match.group(1) if (match := _CODE.search(said)) else ""
@@ -204,6 +214,10 @@ def _judge(error: Exception, uri: str) -> _Failure:
     if code not in _PASSING_CODES and (status in (401, 403) or code in ("ExpiredToken", "InvalidToken")):
         remedy = f"access is refused: check {variables}, the clock, and that this key may list, read and write there"
         return _Failure(text, remedy)
+    if status in (405, 501):
+        return _Failure(text, _NO_LISTING)
+    if isinstance(error, NotSupportedError):
+        return _Failure("it does not give parts of files", "copy the dataset, or serve it by S3, GCS, Azure or nginx")
     if status in (301, 307, 308) or "region" in said:
         return _Failure(text, "AWS_REGION or AWS_ENDPOINT_URL is not that of the bucket")
     if "certificate" in source and status is None:
@@ -262,7 +276,7 @@ def read_through(uri: str, request: Callable[[], T]) -> T:
             failure = _judge(error, uri)
         attempt += 1
         if attempt >= failure.attempts or "body error" not in failure.text:
-            raise UserError(f"cannot read {uri}: {failure.text}; {failure.remedy}")
+            raise StoreError(f"cannot read {uri}: {failure.text}; {failure.remedy}")
         time.sleep(_pause(attempt))
 
 

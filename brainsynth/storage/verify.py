@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from brainsynth.errors import OtherVersion, UserError
+from brainsynth.errors import OtherVersion, StoreError, UserError
 from brainsynth.manifest import LEFT_OUT_KEY, MODEL_KEY, DatasetManifest, SampleRecord, ShardManifest, stored_sha256
 from brainsynth.plan import Plan
 from brainsynth.records import record, unseal
@@ -19,7 +19,7 @@ from brainsynth.storage.arrays import GROUP, decode_rows, metadata_keys, shard_k
 from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, each_commit, read_plan, read_samples
 from brainsynth.storage.filesystem import Store, open_store
 from brainsynth.storage.finalise import DATASET_KEY, is_table
-from brainsynth.storage.leftovers import COMMITS, REPAIRS, is_garbage, is_temporary
+from brainsynth.storage.leftovers import COMMITS, REPAIRS, is_garbage, is_of_desktop, is_temporary
 
 _BESIDE = ("latents.json", "report.html", "report.json", "config.json", "bundle.json", MODEL_KEY, LEFT_OUT_KEY)
 Kind = Literal["missing", "corrupt", "swapped", "duplicated", "orphaned", "unexpected"]
@@ -55,6 +55,8 @@ class VerifyReport:
     """Volumes that are ok but not the first of their row: the quality gate refused those before."""
     size_bytes: int
     problems: tuple[Problem, ...]
+    harmless: tuple[str, ...] = ()
+    """Files of a desktop or file server, such as .DS_Store: they are no part of the dataset, and no problem."""
 
     @property
     def ok(self) -> bool:
@@ -62,13 +64,15 @@ class VerifyReport:
         return not self.problems
 
     def summary(self) -> str:
-        """One line, and one more per problem."""
+        """One line, one more per problem, and one for harmless files."""
         head = (
             f"{'ok' if self.ok else 'NOT ok'}: {self.shards} shards, {self.samples_ok} volumes ok, "
             f"{self.samples_rejected} rejected, {self.samples_failed} failed, "
             f"{f'{self.samples_redrawn} redrawn, ' if self.samples_redrawn else ''}{self.size_bytes / 1e6:.1f} MB read"
         )
-        return "\n".join([head, *(f"  {p.kind}: {p.key}: {p.detail}" for p in self.problems)])
+        shown = ", ".join(self.harmless[:3]) + (f" and {len(self.harmless) - 3} more" if len(self.harmless) > 3 else "")
+        note = [f"  harmless, left by a desktop or file server: {shown}"] if self.harmless else []
+        return "\n".join([head, *(f"  {p.kind}: {p.key}: {p.detail}" for p in self.problems), *note])
 
 
 class _Verification:
@@ -76,7 +80,9 @@ class _Verification:
 
     def __init__(self, store: Store, plan: Plan) -> None:
         self.store, self.plan = store, plan
-        self.present = dict(store.list())
+        present = dict(store.list())
+        self.harmless = tuple(sorted(key for key in present if is_of_desktop(key)))
+        self.present = {key: size for key, size in present.items() if not is_of_desktop(key)}
         self.problems: list[Problem] = []
         self.counts = {"ok": 0, "rejected": 0, "failed": 0}
         self.shards = self.size_bytes = self.redrawn = 0
@@ -101,7 +107,7 @@ class _Verification:
                     detail = "its shard has no commit record; the next run judges it"
                     self.problems.append(Problem(kind="orphaned", key=orphan, detail=detail, shard=index))
             return
-        except OtherVersion:
+        except (OtherVersion, StoreError):
             raise
         except UserError as error:
             self.problems.append(Problem(kind="corrupt", key=key, detail=str(error), shard=index))
@@ -199,13 +205,16 @@ def verify_dataset(dataset: Store | str, progress: Callable[[int, int], None] | 
 
     Raises:
         UserError: when there is no dataset, or its plan is damaged, so that nothing can be compared; OtherVersion where
-            another version of brainsynth wrote a record: that is not damage.
+            another version of brainsynth wrote a record, StoreError where a file or server cannot be read now: neither is
+            damage.
     """
     store = open_store(dataset) if isinstance(dataset, str) else dataset
     plan = read_plan(store)
     verification = _Verification(store, plan)
     try:
         sample_ids = list(read_samples(store, plan)["sample_id"])
+    except StoreError:
+        raise
     except UserError as error:
         kind: Kind = "corrupt" if SAMPLES_KEY in verification.present else "missing"
         verification.problems.append(Problem(kind=kind, key=SAMPLES_KEY, detail=str(error)))
@@ -231,6 +240,7 @@ def verify_dataset(dataset: Store | str, progress: Callable[[int, int], None] | 
         samples_redrawn=verification.redrawn,
         size_bytes=verification.size_bytes,
         problems=tuple(verification.problems),
+        harmless=verification.harmless,
     )
 
 
@@ -252,7 +262,7 @@ def _verify_manifest(store: Store, plan: Plan, expected: set[str]) -> Iterator[P
     except FileNotFoundError:
         yield Problem(kind="missing", key=DATASET_KEY, detail="the dataset is not finalised; run its job again")
         return
-    except OtherVersion:
+    except (OtherVersion, StoreError):
         raise
     except UserError as error:
         yield Problem(kind="corrupt", key=DATASET_KEY, detail=str(error))

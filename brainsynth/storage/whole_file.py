@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import hashlib
 import logging
 import os
 import re
@@ -20,9 +22,9 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextlib.contextmanager
-def temporary(path: Path) -> Iterator[Path]:
+def temporary(path: Path, mark: str = "") -> Iterator[Path]:
     """A name for a temporary file or folder next to `path`, with its suffix; what is there at the end is removed."""
-    name = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}{path.suffix}")
+    name = path.with_name(f"{TEMPORARY_PREFIX}{mark}{uuid.uuid4().hex}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield name
@@ -32,12 +34,12 @@ def temporary(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def replaced(path: Path, mark: str = "") -> Iterator[Path]:
     """A temporary file or folder to write; it takes the place of `path`, synced, only when the block ends well.
 
     A folder takes the place of nothing but an empty one.
     """
-    with temporary(path) as written:
+    with temporary(path, mark) as written:
         yield written
         for file in written.rglob("*") if written.is_dir() else ():
             sync(file)
@@ -64,6 +66,59 @@ def whole(path: Path) -> Iterator[Path]:
         ) from error
 
 
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """`whole`, for a new folder: the temporary one is there, and what a killed writer of the same folder left is removed.
+
+    Raises UserError while another process writes the same folder.
+    """
+    mark = f"{hashlib.sha256(path.name.encode()).hexdigest()[:12]}-"
+    for stray in path.parent.glob(f"{TEMPORARY_PREFIX}{mark}*"):
+        with _locked(stray) as dead:
+            if not dead:
+                raise UserError(f"{path} is being written by another process: wait for it, or end it first")
+            log.info("removed %s, which a killed run left", stray)
+            remove(stray)
+    try:
+        with replaced(path, mark) as written:
+            written.mkdir()
+            with _locked(written):
+                yield written
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; fix the space or permissions, and run the same command again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Holds a folder's lock, which ends with its process; False where a living process has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        except OSError:  # a filesystem without locks
+            yield True
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def content_sha256(path: Path) -> str:
+    """sha256 of a file, or of a folder's files with their names; "" where nothing is."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        listed = "".join(f"{content_sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
+        return hashlib.sha256(listed.encode()).hexdigest()
+    if not path.exists():
+        return ""
+    with open(path, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def sync(path: Path) -> None:
     """Put a file, or the names in a folder, on the disk itself."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -83,6 +138,8 @@ def remove(path: Path) -> None:
 
 def discard(folder: Path) -> None:
     """Remove a folder so that a kill on the way leaves no half of it under its name; only warns when it cannot."""
+    if not folder.exists():
+        return
     aside = folder.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
     try:
         folder.rename(aside)

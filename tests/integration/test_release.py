@@ -36,6 +36,7 @@ from brainsynth.storage.commit import commit_shard, write_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.finalise import SHARDS_KEY, SUBJECTS_KEY, finalise
 from brainsynth.storage.verify import verify_dataset
+from brainsynth.storage.whole_file import whole_folder
 from brainsynth.volume import VolumeSpec
 from tests.instruments.heads import SHAPE, SPACING, heads
 from tests.integration.test_audit import cohort
@@ -517,3 +518,68 @@ def test_where_links_cannot_be_made_data_is_copied(
     stored = "data/dataset.zarr/t1w/c/0/0/0/0"
     assert (tmp_path / "out" / stored).stat().st_nlink == 1 < (released / stored).stat().st_nlink
     assert (tmp_path / "out" / "SHA256SUMS").read_bytes() == (released / "SHA256SUMS").read_bytes()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from brainsynth.config.load import load_config
+from brainsynth.config.release import ReleaseConfig
+from brainsynth.stages import release
+name = sys.argv[2]
+def killed(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(release, name, killed)
+release.run(load_config(sys.argv[1], ReleaseConfig))
+"""
+
+
+@pytest.mark.parametrize(("at", "data"), [("_put", "bids"), ("_documents", "zarr"), ("finalise", "zarr")])
+def test_what_a_killed_release_left_is_removed(at: str, data: str, world: World, tmp_path: Path) -> None:
+    output = tmp_path / "out.v1"
+    config = write_yaml(world.config(output, data=data), tmp_path, "release.yaml")
+    (tmp_path / ".tmp-of-somebody").mkdir()
+    command = [sys.executable, "-c", KILLED, str(config), at]
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -9, killed.stderr
+    left = {path.name for path in tmp_path.glob(".tmp-*")} - {".tmp-of-somebody"}
+    assert len(left) == 1
+    assert not output.exists()
+    world.release(tmp_path / "another", data=data)  # of another folder: it leaves that alone
+    assert (tmp_path / left.pop()).exists()
+    world.release(output, data=data)
+    assert {path.name for path in tmp_path.glob(".tmp-*")} == {".tmp-of-somebody"}
+    assert names(output) == names(tmp_path / "another")
+
+
+def test_a_release_that_is_at_work_is_left_alone(world: World, tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "out") as first:
+        (first / "half").write_text("x")
+        with pytest.raises(UserError, match="is being written by another process"):
+            world.release(tmp_path / "out")
+        assert (first / "half").exists()
+    assert names(tmp_path / "out") == {"half"}
+
+
+def test_a_folder_of_the_dataset_is_no_output(world: World, tmp_path: Path) -> None:
+    for output, why in ((world.dataset, "is"), (world.dataset / "release", "lies in"), (world.root, "holds")):
+        with pytest.raises(UserError, match=f"output: .* {why} the folder of the dataset"):
+            world.release(output)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "Thumbs.db").write_bytes(b"x")
+    with pytest.raises(UserError, match="holds only Thumbs.db, which a desktop left: delete it"):
+        world.release(tmp_path / "new")
+    (tmp_path / "scan.nii").write_bytes(b"x")
+    with pytest.raises(UserError, match="is a file, and a folder is needed"):
+        world.release(tmp_path / "scan.nii")
+
+
+def test_a_desktop_s_files_do_not_stop_a_release(world: World, tmp_path: Path) -> None:
+    for name in (".DS_Store", "commits/._shard-000000.json"):
+        (world.dataset / name).write_bytes(b"x")
+    try:
+        world.release(tmp_path / "out")
+    finally:
+        for name in (".DS_Store", "commits/._shard-000000.json"):
+            (world.dataset / name).unlink()
+    assert not [name for name in names(tmp_path / "out") if "DS_Store" in name or "._" in name]

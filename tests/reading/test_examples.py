@@ -1,4 +1,4 @@
-"""Every example of docs/reading.md, verbatim, on a dataset at the place that it names."""
+"""Every example of docs/reading.md and of the MONAI tutorial, verbatim, on a dataset at the place that they name."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ import runpy
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from brainsynth import cli
 from brainsynth.export.formats import FORMATS
+from brainsynth.reading.volumes import Volumes
 
-PAGE = Path(__file__).parents[2] / "docs" / "reading.md"
-EXAMPLES = re.findall(r"^## ([^\n]+)\n|^```python\n(.*?)^```$", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "reading.md"
+TEXTS = [page.read_text() for page in (PAGE, DOCS / "tutorials" / "monai.md")]
+EXAMPLES = re.findall(r"^##? ([^\n]+)\n|^```python\n(.*?)^```$", "\n".join(TEXTS), flags=re.DOTALL | re.MULTILINE)
 COMMANDS = [line for block in re.findall(r"^```bash\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
             for line in block.splitlines() if line.startswith("brainsynth ")]  # fmt: skip
 NEEDS = {"torchio": "torchio", ".xarray()": "dask"}
@@ -31,7 +36,7 @@ def named() -> list[tuple[str, str]]:
 def test_the_page_has_an_example_of_every_reader() -> None:
     assert {heading for heading, _ in named()} >= {
         "By index, and as a table", "PyTorch", "MONAI", "TorchIO", "xarray and dask", "Ray Data",
-        "While it is still being generated",
+        "During generation", "Train on it in MONAI",
     }  # fmt: skip
 
 
@@ -50,9 +55,24 @@ def test_an_example_runs(
     if "ray_dataset" in code:
         request.getfixturevalue("ray_cluster")
     (tmp_path / "example.py").write_text(code)
-    monkeypatch.chdir(finished.parents[1])
+    (tmp_path / "demo-output").symlink_to(finished.parent)
+    monkeypatch.chdir(tmp_path)
     values = runpy.run_path(str(tmp_path / "example.py"), run_name="__main__")
-    assert any(not name.startswith("__") for name in values), heading
+    named_here = {name: value for name, value in values.items() if not name.startswith("__")}
+    assert named_here, heading
+    assert [name for name, value in named_here.items() if is_source(value) and not first_item(value)] == []
+
+
+def is_source(value: Any) -> bool:
+    """A dataset, loader or queue that an example makes: to build one says nothing of what it gives."""
+    return not isinstance(value, type) and isinstance(value, Volumes | Dataset | DataLoader)
+
+
+def first_item(source: Any) -> bool:
+    """Whether it gives a sample, or a batch, of volumes."""
+    item = next(iter(source))
+    images = [item[name] for name in ("image", "t1w") if name in item]
+    return len(images) == 1 and len(images[0].shape) >= 3
 
 
 def test_the_page_has_an_export_to_every_format() -> None:

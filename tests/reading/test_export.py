@@ -25,6 +25,7 @@ from brainsynth.config.schema import ExportFormat
 from brainsynth.errors import UserError
 from brainsynth.export.formats import FORMATS
 from brainsynth.export.plan import EXPORT_KEY, plan_export
+from brainsynth.export.run import FILES_FOLDER
 from brainsynth.manifest import MODEL_KEY, ModelRecord
 from brainsynth.plan import table_digest
 from brainsynth.records import seal
@@ -183,7 +184,8 @@ from brainsynth.export.plan import plan_export
 replace, left = os.replace, int(sys.argv[4])
 def counted(a, b):
     global left
-    left -= os.path.basename(a).startswith(".tmp-")  # zarr renames inside of its folder, too
+    # zarr renames inside of its folder, too, and every file has a note
+    left -= os.path.basename(a).startswith(".tmp-") and "brainsynth-export" not in str(b)
     if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
     replace(a, b)
@@ -210,13 +212,77 @@ def test_a_killed_export_goes_on_and_is_equal(to: str, after: int, finished: Pat
     half = [name for name in there if ".tmp-" in name]
     assert half
     assert "dataset_description.json" not in there
-    whole = {name: data for name, data in there.items() if name not in half and name != EXPORT_KEY}
+    own = (EXPORT_KEY, FILES_FOLDER)  # what is noted of the files grows with them
+    whole = {name: data for name, data in there.items() if name not in half and not name.startswith(own)}
     assert whole.items() <= tree(undisturbed).items()
     assert len({name.split("/")[0] for name in whole}) == after
     export(finished, output, to)
     assert tree(output) == tree(undisturbed)
     export(finished, output, to)  # once more does no harm
     assert tree(output) == tree(undisturbed)
+
+
+@pytest.mark.parametrize("to", get_args(ExportFormat))
+def test_what_was_cut_changed_or_lost_since_is_written_again(to: str, finished: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    export(finished, output, to, where="age < 40")
+    whole = tree(output)
+    volumes = [name for name in whole if name.endswith((".nii.gz", ".tar", "/c/0/0/0"))]
+    assert volumes
+    first = output / volumes[0]
+    untouched = {name: (output / name).stat().st_mtime_ns for name in volumes[1:]}
+    flipped = bytearray(whole[volumes[0]])
+    flipped[len(flipped) // 2] ^= 1
+    for data in (whole[volumes[0]][:-40], b"", bytes(flipped), whole[volumes[0]] + b"x", None):
+        first.unlink() if data is None else first.write_bytes(data)
+        export(finished, output, to, where="age < 40")
+        assert tree(output) == whole
+    for table in ("participants.tsv", "README.md"):
+        (output / table).write_bytes(whole[table][:9])
+    note = next(output.glob(f"{FILES_FOLDER}/*.json"))
+    note.write_bytes(note.read_bytes()[:-20])
+    export(finished, output, to, where="age < 40")
+    assert tree(output) == whole
+    shutil.rmtree(output / FILES_FOLDER)  # as of an export of a version that noted nothing
+    export(finished, output, to, where="age < 40")
+    assert tree(output) == whole
+    assert set(untouched) == set(volumes[1:])
+
+
+def test_a_file_that_is_whole_is_not_written_again(finished: Path, tmp_path: Path) -> None:
+    export(finished, tmp_path, "nifti", where="age < 40")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.nii.gz")}
+    cut = min(before)
+    cut.write_bytes(cut.read_bytes()[:100])
+    export(finished, tmp_path, "nifti", where="age < 40")
+    assert {path for path, then in before.items() if path.stat().st_mtime_ns != then} == {cut}
+
+
+def test_a_folder_of_the_dataset_is_no_output(finished: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(finished, tmp_path / "sub" / "generated"))
+    (tmp_path / "link").symlink_to(own)
+    before = tree(tmp_path)
+    outputs = {
+        own: "is the folder of the dataset",
+        own / "exported": "lies in the folder of the dataset",
+        own / "dataset.zarr" / "a" / "b": "lies in",
+        tmp_path / "sub": "holds the folder of the dataset",
+        tmp_path / "link" / "x": "lies in",
+        own / ".." / "generated" / "x": "lies in",
+    }
+    for output, why in outputs.items():
+        with pytest.raises(UserError, match=f"output: .* {why}"):
+            plan_export(str(own), str(output), "nifti")
+    with pytest.raises(UserError, match="output: .* lies in"):
+        plan_export(own.as_uri(), str(own / "x"), "nifti")
+    assert tree(tmp_path) == before
+    export(own, tmp_path / "sub" / "generated-nifti", "nifti", where="age < 32")  # next to it is fine
+
+
+def test_a_desktop_s_file_does_not_fill_a_folder(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    export(finished, tmp_path, "nifti", where="age < 32")
+    assert len(list(tmp_path.glob("*.nii.gz"))) == 2
 
 
 def test_on_ray_it_is_the_same(finished: Path, tmp_path: Path, ray_cluster: None) -> None:

@@ -90,3 +90,63 @@ def test_a_missing_value_fulfils_no_comparison() -> None:
     for text in ("age > 1", "age != 1", "age <= 1", "sex == ''", "sex != 'F'", "sex not in ['F']", "age == age"):
         assert not Query(text, KINDS)(row)
     assert Query("not age > 1", KINDS)(row)
+
+
+STRANGE = {
+    "age": True,
+    "class": False,
+    "in": True,
+    "None": False,
+    "brain volume": True,
+    "a`b": False,
+    "\ufb01eld": False,
+}
+VALUES = {"age": 50.0, "class": "A", "in": 3.0, "None": "x", "brain volume": 1100.0, "a`b": "q", "\ufb01eld": "wide"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "`class` == 'A'",
+        "`in` in [3, 4] and `brain volume` > 1000 and `age` == age",
+        "`None` == 'x' or age > 99",
+        "`a``b` == 'q'",
+        "`\ufb01eld` == 'wide' and \ufb01eld == 'wide'",
+        "`class` != '`age`' and 'A' == `class`",
+    ],
+)
+def test_a_name_that_python_does_not_take_stands_in_backticks(text: str) -> None:
+    assert Query(text, STRANGE)(VALUES)
+    assert not Query(f"not ({text})", STRANGE)(VALUES)
+
+
+@pytest.mark.parametrize(
+    "text", ["class == 'A'", "`age", "``", "`weight` > 3", "`class` > 3", "age.`class`", "`age > 3` or age"]
+)
+def test_other_backticks_are_refused(text: str) -> None:
+    with pytest.raises(
+        UserError, match=r"names here: age \(number\), `class` \(text\), `in` \(number\), `None` \(text\)"
+    ):
+        Query(text, STRANGE)
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("age > 30\n  and age < 60", True),
+        ("\n age > 30 \r\n and\tage < 40\n", False),
+        ("age > 30  # adults, it's `said`\n and age < 40", False),
+        ("age > 30 \\\n and age < 60", True),
+        ("`class` in ['B',\n  'A']", True),
+        ("`class` == 'A#B'", False),
+        ("`class` == 'A\nB'", False),
+    ],
+)
+def test_a_condition_of_several_lines(text: str, holds: bool) -> None:
+    assert Query(text, STRANGE)(VALUES) == holds
+
+
+@pytest.mark.parametrize("text", ["age > 30)\n or (age < 3", "age > 30\nage < 3", "age >\n"])
+def test_lines_that_are_no_condition_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="is refused"):
+        Query(text, STRANGE)
