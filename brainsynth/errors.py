@@ -14,7 +14,7 @@ class OtherVersion(UserError):
 
 
 class StoreError(UserError):
-    """A folder or a server cannot be read or written now (permissions, disk, network): that says nothing of the data."""
+    """A folder or a server cannot be read or written now (permissions, disk, network): the data may be whole."""
 
 
 class WorkerBroken(RuntimeError):

@@ -1,7 +1,7 @@
 """A choice of subjects by their covariates: `age > 60 and sex == 'F'`. Comparisons, and/or/not, names and literals; no more.
 
 The text is parsed and never executed: whatever is none of these is refused, with its place. Needs nothing but Python.
-A name that Python would not take as one stands in backticks: `` `class` == 'A' ``. It may have several lines.
+A name that Python would not take as one is written in backticks: `` `class` == 'A' ``. It may have several lines.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Query:
         if len(text) > MAX_LENGTH:
             raise self._refusal(f"it is longer than {MAX_LENGTH} characters")
         self._quoted: dict[str, str] = {}
-        """Name that Python takes → what stands in backticks."""
+        """Name that Python takes → the name in backticks."""
         try:
             tree = ast.parse(self._one_line(text).strip(), mode="eval")
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

@@ -13,7 +13,7 @@ from brainsynth.reading.volumes import Volumes
 
 
 class VolumeImage(torchio.ScalarImage):
-    """A ScalarImage whose `path` names a volume and is no file: TorchIO looks for one whenever it copies or crops."""
+    """A ScalarImage whose `path` names a volume and is not a file: TorchIO looks for one whenever it copies or crops."""
 
     def __init__(self, *arguments: Any, verify_path: bool = False, **options: Any) -> None:
         super().__init__(*arguments, verify_path=False, **options)  # type: ignore[no-untyped-call]

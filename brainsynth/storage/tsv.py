@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def tsv_text(table: pd.DataFrame, header: bool = True, float_format: str | None = None) -> str:
-    """The table, `n/a` for a missing value; a cell that holds a tab, a quotation mark or a line end stands in quotes."""
+    """The table, `n/a` for a missing value; a cell that holds a tab, a quotation mark or a line end is quoted."""
     # Of the line ends, the csv module quotes only the one that it writes: a carriage return would end the row.
     texts = [name for name in table.columns if getattr(table[name].dtype, "kind", "O") not in "biuf"]
     has_return = any(isinstance(value, str) and "\r" in value for name in texts for value in table[name])

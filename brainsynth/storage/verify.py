@@ -56,7 +56,7 @@ class VerifyReport:
     size_bytes: int
     problems: tuple[Problem, ...]
     harmless: tuple[str, ...] = ()
-    """Files of a desktop or file server, such as .DS_Store: they are no part of the dataset, and no problem."""
+    """Files of a desktop or file server, such as .DS_Store: not part of the dataset, and not a problem."""
 
     @property
     def ok(self) -> bool:

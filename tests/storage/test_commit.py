@@ -84,7 +84,9 @@ def test_a_key_cannot_leave_the_folder(tmp_path: Path, key: str) -> None:
 def test_an_unwritable_folder_is_a_users_mistake(tmp_path: Path, way: str) -> None:
     (tmp_path / "file").write_text("in the way")
     plan, samples = tiny_plan()
-    store = open_store(str(tmp_path / "file" / "dataset"))
+    with pytest.raises(UserError, match="dataset cannot be a folder: .*file is a file"):
+        open_store(str(tmp_path / "file" / "dataset"))
+    store = LocalStore(tmp_path / "file" / "dataset")
     with pytest.raises(UserError, match="cannot write .*; check the permissions and the free space"):
         getattr(store, way)("key", b"x")
     with pytest.raises(UserError, match="cannot write"):
