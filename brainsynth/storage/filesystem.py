@@ -156,8 +156,8 @@ def open_store(uri: str) -> Store:
 
 def _folder(path: Path) -> Path:
     """The path, of a folder that is there or can be made. Raises UserError where a file is in its place."""
-    there = next((place for place in (path, *path.parents) if place.exists()), path)
-    if there.exists() and not there.is_dir():
+    there = next((place for place in (path, *path.parents) if os.path.exists(place)), path)
+    if os.path.isfile(there):
         raise UserError(
             f"{path} is a file, and a folder is needed"
             if there == path

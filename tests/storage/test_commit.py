@@ -29,7 +29,7 @@ from brainsynth.storage.commit import (
     read_samples,
     write_plan,
 )
-from brainsynth.storage.filesystem import Store, local_folder, open_store
+from brainsynth.storage.filesystem import LocalStore, Store, local_folder, open_store
 from brainsynth.storage.finalise import finalise
 from brainsynth.storage.tables import read_table
 from brainsynth.storage.verify import verify_dataset
