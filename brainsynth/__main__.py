@@ -1,14 +1,18 @@
-"""The command `brainsynth`. Importing takes a second; Ctrl-C during that second is not a crash."""
+"""The command `brainsynth`. What it needs takes a second to import: Ctrl-C in that second is no crash either."""
 
+import sys
 from collections.abc import Sequence
-
-from brainsynth.progress import importing
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """See `brainsynth.cli.main`."""
-    with importing():
-        from brainsynth.cli import main as command
+    try:
+        from brainsynth.progress import importing
+
+        with importing():
+            from brainsynth.cli import main as command
+    except KeyboardInterrupt:
+        sys.exit(130)  # the shell's code for SIGINT
     command(words)
 
 

@@ -2,7 +2,10 @@
 
 import sys
 
-from brainsynth.__main__ import main
+try:
+    from brainsynth.__main__ import main
+except KeyboardInterrupt:  # in the first moment
+    sys.exit(130)
 
 if __name__ == "__main__":
     main(["audit", *sys.argv[1:]])
