@@ -1,4 +1,4 @@
-"""The command `brainsynth`. What it needs takes a second to import: Ctrl-C in that second is no crash either."""
+"""The command `brainsynth`. What it needs takes a second to import; Ctrl-C in that second ends it without a traceback."""
 
 import sys
 from collections.abc import Sequence

@@ -27,9 +27,7 @@ from brainsynth.config.training import AutoencoderTrainConfig
 from brainsynth.errors import UserError
 from brainsynth.models.loading import load_models
 from brainsynth.stages import train_autoencoder
-from brainsynth.storage.commit import read_plan
-from brainsynth.storage.filesystem import open_store
-from brainsynth.training.autoencoder import AutoencoderTask
+from brainsynth.training.autoencoder import TRAINING, AutoencoderTask
 from brainsynth.training.checkpoint import checkpoints, restore_newest
 from brainsynth.training.loop import Worker
 from brainsynth.training.runs import training_digest
@@ -378,9 +376,9 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     tries, rng, folder = size(10, 60), random.Random(5), tmp_path / "run"
     shutil.copytree(line.root / "autoencoder" / "checkpoints", folder / "checkpoints")
     config = as_config(line.autoencoder(), AutoencoderTrainConfig, tmp_path)
-    cohort = read_plan(open_store(config.cohort))
-    digest = training_digest(config, cohort.fingerprint)
-    state = AutoencoderTask(config, cohort, Worker(config.runtime, folder)).state
+    inputs = TRAINING.check(config)
+    digest = training_digest(config, inputs.fingerprint)
+    state = AutoencoderTask(config, inputs, Worker(config.runtime, folder)).state
     (before, _), (newest, path) = checkpoints(folder)[-2:]
     path.rename(tmp_path / "aside")
     assert restore_newest(folder, state, digest) == before
