@@ -212,14 +212,14 @@ def test_the_commands_of_the_page_run(
 ) -> None:
     page = (REPO / "docs/cases.md").read_text().replace("\\\n", " ")
     commands = [shlex.split(text) for text in re.findall("^brainsynth (.*)$", page, re.MULTILINE)]
-    assert [command[0] for command in commands] == ["vary", "vary", "cohort"]
+    assert [command[0] for command in commands] == ["vary", "vary", "cohort", "generate"]
     (tmp_path / "configs").symlink_to(REPO / "configs")
     (tmp_path / "demo-train-output").symlink_to(line.root)
     monkeypatch.chdir(tmp_path)
     for command in commands:
         dry = (
             ["--dry-run", "--set", "runtime.workers=0", "--set", "runtime.micro_batch=1", "--set", "sampler.steps=2"]
-            if command[0] == "vary"
+            if command[0] in ("vary", "generate")
             else []
         )
         assert brainsynth(monkeypatch, *command, *dry) == 0, capsys.readouterr().err

@@ -178,7 +178,7 @@ def test_no_data_are_needed_and_a_damaged_latents_file_is_sampled_again(line: Li
     [
         ({"latents": None}, "generated.share must be 1 without latents"),
         ({"bundle": "/nowhere"}, "is not a bundle"),
-        ({"latents": "/nowhere"}, "is no brainsynth dataset"),
+        ({"latents": "/nowhere"}, "is not a brainsynth dataset"),
         ({"architecture": {"channels": [8, 8, 8], "blocks": [0, 0, 0]}}, "a decoder of 3 levels does not fit"),
         ({"architecture": {"channels": [256, 128], "blocks": [4, 4]}}, "give it fewer channels or blocks"),
         ({"losses": {"perceptual_weight": 0.1}}, "need each other"),

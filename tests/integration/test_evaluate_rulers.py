@@ -156,7 +156,7 @@ def test_all_at_once(cohorts: tuple[str, str], lab: str, tmp_path: Path, monkeyp
 def test_bad_rulers_are_told_before_anything_is_written(cohorts: tuple[str, str], lab: str, tmp_path: Path) -> None:
     good = tables(cohorts, tmp_path)
     for changes, message in (
-        ({"functions": {"size": f"{lab}:bright"}}, "functions: size is no covariate"),
+        ({"functions": {"size": f"{lab}:bright"}}, "functions: size is not a covariate"),
         ({"functions": {"age": "os.path:join"}}, f"allow it with {ALLOWED}=os.path"),
         (
             {"tables": {VOLUME: good[VOLUME] | {"reference": "absent.csv"}}},

@@ -103,7 +103,7 @@ def test_mistakes(line: Line, generated: Path, tmp_path: Path) -> None:
         (("regenerate", generated, "--bundle", other, "--row", "1"), "is damaged"),
         (("regenerate", line.root / "cohort", "--bundle", line.root / "bundle", "--row", "1"), "was not generated"),
         (("verify", generated, "--failed"), "give both"),
-        (("gc", tmp_path / "nowhere"), "is no brainsynth dataset"),
+        (("gc", tmp_path / "nowhere"), "is not a brainsynth dataset"),
     ):
         done = brainsynth(*arguments)
         assert done.returncode == 2, done.stdout + done.stderr

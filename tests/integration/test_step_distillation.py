@@ -178,7 +178,7 @@ def test_it_runs_with_its_own_sampler_only(line: Line, made: Made, tmp_path: Pat
     [
         ({"bundle": "/nowhere"}, "is not a bundle"),
         ({"bundle": "TRAINING"}, "is not a bundle"),
-        ({"latents": "/nowhere"}, "is no brainsynth dataset"),
+        ({"latents": "/nowhere"}, "is not a brainsynth dataset"),
         ({"latents": "COHORT"}, "are not latents of scans with the covariates of the bundle"),
         ({"evaluations": 3}, "evaluations: "),
         (

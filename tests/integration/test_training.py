@@ -320,7 +320,7 @@ def test_perceptual_loss_needs_fitting_local_weights(line: Line, tmp_path: Path)
     [
         ({"losses": {"perceptual_weights": "/nowhere/resnet.pth"}}, "there is no file /nowhere/resnet.pth"),
         ({"architecture": {"channels": [8] * 6, "latent_channels": 2, "norm_groups": 4}}, "must be a multiple of 32"),
-        ({"cohort": "/nowhere"}, "is no brainsynth dataset"),
+        ({"cohort": "/nowhere"}, "is not a brainsynth dataset"),
     ],
 )
 def test_training_refuses_before_it_starts(line: Line, tmp_path: Path, change: dict[str, Any], expected: str) -> None:
