@@ -19,7 +19,7 @@ from brainsynth.reading.query import missing
 from brainsynth.records import record, seal, to_dict, unseal
 from brainsynth.storage.commit import each_commit, read_plan, read_samples
 from brainsynth.storage.filesystem import LocalStore, Store, check_apart, local_folder, open_store, resolve_uri
-from brainsynth.storage.leftovers import is_of_desktop
+from brainsynth.storage.keys import is_of_desktop
 from brainsynth.storage.whole_file import TEMPORARY_PREFIX
 
 EXPORT_KEY = ".brainsynth-export.json"

@@ -38,7 +38,7 @@ from brainsynth.storage.arrays import metadata_keys, shard_key
 from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, read_commits, read_plan
 from brainsynth.storage.filesystem import LocalStore, Store, check_apart, local_folder, open_store, resolve_uri
 from brainsynth.storage.finalise import DATASET_KEY, SHARDS_KEY, SUBJECTS_KEY, finalise, pretty_json
-from brainsynth.storage.leftovers import only_of_desktop
+from brainsynth.storage.keys import only_of_desktop
 from brainsynth.storage.verify import VerifyReport, verify_dataset
 from brainsynth.storage.whole_file import whole_folder
 

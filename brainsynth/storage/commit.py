@@ -29,7 +29,7 @@ from brainsynth.plan import ArraySpec, Plan, ShardSpec, plan_differences, table_
 from brainsynth.records import seal, unseal
 from brainsynth.storage.arrays import check_array, create_arrays, decode_shard, encode_shard, shard_key
 from brainsynth.storage.filesystem import Store
-from brainsynth.storage.leftovers import is_of_desktop
+from brainsynth.storage.keys import is_of_desktop
 from brainsynth.storage.tables import stored_table
 from brainsynth.storage.whole_file import TEMPORARY_PREFIX
 

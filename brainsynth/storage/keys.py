@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import urllib.parse
+from pathlib import Path
 
 from brainsynth.errors import UserError
 
@@ -19,6 +20,12 @@ _SECRET_IN_TEXT = (
         re.compile(r"(?i)\b(bearer|credential|signature|signedheaders|authorization|token)(\s*[=:]\s*|\s+)\S+"),
         r"\1\2***",
     ),
+)
+
+_OF_DESKTOP = re.compile(
+    r"\._.*|\.DS_Store|\.localized|Icon\r|\.(Spotlight-V100|Trashes|fseventsd|TemporaryItems|DocumentRevisions-V100)"
+    r"|\.apdisk|__MACOSX|Thumbs\.db(:encryptable)?|ehthumbs(_vista)?\.db|[Dd]esktop\.ini|\$RECYCLE\.BIN"
+    r"|System Volume Information|\.directory|\.Trash-\d+|\.nfs[0-9a-f]{16,}|@eaDir|\.snapshot|lost\+found",
 )
 
 
@@ -73,3 +80,14 @@ def scrub(text: str) -> str:
     for pattern, instead in _SECRET_IN_TEXT:
         text = pattern.sub(instead, text)
     return text
+
+
+def is_of_desktop(key: str) -> bool:
+    """True for what macOS, Windows, Linux desktops and file servers leave in folders that they show: it is harmless."""
+    return any(_OF_DESKTOP.fullmatch(part) for part in key.split("/"))
+
+
+def only_of_desktop(folder: Path) -> list[str]:
+    """Such names in a folder that holds nothing else; [] of one that holds more, or nothing."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return names if all(map(is_of_desktop, names)) else []

@@ -19,7 +19,8 @@ from brainsynth.storage.arrays import GROUP, decode_rows, metadata_keys, shard_k
 from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, each_commit, read_plan, read_samples
 from brainsynth.storage.filesystem import Store, open_store
 from brainsynth.storage.finalise import DATASET_KEY, is_table
-from brainsynth.storage.leftovers import COMMITS, REPAIRS, is_garbage, is_of_desktop, is_temporary
+from brainsynth.storage.keys import is_of_desktop
+from brainsynth.storage.leftovers import COMMITS, REPAIRS, is_garbage, is_temporary
 
 _BESIDE = ("latents.json", "report.html", "report.json", "config.json", "bundle.json", MODEL_KEY, LEFT_OUT_KEY)
 Kind = Literal["missing", "corrupt", "swapped", "duplicated", "orphaned", "unexpected"]

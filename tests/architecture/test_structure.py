@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 REPO = Path(__file__).parents[2]
 MODULES = sorted((REPO / "brainsynth").rglob("*.py"))
 SCRIPTS = sorted((REPO / "jobs").glob("*.py"))
-MAX_MODULE, MAX_FUNCTION, MAX_JOB = 450, 60, 12
+MAX_MODULE, MAX_FUNCTION, MAX_JOB, MAX_CHAIN = 450, 60, 12, 16
 
 
 def name(path: Path) -> str:
@@ -34,6 +35,25 @@ def test_import_contracts_hold() -> None:
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout
+
+
+def imported_at_the_top() -> dict[str, set[str]]:
+    """Module → the modules of the package that importing it imports first, without those of its functions."""
+    names = {".".join(p.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__"): p for p in MODULES}
+    del names["brainsynth"]  # its names are imported when they are asked for
+    graph = {}
+    for module, path in names.items():
+        nodes = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.ImportFrom) and n.module]
+        asked = {f"{n.module}.{a.name}" for n in nodes for a in n.names} | {str(n.module) for n in nodes}
+        graph[module] = (asked & set(names)) - {module}
+    return graph
+
+
+def test_imports_have_no_circle_and_short_chains() -> None:
+    graph, length = imported_at_the_top(), dict[str, int]()
+    for module in TopologicalSorter(graph).static_order():  # raises CycleError
+        length[module] = 1 + max((length[m] for m in graph[module]), default=0)
+    assert max(length.values()) <= MAX_CHAIN, max(length, key=lambda m: length[m])
 
 
 def test_no_module_is_too_long() -> None:

@@ -17,7 +17,7 @@ from brainsynth import cli
 from brainsynth.errors import StoreError, UserError
 from brainsynth.storage.commit import check_plan, committed_shards
 from brainsynth.storage.filesystem import open_store
-from brainsynth.storage.leftovers import is_of_desktop
+from brainsynth.storage.keys import is_of_desktop
 from brainsynth.storage.repair import garbage
 from brainsynth.storage.verify import verify_dataset
 from tests.reading.conftest import plan_of, write
