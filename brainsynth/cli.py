@@ -100,7 +100,9 @@ def _generate_config(arguments: argparse.Namespace) -> SynthesisConfig:
         if given:
             raise UserError(f"{', '.join(given)}: only without --config; with it, change keys by --set")
         return load_config(arguments.config, GenerateConfig, arguments.set)
-    if (arguments.count is None) == (arguments.table is None) or arguments.output is None:
+    if arguments.count is not None and arguments.table is not None:
+        raise UserError("generate: give --count N or --table FILE, not both")
+    if (arguments.count is None and arguments.table is None) or arguments.output is None:
         raise UserError("generate: give --config FILE, or --output FOLDER with --count N or --table FILE")
     rows = {"table": arguments.table} if arguments.count is None else {"draw": arguments.count}
     from brainsynth.bundle.recommended import recommended_generation

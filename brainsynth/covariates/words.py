@@ -26,7 +26,7 @@ def number(text: str, where: str) -> float:
     except ValueError:
         value = float("nan")
     if not np.isfinite(value) or "_" in text:
-        raise UserError(f"{where}: {text!r} is no number")
+        raise UserError(f"{where}: {text!r} is not a number")
     return value
 
 
@@ -37,5 +37,5 @@ def categories(text: str, covariate: Covariate) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(","))
     strays = [name for name in names if name not in covariate.categories]
     if strays:
-        raise UserError(f"{covariate.name}={text}: {', '.join(strays)} is none of {', '.join(covariate.categories)}")
+        raise UserError(f"{covariate.name}={text}: {', '.join(strays)} is not one of {', '.join(covariate.categories)}")
     return names

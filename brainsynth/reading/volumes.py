@@ -62,9 +62,9 @@ class Volumes:
             and (chosen is None or chosen(self._values(line)))
         ]
         if split is not None and not self._participants:
-            raise ValueError(
-                f"{uri} has no subjects in the split {split!r}{'' if where is None else f' where {where}'}"
-            )
+            where_too = "" if where is None else f" where {where}"
+            filled = ", ".join(sorted({_split(line) for line in lines if line["status"] == "ok"})) or "none"
+            raise ValueError(f"{uri} has no subjects in the split {split!r}{where_too}; splits with subjects: {filled}")
         self.rows = np.array([int(line["row"]) for line in self._participants], dtype=np.int64)
         if measured and "shards_digest" not in manifest:
             raise ValueError(f"{uri} is not finished: nothing was measured on it yet")

@@ -38,8 +38,9 @@ def command(arguments: argparse.Namespace) -> int:
     for name in numbers:
         print(f"  {name}: {rows[name].min():.4g} to {rows[name].max():.4g}")
     share = about["share_of_distribution"]
+    matching = f"{share:.2%} of the distribution satisfies the conditions"
     already = ", as it is there already" if there else ""
-    print(f"{len(rows)} rows ({share:.2%} of the distribution is so), {outside.sum()} extrapolated: {path}{already}")
+    print(f"{len(rows)} rows ({matching}), {outside.sum()} extrapolated: {path}{already}")
     return 0
 
 

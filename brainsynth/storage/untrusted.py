@@ -114,7 +114,7 @@ def _footer(file: IO[bytes]) -> bytes:
     tail = file.read(8)
     length = int.from_bytes(tail[:4], "little")
     if size < 12 or tail[4:] != b"PAR1" or not 0 < length <= min(size - 12, MAX_FOOTER_BYTES):
-        raise ValueError("no Parquet file")
+        raise ValueError("not a Parquet file")
     file.seek(size - 8 - length)
     return file.read(length)
 

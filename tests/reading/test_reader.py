@@ -147,7 +147,7 @@ def test_splits_of_a_prepared_cohort(prepared_cohort: Path) -> None:
     same = everything[everything.sample_ids.index(first["sample_id"])]
     np.testing.assert_array_equal(first["image"], same["image"])
     assert first["age"] == same["age"]
-    with pytest.raises(ValueError, match="has no subjects in the split 'test'"):
+    with pytest.raises(ValueError, match="has no subjects in the split 'test'; splits with subjects: "):
         open_dataset(str(prepared_cohort), split="test")
 
 
