@@ -43,7 +43,8 @@ class Driver:
             command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
         self.output = ""
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         for line in self.process.stdout or ():
@@ -52,7 +53,9 @@ class Driver:
     def finish(self, timeout_s: float = 400) -> int:
         """Wait for it; its exit code."""
         try:
-            return self.process.wait(timeout_s)
+            code = self.process.wait(timeout_s)
+            self._reader.join(30)  # its last lines may still be in the pipe
+            return code
         finally:
             if self.process.poll() is None:
                 self.kill()
