@@ -120,4 +120,8 @@ def covariate_rows(source: CovariateSource, bundle: BundleSpec) -> pd.DataFrame:
     table = read_cells(path, "covariates.table")
     if table.empty:
         raise UserError(f"covariates.table: {path} has no rows")
+    known = {*bundle.covariates.names, *ROW_COLUMNS, "extrapolated"}
+    ignored = [str(name) for name in table.columns if name not in known]
+    if ignored:
+        log.warning("%s: ignored, as the model does not know them: %s", path, ", ".join(ignored))
     return bundle.covariates.validate(table, path, source.allow_extrapolation, keep=ROW_COLUMNS)

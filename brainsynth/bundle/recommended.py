@@ -80,6 +80,6 @@ def recommended_generation(
         **({} if advice.gate is None or GATE_FILE not in spec.weights else {"gate": to_dict(advice.gate)}),
     }
     if covariates is None:
-        return build_config(value, SynthesisConfig, overrides, "the command line")
+        return build_config(value, SynthesisConfig, overrides, "the options")
     value["covariates"] = covariates | ({"draw_seed": seed} if "draw" in covariates else {})
-    return build_config(value, GenerateConfig, overrides, "the command line")
+    return build_config(value, GenerateConfig, overrides, "the options")

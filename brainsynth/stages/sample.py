@@ -67,13 +67,15 @@ def sample(
         UserError: an unknown name, a value that the model cannot take, a bundle without a recommendation, or no volume
             that passed the quality gate.
     """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise UserError(f"seed must be a whole number of 0 or more, and is {seed!r}")
     spec = read_bundle(bundle_folder(bundle))
     schema = spec.covariates
     unknown = sorted(set(covariates) - set(schema.names))
     if unknown:
         raise UserError(f"{', '.join(unknown)}: not a covariate of {spec.name}, which has {', '.join(schema.names)}")
     asked = pd.DataFrame([{name: covariates.get(name, np.nan) for name in schema.names}])
-    rows = schema.validate(asked, f"the covariates of {spec.name}", allow_out_of_range=allow_extrapolation)
+    rows = schema.validate(asked, f"sample, covariates of {spec.name}", allow_out_of_range=allow_extrapolation)
     config = recommended_generation("unused", bundle, None, seed=seed, workers=0)
     work = plan_generation(config, rows)
     generator = VolumeGenerator(**work.arguments)

@@ -52,13 +52,16 @@ def test_what_the_bundle_recommends_is_what_is_made(
     assert "sampler.steps: the folder has 3, this run asks for 4" in capsys.readouterr().err
 
 
-def test_people_of_a_table(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_people_of_a_table(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     spec = read_bundle(bundle)
     assert spec.distribution is not None
-    spec.distribution.draw(3, 1).to_csv(tmp_path / "rows.csv", index=False)
+    spec.distribution.draw(3, 1).assign(shoe=40).to_csv(tmp_path / "rows.csv", index=False)
     words = ["--table", tmp_path / "rows.csv", "--output", tmp_path / "brains", "--bundle", bundle, "--workers", 0]
     assert command(monkeypatch, "generate", *words) == 0
     assert len(brainsynth.open_dataset(str(tmp_path / "brains"))) == 3
+    assert "rows.csv: ignored, as the model does not know them: shoe" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -141,6 +144,9 @@ def test_one_volume_for_a_notebook(bundle: Path, tmp_path: Path, monkeypatch: py
     ):
         with pytest.raises(UserError, match=message):
             brainsynth.sample(bundle=str(bundle), **wrong)
+    for seed in (-1, "x", 1.5):
+        with pytest.raises(UserError, match="seed must be a whole number of 0 or more"):
+            brainsynth.sample(bundle=str(bundle), seed=seed)
     with pytest.raises(UserError, match=r"give a name that ends in \.nii"):
         one.save("one.png")
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "one.nii.gz"}
