@@ -53,7 +53,7 @@ COMMENTED = [
     "Makefile",
     "pyproject.toml",
 ]
-PYTHON = ["brainsynth/**/*.py", "jobs/*.py", "benchmarks/*.py", "recipes/*.py", "docs/*.py"]
+PYTHON = ["brainsynth/**/*.py", "jobs/*.py", "benchmarks/*.py", "recipes/**/*.py", "docs/*.py"]
 Line = tuple[int, str]
 
 
