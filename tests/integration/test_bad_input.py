@@ -99,7 +99,7 @@ def no_bundle(config: dict[str, Any], folder: Path) -> str:
 def unwritable(config: dict[str, Any], folder: Path) -> str:
     (folder / "file").write_text("in the way")
     config["output"] = str(folder / "file" / "generated")
-    return "cannot write"
+    return "generated cannot be a folder"
 
 
 def unknown_dtype(config: dict[str, Any], folder: Path) -> str:

@@ -211,7 +211,7 @@ def test_a_bucket_that_is_not_there(faulty: FaultProxy, s3_root: str, action: st
         ("status code: 400 Bad: <Code>ExpiredToken</Code>", "AWS_SESSION_TOKEN", 1),
         ("status code: 403 No: <Code>RequestTimeTooSkewed</Code>", "the clock", 1),
         ("status code: 301 Moved: <Code>PermanentRedirect</Code>", "AWS_REGION", 1),
-        ("status code: 501 No: <Code>NotImplemented</Code>", "check the address", 1),
+        ("status code: 501 No: <Code>NotImplemented</Code>", "this server cannot list or write files", 1),
         ('HTTP error: x\n\nDebug source:\n error: "invalid peer certificate: UnknownIssuer"', "not trusted", 1),
     ],
 )

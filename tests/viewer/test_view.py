@@ -213,7 +213,10 @@ def test_what_is_no_dataset_of_volumes_is_refused(
     assert not (tmp_path / "nothing").exists()
 
 
-@pytest.mark.parametrize(("port", "what"), [(None, "another program has it"), (70000, "from 0 to 65535"), (-1, "")])
+@pytest.mark.parametrize(
+    ("port", "what"),
+    [(None, "another program has it"), (70000, "at least 0 and at most 65535"), (-1, "at least 0 and at most 65535")],
+)
 def test_a_port_that_cannot_be_had_is_told(
     finished: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -226,7 +229,7 @@ def test_a_port_that_cannot_be_had_is_told(
         other.listen()
         wanted = other.getsockname()[1] if port is None else port
         assert brainsynth(monkeypatch, "view", finished, "--port", wanted, "--no-browser") == 2
-    assert re.search(f"--port {wanted}: .*{what}", capsys.readouterr().err)
+    assert re.search(f"--port:? {wanted}: .*{what}", capsys.readouterr().err)
 
 
 def test_what_is_not_ours_is_as_the_notice_says() -> None:
