@@ -6,6 +6,7 @@ latents and generated datasets all have one, so all share one commit protocol, o
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import re
@@ -22,6 +23,7 @@ from brainsynth.config.training import DecoderChoice, Precision
 from brainsynth.covariates.names import clashing
 from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.errors import UserError
+from brainsynth.labels import DSEG, LOST, LabelTable
 from brainsynth.records import digest, from_dict, left_out_at, record, to_dict
 from brainsynth.volume import VolumeSpec
 
@@ -43,6 +45,8 @@ class ArraySpec:
     chunk_shape: tuple[int, ...]
     dimension_names: tuple[str, ...]
     dtype: StoredArrayDtype
+    fill: Annotated[int, left_out_at(0)] = 0
+    """What stands for a sample that is not there in an array of integers; in one of floats it is NaN."""
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier() or not self.name.isascii():
@@ -53,6 +57,11 @@ class ArraySpec:
             raise ValueError("sample_shape and chunk_shape must be positive")
         if math.prod(self.sample_shape) > MAX_SAMPLE_VALUES:
             raise ValueError(f"a sample of shape {self.sample_shape} is too large")
+
+    @property
+    def fill_value(self) -> float | int:
+        """What stands for a sample that is not there."""
+        return math.nan if self.dtype.startswith("float") else self.fill
 
 
 @record
@@ -107,10 +116,14 @@ class Plan:
     samples_per_shard: int
     samples_digest: str
     """Of the samples table: ids, seeds, covariates, in row order."""
+    labels: Annotated[LabelTable | None, left_out_at(None)] = None
+    """Of a dataset of volumes with label maps, which are its second array."""
 
     def __post_init__(self) -> None:
         if not self.arrays or len({array.name for array in self.arrays}) != len(self.arrays):
             raise ValueError("a plan needs arrays of different names")
+        if self.labels is not None and [a.name for a in self.arrays[1:]] != [DSEG]:
+            raise ValueError(f"a plan with labels needs the volumes' array and {DSEG}")
         if self.samples_per_shard < 1 or self.num_samples > MAX_SAMPLES:
             raise ValueError(f"samples_per_shard must be at least 1, num_samples at most {MAX_SAMPLES}")
         if self.num_samples < 1:
@@ -163,6 +176,12 @@ def volume_array(name: str, volume: VolumeSpec) -> ArraySpec:
         dimension_names=("subject", "x", "y", "z"),
         dtype=volume.dtype,
     )
+
+
+def volume_arrays(volume: VolumeSpec, labels: LabelTable | None = None) -> tuple[ArraySpec, ...]:
+    """The arrays of a volume dataset: `t1w` and, with labels, `dseg` on the same grid and in the same chunks."""
+    images = volume_array("t1w", volume)
+    return (images,) if labels is None else (images, dataclasses.replace(images, name=DSEG, dtype="uint8", fill=LOST))
 
 
 def _chunk_size(size: int) -> int:
@@ -258,17 +277,19 @@ def generation_plan(
     schema: CovariateSchema,
     samples: pd.DataFrame,
     samples_per_shard: int,
+    labels: LabelTable | None = None,
 ) -> Plan:
-    """The plan of a generated dataset. Pure: needs no torch, no storage."""
+    """The plan of a generated dataset, with label maps if there is a table of them. Pure: needs no torch, no storage."""
     return Plan(
         kind="generated",
         identity=to_dict(identity),
         volume=volume,
         covariates=schema,
-        arrays=(volume_array("t1w", volume),),
+        arrays=volume_arrays(volume, labels),
         num_samples=len(samples),
         samples_per_shard=samples_per_shard,
         samples_digest=table_digest(samples),
+        labels=labels,
     )
 
 

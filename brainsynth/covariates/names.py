@@ -18,7 +18,7 @@ CLASHES = frozenset(_OF_ROWS | _OF_VOXELS | _OF_PLANS | _OF_LATENTS | _OF_SAMPLE
 """Columns of the tables of a dataset, keys of a sample, coordinates of an array."""
 _WORDS = {"session", "labels", "label", "index", "line", "path", "shape", "spacing", "units", "synthetic", "covariates"}
 RESERVED = CLASHES | _WORDS | {"sigma", "subject_id", "session_id"}
-PREFIXES = ("gate_", "measured_")
+PREFIXES = ("gate_", "label_volume_", "measured_")
 
 
 def reserved(names: Sequence[str]) -> list[str]:
@@ -41,5 +41,6 @@ def refusal(taken: Sequence[str]) -> str:
     return (
         f"covariates: {', '.join(taken)} is the name of our own column or key; call the covariate otherwise, and name its "
         f"column in source.columns (as in `columns: {{my_{taken[0]}: {taken[0]}}}`). Not to be used: "
-        f"{', '.join(sorted(RESERVED))}, and what begins with {' or '.join(PREFIXES)}"
+        f"{', '.join(sorted(RESERVED))}, and what begins with {', '.join(PREFIXES[:-1])} or "
+        f"{PREFIXES[-1]}"
     )
