@@ -19,7 +19,7 @@ from brainsynth.bundle.spec import AUTOENCODER_FILE
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.weights import load_weights
 from brainsynth.report import figures
-from brainsynth.training.autoencoder import reconstruction_quality
+from brainsynth.training.image_quality import closeness, mean_closeness
 from recipes.reconstruction import psnr_inside
 
 
@@ -77,16 +77,17 @@ def main() -> None:
     load_weights(autoencoder.network, run / "bundle" / AUTOENCODER_FILE)
     train, validation = (open_dataset(str(run / "cohort"), split=s) for s in ("train", "validation"))
     with torch.no_grad():
-        quality = reconstruction_quality(
-            validation, lambda x: autoencoder.decode(autoencoder.encode(x)), len(validation)
-        )
-        inside = []
+        rows, inside = [], []
         for index in range(len(validation)):
             x = torch.from_numpy(validation.volume(index))[None, None]
-            inside.append(psnr_inside(autoencoder.decode(autoencoder.encode(x)), x))
+            decoded = autoencoder.decode(autoencoder.encode(x))
+            rows.append(closeness(decoded, x))
+            inside.append(psnr_inside(decoded, x))
     real_train, real_validation, made = train.volumes(), validation.volumes(), generated.volumes()
     print(f"train {len(train)}, validation {len(validation)}, generated {len(generated)}")
-    print(f"reconstruction of the validation split: {quality}, PSNR inside the brain {np.mean(inside):.2f} dB")
+    print(
+        f"reconstruction of the validation split: {mean_closeness(rows)}, PSNR inside the brain {np.mean(inside):.2f} dB"
+    )
     for name, volumes in (("generated", made), ("validation", real_validation)):
         found = nearest(volumes, real_train)
         print(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from monai.networks.nets.autoencoderkl import AutoencoderKL
 from monai.networks.nets.patchgan_discriminator import PatchDiscriminator
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -22,7 +22,7 @@ from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import local_folder, open_store
 from brainsynth.training.data import Batches, check_training, flip_half, weights_seed
-from brainsynth.training.image_quality import closeness, mean_closeness
+from brainsynth.training.image_quality import closeness
 from brainsynth.training.learner import Learner, descend
 from brainsynth.training.loop import Worker
 from brainsynth.training.losses import check_perceptual, kl_divergence, perceptual_loss
@@ -117,21 +117,28 @@ class AutoencoderTask:
         return loss.detach()
 
     @torch.no_grad()
-    def reconstruct(self, x_B1XYZ: Tensor) -> Tensor:  # noqa: N803
-        """Averaged weights, mean latents, no noise: what the bundle will do."""
-        network = self.learner.averaged()
-        mu, _ = network.encode(x_B1XYZ.to(self.worker.device))
-        decoded: Tensor = network.decode(mu).float().clamp(0, 1).cpu()
-        return decoded
+    def reconstruct(self, network: AutoencoderKL | PatchAutoencoder, x_B1XYZ: Tensor) -> Tensor:  # noqa: N803
+        """By averaged weights, from mean latents, without noise: what the bundle will do."""
+        with autocast(self.worker.device, self.precision):
+            mu, _ = network.encode(x_B1XYZ)
+            decoded: Tensor = network.decode(mu)
+        return decoded.float().clamp(0, 1)
 
-    def validate(self) -> dict[str, float]:
-        """L1, PSNR (dB) and SSIM of reconstructions of at most 32 validation scans."""
-        return reconstruction_quality(self.validation, self.reconstruct, limit=32)
+    def _scan(self, index: int) -> Tensor:
+        return torch.from_numpy(self.validation.volume(index))[None, None].to(self.worker.device)
+
+    def validate(self) -> list[dict[str, float]]:
+        """L1, PSNR (dB) and SSIM of reconstructions of at most 32 validation scans, one at a time on the device."""
+        network, count = self.learner.averaged(), min(32, len(self.validation))
+        scans = (self._scan(index) for index in self.worker.part(range(count)))
+        return [closeness(self.reconstruct(network, x), x) for x in scans]
 
     def figures(self) -> dict[str, Any]:
         """Validation scans (top) and their reconstructions (below)."""
-        x = torch.from_numpy(self.validation.volumes(range(min(4, len(self.validation)))))[:, None]
-        return {"reconstructions": grid([list(x[:, 0].numpy()), list(self.reconstruct(x)[:, 0].numpy())])}
+        network = self.learner.averaged()
+        scans = [self._scan(index) for index in range(min(4, len(self.validation)))]
+        made = [self.reconstruct(network, x) for x in scans]
+        return {"reconstructions": grid([[x[0, 0].cpu().numpy() for x in row] for row in (scans, made)])}
 
     def record(self, finished: Finished) -> AutoencoderRun:
         """Write the averaged weights; returns the record of the training."""
@@ -151,14 +158,6 @@ def patch_components(train: SyntheticDataset, patch: int, count: int) -> Tensor:
     """(P, count): the principal components of the patches of at most 64 training scans."""
     chosen = range(0, len(train), -(-len(train) // 64))
     return principal_components((torch.from_numpy(train.volume(i))[None, None] for i in chosen), patch, count)
-
-
-def reconstruction_quality(
-    dataset: SyntheticDataset, reconstruct: Callable[[Tensor], Tensor], limit: int
-) -> dict[str, float]:
-    """Mean L1, PSNR and SSIM over the first `limit` volumes."""
-    scans = (torch.from_numpy(dataset.volume(index))[None, None] for index in range(min(limit, len(dataset))))
-    return mean_closeness(closeness(reconstruct(x), x) for x in scans)
 
 
 @dataclasses.dataclass(frozen=True)

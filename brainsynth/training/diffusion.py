@@ -47,6 +47,8 @@ from brainsynth.training.runs import (
 from brainsynth.training.starting import load_start, with_start
 
 NUM_BINS = 5
+VALIDATED_TOGETHER = 8
+"""Rows of a validation in one forward pass: 64 of the paper's would need more memory than a step."""
 
 
 class LatentTable:
@@ -141,19 +143,24 @@ class DiffusionTask:
         return error if gaussian is None else error / gaussian.expected_error(t.to(device))
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> list[dict[str, float]]:
         """Squared error on at most 64 validation subjects, overall and per bin of time; the same noise every time."""
         network, total = self.learner.averaged(), self.config.schedule.num_train_timesteps
         count = min(64, len(self.validation))
         generator = torch.Generator().manual_seed(1)
-        losses = {}
+        mine = torch.arange(count)[self.worker.part(range(count))]
+        losses: dict[str, list[float]] = {}
         for number in range(NUM_BINS):
             low, high = number * total // NUM_BINS, (number + 1) * total // NUM_BINS
             t = torch.randint(low, high, (count,), generator=generator)
             noise = torch.randn(count, *self.latents.shape_cxyz, generator=generator)
-            loss = self._loss(network, self.validation.mean[:count], self.validation.context[:count], t, noise)
-            losses[f"loss_t{low}-{high}"] = float(loss.mean())
-        return {"loss": sum(losses.values()) / NUM_BINS, **losses}
+            parts = (
+                self._loss(network, self.validation.mean[i], self.validation.context[i], t[i], noise[i])
+                for i in torch.split(mine, VALIDATED_TOGETHER)
+            )
+            losses[f"loss_t{low}-{high}"] = [loss for part in parts for loss in part.tolist()]
+        rows = [dict(zip(losses, row, strict=True)) for row in zip(*losses.values(), strict=True)]
+        return [{"loss": sum(row.values()) / NUM_BINS, **row} for row in rows]
 
     @torch.no_grad()
     def figures(self) -> dict[str, Any]:
@@ -164,12 +171,14 @@ class DiffusionTask:
         noise = draw_noise([7] * len(rows), self.latents.shape_cxyz).to(device)
         flow = self.config.schedule.prediction == "flow"
         sampler = SamplerConfig(method="ab2" if flow else "unipc", steps=self.config.figure_steps)
-        z = sample_latents(guided(network, context, 1.0), noise, self.schedule, sampler)
         decoder = Autoencoder(build_autoencoder(self.inputs.autoencoder.architecture), self.latents)
         load_weights(decoder.network, self._autoencoder_file())
-        x = decoder.eval().to(device).decode(z)[:, 0].cpu().numpy()
+        decoder.eval().to(device)
+        with autocast(device, self.precision):
+            z = sample_latents(guided(network, context, 1.0), noise, self.schedule, sampler)
+            x = [decoder.decode(one)[0, 0].cpu().numpy() for one in torch.split(z, 1)]
         across = len(rows) // 3 or 1
-        return {"samples": grid([list(x[i : i + across]) for i in range(0, len(rows), across)], scale=1)}
+        return {"samples": grid([x[i : i + across] for i in range(0, len(rows), across)], scale=1)}
 
     def record(self, finished: Finished) -> DenoiserRun:
         """Write the averaged weights, and the autoencoder's next to them; returns the record of the training."""

@@ -26,7 +26,7 @@ from brainsynth.storage.filesystem import local_folder, open_store
 from brainsynth.training.data import batch_indices, check_splits, weights_seed
 from brainsynth.training.diffusion import LatentTable
 from brainsynth.training.generated_latents import Teacher, generated_latents, read_teacher
-from brainsynth.training.image_quality import closeness, mean_closeness, sharpness
+from brainsynth.training.image_quality import closeness, sharpness
 from brainsynth.training.latents import read_latent_spec
 from brainsynth.training.learner import Learner
 from brainsynth.training.loop import Worker
@@ -100,33 +100,35 @@ class DistillTask:
         return {"loss": loss, **values}
 
     def _both(self, z: Tensor, distilled: DistilledDecoder) -> tuple[Tensor, Tensor]:
-        """Images by the distilled and by the bundle's own decoder, float32, as generation makes them."""
+        """Images by the distilled and by the bundle's own decoder, as generation makes them."""
         z = z.to(self.worker.device)
-        own = self.teacher.decode(z)
-        self.teacher.distilled = distilled
-        try:
-            return self.teacher.decode(z).cpu(), own.cpu()
-        finally:
-            self.teacher.distilled = None
+        with autocast(self.worker.device, self.precision):
+            own = self.teacher.decode(z)
+            self.teacher.distilled = distilled
+            try:
+                return self.teacher.decode(z), own
+            finally:
+                self.teacher.distilled = None
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> list[dict[str, float]]:
         """L1, PSNR (dB), SSIM and sharpness ratio to the original decoder's images, per kind of held-out latents."""
         distilled = self.learner.averaged()
-        metrics: dict[str, float] = {}
+        rows = []
         for kind, latents in self.held_out.items():
-            rows = []
-            for z in torch.split(latents, 1):
+            for z in self.worker.part(torch.split(latents, 1)):
                 made, own = self._both(z, distilled)
-                rows.append({**closeness(made, own), "sharpness_ratio": sharpness(made) / max(sharpness(own), 1e-12)})
-            metrics |= {f"{kind}_{name}": value for name, value in mean_closeness(rows).items()}
-        return metrics
+                row = {**closeness(made, own), "sharpness_ratio": sharpness(made) / max(sharpness(own), 1e-12)}
+                rows.append({f"{kind}_{name}": value for name, value in row.items()})
+        return rows
 
     @torch.no_grad()
     def figures(self) -> dict[str, Any]:
         """Generated latents as the bundle's own decoder (top) and the distilled one (below) show them."""
-        made, own = self._both(self.held_out["generated"][:4], self.learner.averaged())
-        return {"decoders": grid([list(own[:, 0].numpy()), list(made[:, 0].numpy())])}
+        distilled = self.learner.averaged()
+        pairs = [self._both(z, distilled) for z in torch.split(self.held_out["generated"][:4], 1)]
+        rows = [[pair[which][0, 0].cpu().numpy() for pair in pairs] for which in (1, 0)]
+        return {"decoders": grid(rows)}
 
     def record(self, finished: Finished) -> DistillRun:
         """Write the averaged weights; returns the record of the training, with the last validation's figures."""

@@ -28,6 +28,9 @@ def sharpness(x_B1XYZ: Tensor) -> float:  # noqa: N803
 
 
 def mean_closeness(measured: Iterable[dict[str, float]]) -> dict[str, float]:
-    """The means over volumes of what was measured on each."""
-    rows = list(measured)
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    """The means over volumes of what was measured on each; a number that some lack is averaged over the others."""
+    columns: dict[str, list[float]] = {}
+    for row in measured:
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in columns.items()}

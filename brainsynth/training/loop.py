@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,10 @@ from brainsynth.training.preemption import Left, Listener, Preempted, Request, n
 from brainsynth.training.runs import Finished, Run
 from brainsynth.training.state import TrainingState
 from brainsynth.training.trackers import MetricsLog
+from brainsynth.training.validation import resumed_validation, validated
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 Report = Callable[[dict[str, float]], None]
 """Called by every worker after each checkpoint with the latest metrics."""
@@ -49,8 +51,8 @@ class Task(Protocol):
     def step(self, step: int) -> dict[str, Tensor]:
         """Do one optimisation step; returns scalars (not yet moved to the CPU)."""
 
-    def validate(self) -> dict[str, float]:
-        """Measure on the validation split (first worker only)."""
+    def validate(self) -> list[dict[str, float]]:
+        """Measure this worker's share of the validation split: numbers by name, of each volume or row."""
 
     def figures(self) -> dict[str, Any]:
         """Pictures (H, W, 3) uint8 by name (first worker only)."""
@@ -86,6 +88,10 @@ class Worker:
         """This worker's part of a global batch."""
         return torch.from_numpy(indices[self.rank :: self.world_size])
 
+    def part(self, items: Sequence[T]) -> Sequence[T]:
+        """This worker's part of what all measure together."""
+        return items[self.rank :: self.world_size]
+
     def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Scalars averaged over workers."""
         stacked = torch.stack([value.detach().float().reshape(()) for value in values.values()])
@@ -103,6 +109,14 @@ class Worker:
         largest: list[float] = stacked.tolist()
         return largest
 
+    def gathered(self, part: T) -> list[T]:
+        """What every worker has, in the order of their ranks."""
+        if self.world_size == 1:
+            return [part]
+        parts: list[Any] = [None] * self.world_size
+        dist.all_gather_object(parts, part)
+        return parts
+
 
 def learning_rate(config: OptimisationConfig, step: int) -> float:
     """Linear warm-up, then a cosine down to a tenth: short runs gain from ending low."""
@@ -114,7 +128,7 @@ def learning_rate(config: OptimisationConfig, step: int) -> float:
 def run(
     task: Task, worker: Worker, config: OptimisationConfig, config_digest: str, tensorboard: bool
 ) -> dict[str, float]:
-    """Train to the last step; returns the final validation metrics (first worker; empty elsewhere).
+    """Train to the last step; returns the final validation metrics.
 
     Raises:
         Left: the worker was asked to leave; all steps done are saved.
@@ -141,7 +155,7 @@ def run(
 
     listener = Listener(worker.preempted, worker, start)
     began = shown = time.monotonic()
-    validation: dict[str, float] = {}
+    validation = resumed_validation(task, worker, metrics, config, start)
     for step in range(start, config.steps):
         request = listener.request(step)
         if request and saved != step:
@@ -161,15 +175,16 @@ def run(
             if time.monotonic() - shown > 5 or last:
                 shown = time.monotonic()
                 log.info("%s", _progress(done, config.steps, start, shown - began, scalars))
-        if metrics and (done % config.validate_every == 0 or last):
-            validation = _validate(task, metrics, done)
-        if done % config.checkpoint_every == 0 or last:
+        save_now = done % config.checkpoint_every == 0 or last
+        if save_now:
             saved = done
             save(done)
+        if done % config.validate_every == 0 or last:
+            validation = validated(task, worker, metrics, done, must=last) or validation
+        if save_now:
             worker.report({"step": float(done), **validation})
     if metrics:
         metrics.close()
-        validation = validation or task.validate()
     return validation
 
 
@@ -192,15 +207,6 @@ def optimise(task: Task, config: OptimisationConfig, step: int, rank: int) -> di
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step) * group["lr_factor"]
     return task.step(step)
-
-
-def _validate(task: Task, metrics: MetricsLog, done: int) -> dict[str, float]:
-    validation = task.validate()
-    metrics.scalars(done, {f"validation/{name}": value for name, value in validation.items()})
-    log.info("step %d, on the validation split:  %s", done, _shown(validation))
-    for name, image in task.figures().items():
-        metrics.figure(done, name, image)
-    return validation
 
 
 def _progress(done: int, steps: int, start: int, elapsed_s: float, scalars: Mapping[str, float]) -> str:

@@ -145,19 +145,26 @@ class StepDistillTask:
         states = made.pop("states")
         return {**made, "teacher": states[:, -1], "student": self.sampled(len(states))}
 
-    def validate(self) -> dict[str, float]:
-        """Root mean square distance of held-out latents to the reference's, relative to their root mean square."""
+    def validate(self) -> list[dict[str, float]]:
+        """Root mean square distance of held-out latents to the reference's, relative to their root mean square.
+
+        A ratio of means over all rows, so the first worker measures it alone; latents are small.
+        """
+        if self.worker.rank > 0:
+            return []
         latents = self.held_out()
         reference = latents.pop("reference")
         power = reference.pow(2).mean()
-        return {f"{name}_error": float(((z - reference).pow(2).mean() / power).sqrt()) for name, z in latents.items()}
+        return [{f"{name}_error": float(((z - reference).pow(2).mean() / power).sqrt()) for name, z in latents.items()}]
 
     @torch.no_grad()
     def figures(self) -> dict[str, Any]:
         """Volumes of held-out latents: of the reference (top) and of the student (below)."""
         latents = (self.made["validation"]["reference"][:4], self.sampled(4))
-        rows = [self.autoencoder.decode(z.to(self.worker.device)) for z in latents]
-        return {"steps": grid([list(row[:, 0].cpu().numpy()) for row in rows])}
+        device = self.worker.device
+        with autocast(device, self.precision):
+            rows = [[self.autoencoder.decode(one.to(device)) for one in torch.split(z, 1)] for z in latents]
+        return {"steps": grid([[x[0, 0].cpu().numpy() for x in row] for row in rows])}
 
     def record(self, finished: Finished) -> StepDistillRun:
         """Write the averaged weights and the held-out latents; returns the record of the training."""

@@ -22,6 +22,10 @@ class MetricsLog:
     def __init__(self, folder: Path, tensorboard: bool, start_step: int) -> None:
         self.path = folder / "metrics.jsonl"
         kept = [line for line in self._lines() if line["step"] <= start_step]
+        self.validated = any(
+            line["step"] == start_step and any(name.startswith("validation/") for name in line) for line in kept
+        )
+        """Whether a validation after `start_step` is among them."""
         with replaced(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._tensorboard = _TensorBoard(folder, start_step) if tensorboard else None
