@@ -10,7 +10,7 @@ import functools
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 from brainsynth.config.job import add_config_arguments, guarded
 from brainsynth.config.load import load_config
@@ -46,6 +46,10 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.register("action", None, _Once)
+
+    def error(self, message: str) -> NoReturn:
+        """One line, as every mistake of a user."""
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:

@@ -10,7 +10,8 @@ of the foreground (voxels above 1 % of the remaining maximum) becomes 1; everyth
   tissue (z-scored scans, a fill of -1000) a level below the darkest tissue, by a quarter of the tissue's range.
 - White: a high quantile of the tissue; a few voxels of any size move no level. The config's high percentile of the
   foreground then becomes 1 on the resampled volume.
-- A scan whose background is brighter than its tissue, or that is not an image of tissue, is refused with the reason.
+- A scan whose background is brighter than its tissue, whose tissue is darkest in its depth (inverted, or T2-weighted), or
+  that is not an image of tissue, is refused with the reason.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ BOX = 0.9
 """The scan proper is a box when it fills this share of its own bounding box."""
 MAX_EQUAL = 0.25
 """Share of neighbouring voxels of one value: real scans in 8 bits have up to 0.12, label maps at 8 mm 0.4, at 2 mm 0.8."""
+MIN_DEPTH_CONTRAST = -0.12
+"""Median of the deeper tissue minus that of its outer tenth, in units of the tissue's range: 302 stripped brains of OASIS-1
+0.19 to 0.45, 125 of IXI 0.25 to 0.39, 138 heads -0.01 to 0.36; the same 125 stripped brains inverted -0.37 to -0.18."""
 FAR = 1.5
 """A fill further below the tissue than this many times the tissue's range is not a level of the scan."""
 
@@ -90,6 +94,7 @@ def robust_brightness(data: F32, mask: Mask | None = None) -> Brightness:
     dark, middle, bright = (float(q) for q in np.quantile(_sample(data, tissue), [0.01, 0.5, 0.995]))
     black = air if air is not None else _black(data, rest, tissue, fills, dark, bright)
     _check_tissue(data, tissue)
+    _check_depth(data, tissue)
     if not black < middle < np.inf or bright <= black or (middle - black) < FOREGROUND * (bright - black):
         raise ScanRejected("most of the tissue is as dark as the background: outliers, or not a T1w scan")
     extreme = _rank(data[tissue], max(8, round(1e-5 * data.size)))
@@ -279,3 +284,18 @@ def _check_tissue(data: F32, tissue: Mask) -> None:
         )
     if max(alike) < 0.2:
         raise ScanRejected("nearly constant tissue, or noise: neighbouring voxels have nothing in common")
+
+
+def _check_depth(data: F32, tissue: Mask) -> None:
+    """White matter, which is bright in a T1w scan, lies deep; CSF and grey matter lie outside. Raises ScanRejected."""
+    step = max(1, round((data.size / (1 << 19)) ** (1 / 3)))
+    some = (slice(None, None, step),) * 3
+    solid = ndimage.binary_fill_holes(tissue[some])
+    depth = ndimage.distance_transform_edt(np.pad(solid, 1))[1:-1, 1:-1, 1:-1]
+    depth /= depth.max(initial=1.0)
+    outer, deep = (data[some][solid & (depth > low) & (depth <= high)] for low, high in ((0.0, 0.1), (0.15, 0.5)))
+    if min(outer.size, deep.size) < 64:
+        return
+    dark, bright = np.quantile(data[some][solid], [0.01, 0.995])
+    if float(np.median(deep) - np.median(outer)) < MIN_DEPTH_CONTRAST * float(bright - dark):
+        raise ScanRejected("the tissue is darker in its depth than outside: the contrast is inverted, or not T1w")

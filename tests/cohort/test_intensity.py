@@ -173,6 +173,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "inverted head": (lambda: 1500 - head(6), "inverted"),
     "inverted brain": (lambda: np.where(BRAIN, 1500 - head(6), 1500), "inverted"),
     "inverted and negative": (lambda: -head(7), "inverted"),
+    "inverted brain on black": (lambda: np.where(BRAIN, 1500 - head(6), 0), "darker in its depth"),
+    "inverted head on black": (lambda: np.where(head(6) > 60, 1500 - head(6), 0), "darker in its depth"),
     "mask": (lambda: BRAIN * 1.0, "label map"),
     "smooth mask": (lambda: ndimage.gaussian_filter(BRAIN * 1.0, 0.6), "label map"),
     "forty labels": (_labels, "label map"),
