@@ -64,7 +64,11 @@ def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None) -
     if missing.any():
         counts = ", ".join(f"{name} in {count}" for name, count in missing.items() if count)
         log.warning("empty cells: %s of %d rows; the model takes these values as unknown", counts, len(rows))
-    samples = generation_samples(rows, bundle.covariates, config.base_seed, extrapolated)
+    try:
+        samples = generation_samples(rows, bundle.covariates, config.base_seed, extrapolated)
+    except UserError as error:
+        table = config.covariates.table if isinstance(config, GenerateConfig) else None
+        raise UserError(f"{table}: {error}" if table else str(error)) from None
     identity = GenerationIdentity(
         bundle=bundle.digest,
         sampler=config.sampler,

@@ -46,9 +46,10 @@ def covariate_histograms(rows: pd.DataFrame, reference: pd.DataFrame | None, uni
         if pd.api.types.is_numeric_dtype(rows[name]):
             both = pd.concat([rows[name], reference[name]]) if reference is not None else rows[name]
             bins = np.histogram_bin_edges(both.dropna(), bins=20)
-            if reference is not None:
+            if reference is not None and reference[name].notna().any():
                 axis.hist(reference[name].dropna(), bins, density=True, color=_ORANGE, alpha=0.5, label=_COHORT)
-            axis.hist(rows[name].dropna(), bins, density=True, histtype="step", color=_BLUE, lw=1.5, label=_DATASET)
+            if rows[name].notna().any():
+                axis.hist(rows[name].dropna(), bins, density=True, histtype="step", color=_BLUE, lw=1.5, label=_DATASET)
         else:
             levels = sorted(set(rows[name].dropna()))
             place = np.arange(len(levels))
@@ -68,7 +69,8 @@ def covariate_histograms(rows: pd.DataFrame, reference: pd.DataFrame | None, uni
             axis.set_xticks(place, levels)
         axis.set_title(f"{name} [{units[name]}]" if units[name] else name, fontsize=9)
         axis.set_yticks([])
-        axis.legend(fontsize=7, frameon=False)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7, frameon=False)
     return figure
 
 
