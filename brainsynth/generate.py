@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Images = npt.NDArray[np.float32]
+Labeller = Callable[[Images], npt.NDArray[np.uint8]]
+"""(B, X, Y, Z) intensities in [0, 1] as readers see them → (B, X, Y, Z) label maps of the plan's table."""
 
 
 @dataclass
@@ -62,6 +65,7 @@ class VolumeGenerator:
         )
         devices.explain(self.device, precision, rewrites)
         self.schedule = NoiseSchedule(self.bundle.schedule)
+        self.labeller: Labeller | None = None
         self.gatekeeper: Gatekeeper | None = None
         if self.identity.gate is not None:
             from brainsynth.gate.file import load_bundle_gate  # and with it SciPy's image filters
@@ -92,19 +96,22 @@ class VolumeGenerator:
 
     def finish(self, made: DrawnShard) -> ShardOutput:
         """Quantise, digest and describe what was made, on the CPU, while the device makes the next shard."""
-        (voxels,) = empty_arrays(self.plan, made.shard)
+        arrays = empty_arrays(self.plan, made.shard)
         ids = self.samples["sample_id"].iloc[made.shard.start : made.shard.stop].astype(str).tolist()
 
         def store(offset: int) -> SampleRecord:
             drawn = made.rows[offset]
             if drawn.volume is not None and np.isfinite(drawn.volume).all():
-                voxels[offset] = self.plan.volume.quantise(drawn.volume)
-            drawn.volume = None  # a float32 volume takes twice the memory of what is stored
-            return drawn.record(ids[offset], made.shard.start + offset, voxels[offset])
+                arrays[0][offset] = self.plan.volume.quantise(drawn.volume)
+                if drawn.labels is not None:
+                    arrays[1][offset] = drawn.labels
+            drawn.volume = drawn.labels = None  # a float32 volume takes twice the memory of what is stored
+            stored = [array[offset] for array in arrays]
+            return drawn.record(ids[offset], made.shard.start + offset, stored, self.plan)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             samples = list(pool.map(store, range(len(ids))))
-        return ShardOutput([voxels], samples, made.runtime)
+        return ShardOutput(arrays, samples, made.runtime)
 
     def _draw(self, rows: pd.DataFrame, seconds: dict[str, float]) -> list[Drawn]:
         """The volumes of one micro-batch. Those that the gate refuses are drawn again, together, from their next seeds."""
@@ -126,7 +133,18 @@ class VolumeGenerator:
             waiting = [place for place in waiting if drawn[place].refused]
             if not waiting:
                 break
+        self._label(drawn, seconds)
         return drawn
+
+    def _label(self, drawn: list[Drawn], seconds: dict[str, float]) -> None:
+        """The label map of each volume that is kept. One at a time: it then follows from the stored image alone."""
+        if self.labeller is None:
+            return
+        began = time.monotonic()
+        for one in drawn:
+            if one.volume is not None and np.isfinite(one.volume).all():
+                (one.labels,) = self.labeller(self._as_read(one.volume)[None])
+        seconds["label_s"] = seconds.get("label_s", 0.0) + time.monotonic() - began
 
     def _as_read(self, volume: Images) -> Images:
         """A volume as readers of the dataset will see it; one that is not finite as it is."""

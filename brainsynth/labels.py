@@ -76,13 +76,17 @@ class LabelTable:
     labels: tuple[Label, ...]
     source: str
     """Where the label maps come from: a segmentation tool and its version, or the model that drew them."""
+    background: Annotated[tuple[int, ...], left_out_at(())] = ()
+    """Integers apart from 0 that are background in the files that were read."""
 
     def __post_init__(self) -> None:
         if not self.labels:
             raise ValueError("a label table needs at least one label")
+        read = [str(value) for label in self.labels for value in label.values or (label.index,)]
         for what, seen in (
             ("index", [str(label.index) for label in self.labels]),
             ("name", [label.key for label in self.labels]),
+            ("value", [*read, *map(str, self.background)]),
         ):
             twice = sorted({value for value in seen if seen.count(value) > 1})
             if twice:
@@ -93,15 +97,28 @@ class LabelTable:
         """The stored integers, in the table's order."""
         return tuple(label.index for label in self.labels)
 
+    @property
+    def index_of(self) -> dict[int, int]:
+        """Integer in the files that were read → stored integer."""
+        read = {value: label.index for label in self.labels for value in label.values or (label.index,)}
+        return {BACKGROUND: BACKGROUND} | dict.fromkeys(self.background, BACKGROUND) | read
+
     def unknown(self, labels: npt.NDArray[np.uint8]) -> list[int]:
         """Integers of a label map that are neither background nor in the table."""
         there = np.flatnonzero(np.bincount(labels.reshape(-1), minlength=256))
         return [int(value) for value in there if value != BACKGROUND and value not in self.indices]
 
+    def fault(self, labels: npt.NDArray[np.uint8]) -> str:
+        """Why an array is not a label map of this table, in a few words for the rejects table; empty when it is one."""
+        unknown = self.unknown(labels)
+        if unknown:
+            return f"label map: the label table lacks {', '.join(map(str, unknown[:10]))}"
+        return "" if labels.any() else "label map: all background"
+
     def volumes_ml(self, labels: npt.NDArray[np.uint8], voxel_ml: float) -> dict[str, float]:
         """The volume of every structure of one label map, counted; by the manifest's column."""
         counts = np.bincount(labels.reshape(-1), minlength=256)
-        return {label.column: float(counts[label.index]) * voxel_ml for label in self.labels}
+        return {label.column: round(float(counts[label.index]) * voxel_ml, 6) for label in self.labels}
 
     def tsv(self) -> bytes:
         """`dseg.tsv`, the table as BIDS wants it."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from brainsynth.records import record
+from brainsynth.labels import LabelTable
+from brainsynth.plan import Plan
+from brainsynth.records import left_out_at, record
 from brainsynth.volume import voxel_sha256
 
 MODEL_KEY = "model.json"
@@ -98,6 +100,8 @@ class DatasetManifest:
     facts: dict[str, Any]
     """The plan's identity, for readers."""
     synthetic: bool
+    labels: Annotated[LabelTable | None, left_out_at(None)] = None
+    """Of a dataset with label maps."""
 
 
 @record
@@ -127,23 +131,33 @@ def for_publication(commit: ShardManifest) -> ShardManifest:
 
 def stored_sha256(stored: list[npt.NDArray[Any]]) -> str:
     """The digest of a sample's stored voxels, over all its arrays in order."""
-    return (
-        voxel_sha256(stored[0]) if len(stored) == 1 else voxel_sha256(np.concatenate([a.reshape(-1) for a in stored]))
-    )
+    return voxel_sha256(*stored)
 
 
 def describe_sample(
-    sample_id: str, row: int, stored: list[npt.NDArray[Any]], extra: dict[str, str | int | float] | None = None
+    sample_id: str,
+    row: int,
+    stored: list[npt.NDArray[Any]],
+    extra: dict[str, str | int | float] | None = None,
+    plan: Plan | None = None,
 ) -> SampleRecord:
-    """The record of a sample from its stored arrays; rejected, with the reason, when it is not finite or is constant.
+    """The record of a sample from its stored arrays; rejected, with the reason, when an array cannot be one.
 
-    The quality figures are of the first array. Integer arrays are described in stored units.
+    The quality figures are of the first array. Integer arrays are described in stored units. Of a `plan` with labels the
+    second array is the label map: it is checked, and `extra` gets the volume of every structure.
     """
-    first = np.asarray(stored[0], dtype=np.float32)
+    first, extra = np.asarray(stored[0], dtype=np.float32), extra or {}
+    reason = ""
     if not all(np.isfinite(array).all() for array in stored):
-        return SampleRecord(sample_id=sample_id, row=row, status="rejected", reason="not finite", extra=extra or {})
-    if float(first.min()) == float(first.max()):
-        return SampleRecord(sample_id=sample_id, row=row, status="rejected", reason="constant", extra=extra or {})
+        reason = "not finite"
+    elif float(first.min()) == float(first.max()):
+        reason = "constant"
+    elif plan is not None and plan.labels is not None:
+        reason = plan.labels.fault(stored[1])
+    if reason:
+        return SampleRecord(sample_id=sample_id, row=row, status="rejected", reason=reason, extra=extra)
+    if plan is not None and plan.labels is not None:
+        extra = {**extra, **plan.labels.volumes_ml(stored[1], plan.volume.voxel_ml)}
     # Percentiles of a regular subsample: within 0.1 % of the full ones at a tenth of the cost.
     p01, p99 = np.percentile(first.reshape(-1)[:: max(1, first.size // 200_000)], [1, 99])
     return SampleRecord(
@@ -158,5 +172,5 @@ def describe_sample(
         p01=float(p01),
         p99=float(p99),
         zero_fraction=float((first == 0).mean()),
-        extra=extra or {},
+        extra=extra,
     )

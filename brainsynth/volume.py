@@ -79,10 +79,12 @@ class VolumeSpec:
         return stored.astype(np.float32)
 
 
-def voxel_sha256(stored: npt.NDArray[Any]) -> str:
-    """sha256 (hex) of the stored voxels as little-endian C-order bytes; independent of chunks and codecs."""
-    little = np.ascontiguousarray(stored, dtype=stored.dtype.newbyteorder("<"))
-    return hashlib.sha256(little.tobytes()).hexdigest()
+def voxel_sha256(*stored: npt.NDArray[Any]) -> str:
+    """sha256 (hex) of the stored voxels as little-endian C-order bytes, array by array; independent of chunks and codecs."""
+    digest = hashlib.sha256()
+    for array in stored:
+        digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
 
 
 def mirrored(volume: npt.NDArray[Any], spec: VolumeSpec) -> npt.NDArray[Any]:
@@ -100,6 +102,21 @@ def mirrored(volume: npt.NDArray[Any], spec: VolumeSpec) -> npt.NDArray[Any]:
     inside = (source >= 0) & (source < len(volume))
     out = np.zeros_like(volume)
     out[inside] = volume[source[inside]]
+    return out
+
+
+def resample_labels(
+    labels: npt.NDArray[np.uint8], affine: npt.NDArray[np.float64], volume: VolumeSpec
+) -> npt.NDArray[np.uint8]:
+    """A label map by nearest neighbour to the grid of `volume`; crops and pads with 0 where `resample` does."""
+    from scipy import ndimage
+
+    if volume.shape_xyz == labels.shape and np.allclose(affine, volume.affine, atol=1e-4):
+        return labels
+    target_to_source = np.linalg.inv(affine) @ volume.affine
+    out: npt.NDArray[np.uint8] = ndimage.affine_transform(
+        labels, target_to_source[:3, :3], target_to_source[:3, 3], output_shape=volume.shape_xyz, order=0, cval=0
+    )
     return out
 
 

@@ -37,6 +37,12 @@ def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_phantom_cohort(tmp_path_factory.mktemp("phantoms") / "bids", 12, 1, GRID)
 
 
+@pytest.fixture(scope="session")
+def labelled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six phantoms at 8 mm with their label maps, as a BIDS folder with a derivative; read it, never write to it."""
+    return write_phantom_cohort(tmp_path_factory.mktemp("labelled") / "bids", 6, 1, GRID, labels=True)
+
+
 @pytest.fixture
 def prepared_cohort(phantom_folder: Path, tmp_path: Path) -> Path:
     """The phantoms as a prepared cohort of three shards; a test may damage it."""

@@ -11,14 +11,26 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from brainsynth.cohort.phantom_anatomy import CENTRE_MM, F32, build_anatomy, draw_traits, solve_volumes
 from brainsynth.cohort.phantom_image import compose_tissues, render_t1w
 from brainsynth.errors import UserError, problems_error
+from brainsynth.labels import Label, LabelTable
 from brainsynth.volume import VolumeSpec
 
 TISSUES = ("air", "scalp", "skull", "csf", "grey", "white", "ventricle")
+LABELS = LabelTable(
+    labels=(
+        Label(index=1, name="CSF", abbreviation="CSF", color="#3c70c8"),
+        Label(index=2, name="Grey-Matter", abbreviation="GM", color="#cd3e4e"),
+        Label(index=3, name="White-Matter", abbreviation="WM", color="#f5f5f5"),
+        Label(index=4, name="Ventricles", abbreviation="LV", color="#781286"),
+    ),
+    source="the phantoms' construction",
+)
+_LABELLED = ("csf", "grey", "white", "ventricle")
 VERSION = 1  # raise it when a phantom of the same arguments changes
 
 
@@ -32,6 +44,14 @@ class Phantom:
     """(X, Y, Z) share of the voxel, in [0, 1], for each of `TISSUES`; they sum to 1."""
     truth: dict[str, float]
     """ml for each of `TISSUES`, and `ventricular_volume` and `brain_volume` (grey + white) as in the covariates."""
+
+    @property
+    def labels(self) -> npt.NDArray[np.uint8]:
+        """(X, Y, Z) label map by `LABELS`: the tissue with the largest share of each voxel."""
+        outside = sum(share for tissue, share in self.fractions.items() if tissue not in _LABELLED)
+        shares = [outside, *(self.fractions[tissue] for tissue in _LABELLED)]
+        largest: npt.NDArray[np.uint8] = np.argmax(np.stack(shares), axis=0).astype(np.uint8)
+        return largest
 
 
 def phantom_grid(spacing_mm: float | tuple[float, float, float], shape_xyz: tuple[int, int, int]) -> VolumeSpec:

@@ -16,15 +16,17 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from brainsynth.cohort.phantom import VERSION, make_phantom, phantom_covariates, subject_seed
+from brainsynth.cohort.phantom import LABELS, VERSION, make_phantom, phantom_covariates, subject_seed
 from brainsynth.cohort.phantom_anatomy import F32
 from brainsynth.errors import UserError
 from brainsynth.records import digest, to_dict
 from brainsynth.storage.whole_file import write_whole
 from brainsynth.volume import VolumeSpec
 
-Task = tuple[Path, float, str, float, float, VolumeSpec, int]
-"""What one phantom needs: its file, age (years), sex, ventricular and brain volume (ml), grid, seed."""
+DERIVATIVE = "derivatives/phantom"
+"""Where the label maps lie."""
+Task = tuple[Path, Path | None, float, str, float, float, VolumeSpec, int]
+"""What one phantom needs: its file, its label map's, age (years), sex, ventricular and brain volume (ml), grid, seed."""
 
 
 def write_phantom_cohort(
@@ -34,11 +36,13 @@ def write_phantom_cohort(
     volume: VolumeSpec,
     progress: Callable[[int, int], None] | None = None,
     workers: int = 1,
+    labels: bool = False,
 ) -> Path:
     """Write `n` phantoms as a BIDS-like folder of NIfTI files (uint8, white matter near 205) and return the folder.
 
     It also holds participants.tsv/.json, dataset_description.json and ventricle_prior.nii.gz, the cohort's
-    mean ventricle share (float32). Run again, it returns at once if the cohort is complete, else it starts over.
+    mean ventricle share (float32); with `labels`, label maps in DERIVATIVE. Run again, it returns at once if the cohort
+    is complete, else it starts over.
     `workers` processes share the phantoms; the files do not depend on their number. With more than one, a script calls
     this below `if __name__ == "__main__":`, because each process imports the script that started it.
 
@@ -52,8 +56,9 @@ def write_phantom_cohort(
     identity = digest({"n": n, "seed": seed, "volume": to_dict(volume), "phantom": VERSION})
     table["participant_id"] = [f"sub-{name.replace('-', '')}" for name in table["participant_id"]]
     scans = [folder / name / "anat" / f"{name}_T1w.nii.gz" for name in table["participant_id"]]
-    prior_path = folder / "ventricle_prior.nii.gz"
-    if _is_ours(folder, identity) and all(path.exists() for path in (prior_path, *scans)):
+    derivative, prior_path = folder / DERIVATIVE, folder / "ventricle_prior.nii.gz"
+    maps = [derivative / name / "anat" / f"{name}_dseg.nii.gz" for name in table["participant_id"]] if labels else []
+    if _is_ours(folder, identity) and all(path.exists() for path in (prior_path, *scans, *maps)):
         return folder
     description = {"Name": "Procedural T1w head phantoms", "BIDSVersion": "1.9.0", "DatasetType": "raw",
                    "GeneratedBy": [{"Name": "brainsynth.cohort.phantom", "Version": str(VERSION)}],
@@ -66,8 +71,13 @@ def write_phantom_cohort(
     write_whole(folder / "participants.json", json.dumps(units, indent=2).encode() + b"\n")
     write_whole(folder / "participants.tsv", table.to_csv(sep="\t", index=False, lineterminator="\n").encode())
     write_whole(folder / ".bidsignore", b"ventricle_prior.nii.gz\n")
+    if labels:
+        derived = {**description, "Name": "Label maps of phantoms", "DatasetType": "derivative"}
+        del derived["PhantomCohort"]
+        write_whole(derivative / "dataset_description.json", json.dumps(derived, indent=2).encode() + b"\n")
+        write_whole(derivative / "dseg.tsv", LABELS.tsv())
     tasks: list[Task] = [
-        (scans[i], age, sex, vent, brain, volume, subject_seed(seed, i))
+        (scans[i], maps[i] if labels else None, age, sex, vent, brain, volume, subject_seed(seed, i))
         for i, (_, age, sex, vent, brain) in enumerate(table.itertuples(index=False))
     ]
     prior = np.zeros(volume.shape_xyz, np.float64)
@@ -104,9 +114,11 @@ def _build_all(tasks: list[Task], workers: int) -> Generator[F32]:
 
 def _build(task: Task) -> F32:
     """Write one scan; (X, Y, Z) ventricle share. Runs in the worker processes."""
-    path, age, sex, vent, brain, volume, seed = task
+    path, label_path, age, sex, vent, brain, volume, seed = task
     phantom = make_phantom(age, sex, vent, brain, volume, seed=seed)
     write_whole(path, _nifti(np.rint(phantom.image * 255).astype(np.uint8), volume))
+    if label_path is not None:
+        write_whole(label_path, _nifti(phantom.labels, volume))
     return phantom.fractions["ventricle"]
 
 

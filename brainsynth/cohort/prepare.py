@@ -11,14 +11,16 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainsynth.cohort.intensity import robust_white, scale_intensities
-from brainsynth.cohort.scan import ScanRejected, load_scan
-from brainsynth.cohort.source import Cells, Source, not_read, person_of, read_source, source_table
-from brainsynth.config.schema import PrepareConfig
+from brainsynth.cohort.label_table import read_label_table
+from brainsynth.cohort.scan import MISSING_LABELS, ScanRejected, load_labelled_scan
+from brainsynth.cohort.source import Cells, Source, label_folder, not_read, person_of, read_source, source_table
+from brainsynth.config.schema import PrepareConfig, SourceConfig
 from brainsynth.covariates.distribution import check_distribution
 from brainsynth.covariates.schema import Covariate, did_you_mean, is_number, matching
 from brainsynth.errors import UserError
+from brainsynth.labels import LabelTable
 from brainsynth.manifest import SampleRecord, describe_sample
-from brainsynth.plan import Plan, ShardSpec, table_digest, volume_array
+from brainsynth.plan import Plan, ShardSpec, table_digest, volume_arrays
 from brainsynth.reading.splits import hashed_place
 from brainsynth.records import to_dict
 from brainsynth.storage.arrays import empty_arrays
@@ -27,6 +29,8 @@ from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import open_store, resolve_uri
 from brainsynth.storage.work import ShardOutput, Work
 
+_ELSEWHERE = ("session_column", "label_table", "label_source")
+"""Of a source, what a plan has elsewhere: sessions in the samples' ids and files, labels in its own table."""
 SHOWN = 100
 """Rows, folders and files that are named one by one."""
 
@@ -36,8 +40,8 @@ class CohortWork(Work):
 
     left_out: tuple[tuple[str, str], ...]
     """(path, reason) of folders and files that no row names."""
-    late: dict[int, str]
-    """Row → file, of scans that were missing when the cohort was planned."""
+    late: dict[int, dict[str, str]]
+    """Row → `image` and `labels`, of scans that were missing when the cohort was planned."""
     warnings: list[str]
     """Values of `exclude` that match nothing, rows without a scan, folders and files without a row."""
 
@@ -46,6 +50,7 @@ def plan_cohort(config: PrepareConfig) -> CohortWork:
     """What preparation will store: one row a scan, in table order. Raises UserError; reads no image."""
     source = read_source(config.source)
     samples = cohort_samples(source, config)
+    labels = cohort_labels(config.source)
     plan = Plan(
         kind="prepared",
         identity={
@@ -55,17 +60,17 @@ def plan_cohort(config: PrepareConfig) -> CohortWork:
             "max_file_mib": config.max_file_mib,
             "validation_fraction": config.validation_fraction,
             "split_seed": config.split_seed,
-            # Sessions enter by the samples' ids and files.
-            "source": {key: value for key, value in to_dict(config.source).items() if key != "session_column"},
+            "source": {key: value for key, value in to_dict(config.source).items() if key not in _ELSEWHERE},
             # The rule that came first has no name in a plan: cohorts made by it keep their fingerprint.
             **({} if config.intensity_rule == "percentiles" else {"intensity_rule": config.intensity_rule}),
         },
         volume=config.volume,
         covariates=config.covariates,
-        arrays=(volume_array("t1w", config.volume),),
+        arrays=volume_arrays(config.volume, labels),
         num_samples=len(samples),
         samples_per_shard=config.samples_per_shard,
         samples_digest=table_digest(samples),
+        labels=labels,
     )
     root = resolve_uri(config.output, "output")
     plan, samples, late = _with_late_files(root, plan, samples)
@@ -87,8 +92,17 @@ def plan_cohort(config: PrepareConfig) -> CohortWork:
     return work
 
 
+def cohort_labels(source: SourceConfig) -> LabelTable | None:
+    """The label table of a cohort with label maps. Raises UserError."""
+    if not source.has_labels:
+        return None
+    folder = label_folder(source)
+    path = source.label_table or str(folder / "dseg.tsv" if folder else "")
+    return read_label_table(path, source.label_source or "not given")
+
+
 def cohort_samples(source: Source, config: PrepareConfig) -> pd.DataFrame:
-    """The samples table: sample_id, subject, split, image, mask, excluded, covariates. Missing covariates stay missing.
+    """The samples table: sample_id, subject, split, image, mask, labels, excluded, covariates. What is missing stays so.
 
     Text in place of a number counts as missing too, and `excluded` has the reason.
     """
@@ -108,6 +122,8 @@ def cohort_samples(source: Source, config: PrepareConfig) -> pd.DataFrame:
     samples["split"] = [split_of(s, config.split_seed, config.validation_fraction) for s in subjects]
     samples["image"] = [scan.image for scan in source.scans]
     samples["mask"] = [scan.mask for scan in source.scans]
+    if config.source.has_labels:
+        samples["labels"] = [scan.labels for scan in source.scans]
     reasons = [_exclusion(scan.cells, config.source.exclude) for scan in source.scans]
     values = {c.name: _typed(c, list(table[columns[c.name]]), reasons) for c in config.covariates.covariates}
     samples["excluded"] = reasons
@@ -193,8 +209,10 @@ def _exclusion(cells: Cells, exclude: dict[str, tuple[str, ...]]) -> str:
     return ""
 
 
-def _with_late_files(root: str, plan: Plan, samples: pd.DataFrame) -> tuple[Plan, pd.DataFrame, dict[int, str]]:
-    """The plan that the output has, where it differs only in scans that were missing when it was made: row → file."""
+def _with_late_files(
+    root: str, plan: Plan, samples: pd.DataFrame
+) -> tuple[Plan, pd.DataFrame, dict[int, dict[str, str]]]:
+    """The plan that the output has, where it differs only in scans that were missing when it was made: row → files."""
     try:
         store = open_store(root)
         stored = read_plan(store)
@@ -203,12 +221,15 @@ def _with_late_files(root: str, plan: Plan, samples: pd.DataFrame) -> tuple[Plan
         return plan, samples, {}
     if stored.fingerprint == plan.fingerprint or len(before) != len(samples) or "image" not in before:
         return plan, samples, {}
+    files = ["image", *(["labels"] if plan.labels is not None else [])]
     late = {
-        row: str(samples["image"][row]) for row in before.index if not before["image"][row] and samples["image"][row]
+        row: {name: str(samples[name][row]) for name in files}
+        for row in before.index
+        if not before["image"][row] and samples["image"][row]
     }
     merged = samples.copy()
     for row in late:
-        merged.loc[row, ["sample_id", "image"]] = before.loc[row, ["sample_id", "image"]]
+        merged.loc[row, ["sample_id", *files]] = before.loc[row, ["sample_id", *files]]
     same = dataclasses.replace(plan, samples_digest=table_digest(merged))
     return (same, merged, late) if same.fingerprint == stored.fingerprint else (plan, samples, {})
 
@@ -216,28 +237,31 @@ def _with_late_files(root: str, plan: Plan, samples: pd.DataFrame) -> tuple[Plan
 class CohortPreparer:
     """Makes shards of prepared scans."""
 
-    def __init__(self, root: str, plan: Plan, config: PrepareConfig, late: dict[int, str]) -> None:
+    def __init__(self, root: str, plan: Plan, config: PrepareConfig, late: dict[int, dict[str, str]]) -> None:
         self.plan, self.config, self.late = plan, config, late
         self.samples = read_samples(open_store(root), plan)
 
     def make(self, shard: ShardSpec) -> ShardOutput:
         """Load, check and conform the scans of one shard."""
-        (voxels,) = empty_arrays(self.plan, shard)
+        arrays = empty_arrays(self.plan, shard)
         records = []
         for offset, row in enumerate(range(shard.start, shard.stop)):
-            sample = self.samples.iloc[row]
-            records.append(self._sample(sample, row, voxels, offset))
-        return ShardOutput([voxels], records)
+            records.append(self._sample(self.samples.iloc[row], row, [array[offset] for array in arrays]))
+        return ShardOutput(arrays, records)
 
-    def _sample(self, sample: pd.Series, row: int, voxels: npt.NDArray[Any], offset: int) -> SampleRecord:
+    def _sample(self, sample: pd.Series, row: int, stored: list[npt.NDArray[Any]]) -> SampleRecord:
         try:
             self._check_covariates(sample)
             if self.config.source.mask_column is not None and not sample["mask"]:
                 raise ScanRejected("missing mask file")
-            config = self.config
-            image, facts = load_scan(
-                self.late.get(row, sample["image"]),
-                sample["mask"],
+            config, files = self.config, {"labels": "", **sample, **self.late.get(row, {})}
+            if self.plan.labels is not None and not files["labels"]:
+                raise ScanRejected(MISSING_LABELS if files["image"] else "missing file")
+            image, labels, facts = load_labelled_scan(
+                files["image"],
+                files["mask"],
+                files["labels"],
+                self.plan.labels,
                 config.volume,
                 config.center,
                 config.max_file_mib,
@@ -247,10 +271,12 @@ class CohortPreparer:
             low, high = config.intensity_percentiles
             robust = config.intensity_rule == "robust"
             scaled = robust_white(image, high) if robust else scale_intensities(image, (low, high))
-            voxels[offset] = self.plan.volume.quantise(scaled)
+            stored[0][...] = self.plan.volume.quantise(scaled)
+            if labels is not None:
+                stored[1][...] = labels
         except ScanRejected as error:
             return SampleRecord(sample_id=sample["sample_id"], row=row, status="rejected", reason=str(error))
-        return describe_sample(sample["sample_id"], row, [voxels[offset]], facts)
+        return describe_sample(sample["sample_id"], row, stored, facts, self.plan)
 
     def _check_covariates(self, sample: pd.Series) -> None:
         if sample["excluded"]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from brainsynth.cohort.scan import file_sha256
+from brainsynth.cohort.scan import MISSING_LABELS, file_sha256
 from brainsynth.manifest import SampleRecord
 from brainsynth.plan import Plan
 from brainsynth.storage.commit import committed_of, read_commit
@@ -18,7 +18,8 @@ from brainsynth.storage.filesystem import Store
 
 CLOCK_S = 60.0
 """Clocks of the machines that wrote the file and the record may differ by this much."""
-_WAS_MISSING = ("missing file", "missing mask file")
+_WAS_MISSING = {"missing file": "source", "missing mask file": "mask", MISSING_LABELS: "labels"}
+"""Start of a reason → which file was missing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +29,10 @@ class Rows:
     refused: tuple[int, ...]
     """Rejected, and their file is there now, or is another one."""
     changed: tuple[int, ...]
-    """Good, and their file, or its mask, is not the one that was read."""
+    """Good, and their file, its mask or its label map, is not the one that was read."""
 
 
-def rows_to_read_again(store: Store, plan: Plan, samples: pd.DataFrame, late: dict[int, str]) -> Rows:
+def rows_to_read_again(store: Store, plan: Plan, samples: pd.DataFrame, late: dict[int, dict[str, str]]) -> Rows:
     """What changed on disk since the shards were committed. `late`: files of rows that had none when they were planned."""
     refused, changed = [], []
     for shard in sorted(committed_of(store, plan)):
@@ -39,7 +40,8 @@ def rows_to_read_again(store: Store, plan: Plan, samples: pd.DataFrame, late: di
         since = float(record.runtime.get("began_at", 0.0)) - CLOCK_S
         for sample in record.samples:
             row = samples.iloc[sample.row]
-            files = {"source": late.get(sample.row, row["image"]), "mask": row["mask"]}
+            named = {"labels": "", **row, **late.get(sample.row, {})}
+            files = {"source": named["image"], "mask": named["mask"], "labels": named["labels"]}
             if sample.status == "rejected" and not row["excluded"] and _may_be_good_now(sample, files, since):
                 refused.append(sample.row)
             elif sample.status == "ok" and any(_is_another(sample, which, file) for which, file in files.items()):
@@ -49,9 +51,9 @@ def rows_to_read_again(store: Store, plan: Plan, samples: pd.DataFrame, late: di
 
 def _may_be_good_now(sample: SampleRecord, files: dict[str, str], since: float) -> bool:
     there = [file for file in files.values() if file and Path(file).is_file()]
-    if sample.reason.startswith(_WAS_MISSING):
-        missing = files["source"] if sample.reason.startswith("missing file") else files["mask"]
-        return missing in there and not _is_pointer(missing)
+    for reason, which in _WAS_MISSING.items():
+        if sample.reason.startswith(reason):
+            return files[which] in there and not _is_pointer(files[which])
     return any(_touched(file, since) for file in there)
 
 

@@ -12,10 +12,12 @@ from scipy import ndimage
 from brainsynth.cohort.intensity import Brightness, robust_brightness
 from brainsynth.cohort.intensity import ScanRejected as ScanRejected
 from brainsynth.cohort.scan_file import FileRejected, read_volume
-from brainsynth.volume import VolumeSpec, resample
+from brainsynth.labels import BACKGROUND, LabelTable
+from brainsynth.volume import VolumeSpec, resample, resample_labels
 
 HEAD_MM = 160.0
 VERTEX_MM2 = 1000.0
+MISSING_LABELS = "missing label map"
 
 
 def load_scan(
@@ -31,12 +33,28 @@ def load_scan(
 
     Returns:
         float32 in the scan's own units, 0 outside; by the rule `robust` in units of the rough white, background 0. And
-        `source_sha256`, `_bytes` and `_mtime` (of a mask, too), `forms_differ_mm` where sform and qform disagree, and by the
-        rule `robust` the levels `black` and `white` in the scan's units.
+        `source_sha256`, `_bytes` and `_mtime` (of mask and label map, too), `forms_differ_mm` where sform and qform
+        disagree, and by the rule `robust` the levels `black` and `white` in the scan's units.
 
     Raises:
         ScanRejected: with the reason.
     """
+    image, _, facts = load_labelled_scan(path, mask_path, "", None, volume, center, max_file_mib, rule, assume)
+    return image, facts
+
+
+def load_labelled_scan(
+    path: str,
+    mask_path: str,
+    label_path: str,
+    table: LabelTable | None,
+    volume: VolumeSpec,
+    center: str,
+    max_file_mib: int,
+    rule: str,
+    assume: str | None,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None, dict[str, str | float]]:
+    """As `load_scan`, with the scan's label map where a table is given: on the same grid, as the table stores it."""
     if not path:
         raise ScanRejected("missing file")
     file = Path(path)
@@ -48,6 +66,9 @@ def load_scan(
     if float(data.min()) == float(data.max()):
         raise ScanRejected("constant image")
     mask = _mask(data.shape, affine, Path(mask_path), max_file_mib, assume) if mask_path else None
+    labels = None if table is None else _labels(table, data.shape, affine, Path(label_path), max_file_mib, assume)
+    if labels is not None and mask is not None:
+        labels[~mask] = BACKGROUND
     if rule == "robust":
         found: Brightness = robust_brightness(data, mask)
         data = found.voxels
@@ -62,7 +83,9 @@ def load_scan(
     facts |= _identity("source", file)
     if mask_path:
         facts |= _identity("mask", Path(mask_path))
-    return conformed, facts
+    if labels is not None:
+        facts |= _identity("labels", Path(label_path))
+    return conformed, None if labels is None else resample_labels(labels, affine, volume), facts
 
 
 def _identity(which: str, file: Path) -> dict[str, str | float]:
@@ -84,22 +107,57 @@ def file_sha256(file: Path) -> str:
 def _mask(
     shape: tuple[int, ...], affine: npt.NDArray[np.float64], mask_file: Path, max_file_mib: int, assume: str | None
 ) -> npt.NDArray[np.bool_]:
-    """Where the mask is above 0; it is a file from outside like the image."""
-    try:
-        mask, mask_affine = read_volume(mask_file, max_file_mib, assume)
-    except FileRejected as error:
-        reason = str(error)
-        raise ScanRejected(
-            reason.replace("missing file", "missing mask file")
-            if reason.startswith("missing file")
-            else f"mask: {reason}"
-        ) from None
-    if mask.shape != shape or not np.allclose(mask_affine, affine, atol=1e-3):
-        raise ScanRejected("mask is on another grid than the image")
+    """Where the mask is above 0."""
+    mask = _on_the_grid_of_the_scan("mask", "missing mask file", shape, affine, mask_file, max_file_mib, assume)
     inside: npt.NDArray[np.bool_] = mask > 0
     if not inside.any():
         raise ScanRejected("mask is empty")
     return inside
+
+
+def _labels(
+    table: LabelTable,
+    shape: tuple[int, ...],
+    affine: npt.NDArray[np.float64],
+    label_file: Path,
+    max_file_mib: int,
+    assume: str | None,
+) -> npt.NDArray[np.uint8]:
+    """The label map with the integers of the table."""
+    read = _on_the_grid_of_the_scan("label map", MISSING_LABELS, shape, affine, label_file, max_file_mib, assume)
+    values, places = np.unique(read, return_inverse=True)
+    broken = values[values != np.rint(values)]
+    if broken.size:
+        raise ScanRejected(f"label map: {broken[0]:g} is not a whole number")
+    known = table.index_of
+    unknown = [int(value) for value in values if int(value) not in known]
+    if unknown:
+        more = ", …" if len(unknown) > 10 else ""
+        raise ScanRejected(f"label map: the label table lacks {', '.join(map(str, unknown[:10]))}{more}")
+    stored = np.array([known[int(value)] for value in values], dtype=np.uint8)
+    return stored[places].reshape(read.shape)
+
+
+def _on_the_grid_of_the_scan(
+    what: str,
+    missing: str,
+    shape: tuple[int, ...],
+    affine: npt.NDArray[np.float64],
+    file: Path,
+    max_file_mib: int,
+    assume: str | None,
+) -> npt.NDArray[np.float32]:
+    """Another file of the same scan; from outside like the image."""
+    try:
+        read, its_affine = read_volume(file, max_file_mib, assume)
+    except FileRejected as error:
+        reason = str(error)
+        raise ScanRejected(
+            reason.replace("missing file", missing) if reason.startswith("missing file") else f"{what}: {reason}"
+        ) from None
+    if read.shape != shape or not np.allclose(its_affine, affine, atol=1e-3):
+        raise ScanRejected(f"{what} is on another grid than the image")
+    return read
 
 
 def centred(

@@ -7,6 +7,7 @@ read.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import logging
 from collections import defaultdict
 from pathlib import Path
@@ -15,6 +16,7 @@ import pandas as pd
 
 from brainsynth.config.schema import SourceConfig
 from brainsynth.errors import UserError, problems_error
+from brainsynth.places import user_path
 from brainsynth.storage.cells import lines_of, read_cells
 from brainsynth.storage.filesystem import resolve_uri
 
@@ -36,6 +38,8 @@ class Scan:
     mask: str
     reason: str = ""
     """Why there is no file, where none was looked for or found."""
+    labels: str = ""
+    """Path of the label map, where the cohort has label maps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +64,13 @@ def read_source(source: SourceConfig) -> Source:
     if path.is_dir():
         if source.mask_column is not None:
             raise UserError("source.mask_column needs a table: a BIDS folder names no masks; give its rows as a table")
+        if source.label_column is not None:
+            raise UserError(
+                "source.label_column needs a table: of a BIDS folder, source.label_folder names the label maps"
+            )
         return _read_folder(path, source)
+    if source.label_folder is not None:
+        raise UserError("source.label_folder needs a BIDS folder: of a table, source.label_column names the label maps")
     return _read_table(path, source)
 
 
@@ -110,7 +120,13 @@ def _session(cells: Cells, column: str | None) -> str:
 
 
 def _read_table(path: Path, source: SourceConfig) -> Source:
-    wanted = [source.subject_column, source.image_column, source.mask_column, source.session_column]
+    wanted = [
+        source.subject_column,
+        source.image_column,
+        source.mask_column,
+        source.session_column,
+        source.label_column,
+    ]
     columns, rows = _rows(path, "source.path", wanted)
     _check_people(path, columns, rows, source)
 
@@ -126,6 +142,7 @@ def _read_table(path: Path, source: SourceConfig) -> Source:
             session=_session(cells, source.session_column),
             image=file_of(cells, source.image_column),
             mask=file_of(cells, source.mask_column),
+            labels=file_of(cells, source.label_column),
         )
         for line, cells in rows
     ]
@@ -141,7 +158,7 @@ def _read_folder(folder: Path, source: SourceConfig) -> Source:
     path = folder / PARTICIPANTS
     columns, rows = _rows(path, "source.path (BIDS)", [source.subject_column, source.session_column])
     _check_people(path, columns, rows, source)
-    visits = _Visits(folder, source)
+    visits, maps = _Visits(folder, source), label_folder(source)
     scans: list[Scan] = []
     taken: set[Path] = set()
     several = 0
@@ -163,11 +180,38 @@ def _read_folder(folder: Path, source: SourceConfig) -> Source:
                     image=str(image or ""),
                     mask="",
                     reason="" if image else _nothing_there(folder, person_of(subject), session),
+                    labels="" if image is None or maps is None else _label_map(maps, folder, image),
                 )
             )
     if several:
         log.warning("%d people have several sessions and one row: all their visits get its covariates", several)
     return Source(str(folder), (*columns, *visits.columns), tuple(scans), tuple(_left_out(folder, rows, taken, source)))
+
+
+def label_folder(source: SourceConfig) -> Path | None:
+    """The derivative with the label maps. Raises UserError where it is not a folder."""
+    if source.label_folder is None:
+        return None
+    maps = Path(resolve_uri(source.path, "source.path")) / user_path(source.label_folder, "source.label_folder")
+    if not maps.is_dir():
+        raise UserError(f"source.label_folder: there is no folder {maps}")
+    return maps
+
+
+def _label_map(maps: Path, folder: Path, image: Path) -> str:
+    """The one `*_dseg` file of a scan; the name that it should have where there is none."""
+    place, name = maps / image.relative_to(folder).parent, image.name.rpartition("_T1w.nii")[0]
+    found = [
+        str(path)
+        for path in sorted(place.glob(f"{glob.escape(name)}_*dseg.nii*"))
+        if path.name.endswith(("_dseg.nii", "_dseg.nii.gz"))
+    ]
+    if len(found) > 1:
+        raise UserError(
+            f"source.label_folder: {len(found)} label maps of one scan: {', '.join(found[:3])}; name one of them for each "
+            "scan in a table, by source.label_column"
+        )
+    return found[0] if found else str(place / f"{name}_dseg.nii.gz")
 
 
 def _bare(session: str) -> str:

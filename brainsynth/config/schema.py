@@ -74,6 +74,8 @@ class PhantomConfig:
     """Edge of a voxel."""
     shape_xyz: tuple[int, int, int]
     """Voxels along X, Y and Z."""
+    labels: bool = False
+    """Write each phantom's label map, too: CSF, grey and white matter, ventricles, in `derivatives/phantom`."""
     workers: int = 2
     """Processes that build phantoms side by side; circumstance only, the cohort is the same from any number."""
 
@@ -92,6 +94,16 @@ class SourceConfig:
     """Table only: path of the NIfTI file, relative to the table's folder or absolute."""
     mask_column: str | None = None
     """Table only: label map on the image's grid; voxels where it is 0 become background."""
+    label_column: Annotated[str | None, left_out_at(None)] = None
+    """Table only: path of the scan's label map, on the scan's grid; the cohort then holds label maps (docs/labels.md)."""
+    label_folder: Annotated[str | None, left_out_at(None)] = None
+    """BIDS folder only: the derivative with the label maps, `sub-*/[ses-*/]anat/*_dseg.nii[.gz]`; absolute, or relative to
+    `path`."""
+    label_table: Annotated[str | None, left_out_at(None)] = None
+    """The label table: a .tsv with the columns `index` (1 to 254) and `name`, and optionally `abbreviation`, `color` and
+    `values` (the integers of the files, where they are others: `3, 1000-1035`); by default `dseg.tsv` of `label_folder`."""
+    label_source: Annotated[str, left_out_at("")] = ""
+    """What made the label maps, such as `SynthSeg 2.0`; stands in the dataset."""
     subject_column: str = "participant_id"
     """Column that names the person (`sub-01` and `01` are one): scans of one person are never on both sides of the split."""
     session_column: Annotated[str | None, left_out_at(None)] = None
@@ -106,7 +118,18 @@ class SourceConfig:
     """Column name → values, as text; rows that have one of them are rejected with that reason (quality control, for
     instance). `n/a` is an empty cell, too."""
 
+    @property
+    def has_labels(self) -> bool:
+        """True where scans come with label maps."""
+        return self.label_column is not None or self.label_folder is not None
+
     def __post_init__(self) -> None:
+        if self.label_column is not None and self.label_folder is not None:
+            raise ValueError("give label_column (a table) or label_folder (a BIDS folder), not both")
+        if not self.has_labels and (self.label_table or self.label_source):
+            raise ValueError("label_table and label_source need label_column (a table) or label_folder (a BIDS folder)")
+        if self.label_column is not None and self.label_table is None:
+            raise ValueError("label_column needs label_table: which integer of a label map is which structure")
         axes = self.assume_orientation
         if axes is not None and (
             len(axes) != 3 or any(sum(a in pair for a in axes) != 1 for pair in ("LR", "AP", "IS"))

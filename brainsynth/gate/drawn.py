@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brainsynth.manifest import SampleRecord, describe_sample
+from brainsynth.plan import Plan
 
 if TYPE_CHECKING:
     from brainsynth.gate.rules import Verdict
@@ -18,6 +19,8 @@ class Drawn:
 
     def __init__(self) -> None:
         self.volume: npt.NDArray[np.float32] | None = None
+        self.labels: npt.NDArray[np.uint8] | None = None
+        """The label map of that volume as it will be stored, where the dataset has label maps."""
         self.verdicts: list[Verdict] = []
 
     def add(self, volume: npt.NDArray[np.float32], verdict: Verdict | None) -> None:
@@ -30,14 +33,14 @@ class Drawn:
         """True when the gate refused the last attempt."""
         return bool(self.verdicts) and not self.verdicts[-1].passed
 
-    def record(self, sample_id: str, row: int, voxels: npt.NDArray[Any]) -> SampleRecord:
-        """The row's record; `voxels` are as stored, empty for a row that is set aside.
+    def record(self, sample_id: str, row: int, stored: list[npt.NDArray[Any]], plan: Plan) -> SampleRecord:
+        """The row's record; `stored` are its arrays, fill values for a row that is set aside.
 
         With a gate, `extra` says how many attempts were made (the last is the one kept), by which check each of the others
         was refused, the score and the worst check of the last, and the covariates measured on it.
         """
         if not self.verdicts:
-            return describe_sample(sample_id, row, [voxels])
+            return describe_sample(sample_id, row, stored, plan=plan)
         last, tries = self.verdicts[-1], len(self.verdicts)
         extra: dict[str, str | int | float] = {
             "gate_attempts": tries,
@@ -47,6 +50,6 @@ class Drawn:
         extra["gate_refused"] = " ".join(v.check for v in self.verdicts if not v.passed)
         extra |= {f"measured_{name}": value for name, value in last.measured.items()}
         if last.passed:
-            return describe_sample(sample_id, row, [voxels], extra)
+            return describe_sample(sample_id, row, stored, extra, plan)
         reason = f"quality gate, {tries} attempt{'s' if tries > 1 else ''}, the last: {last.reason}"
         return SampleRecord(sample_id=sample_id, row=row, status="rejected", reason=reason, extra=extra)

@@ -18,13 +18,14 @@ class SyntheticDataset(Volumes):
 
     `dataset[i]` is a dict: `image` float32 (X, Y, Z) in [0, 1] (for latents: the first array, (C, X, Y, Z)), `sample_id`,
     `affine` float64 (4, 4) voxel → world in mm (RAS+), and one entry per covariate (float or str; NaN or "" if missing).
-    A slice, a list of numbers or a mask gives a list of such dicts.
+    A slice, a list of numbers or a mask gives a list of such dicts. Of a dataset with label maps they also have `labels`,
+    uint8 (X, Y, Z): 0 is background, the other integers are those of `label_table` (docs/labels.md).
     """
 
     def torch(
         self, patch: Sequence[int] | int | None = None, transform: Callable[[dict[str, Any]], Any] | None = None
     ) -> Any:
-        """A `torch.utils.data.Dataset` of the same samples; `image` is a float32 tensor (1, X, Y, Z).
+        """A `torch.utils.data.Dataset` of the same samples; `image` is a float32 tensor (1, X, Y, Z), `labels` a uint8 one.
 
         Args:
             patch: voxels of a random box (one number: a cube), another on each access; `start` then says where it lies,
@@ -67,6 +68,7 @@ def open_dataset(
     measured: str | bool = False,
     where: str | None = None,
     partial: bool = False,
+    labels: bool = True,
 ) -> SyntheticDataset:
     """Open a dataset (generated, prepared or latents) at a path or object-store URI.
 
@@ -77,8 +79,10 @@ def open_dataset(
         array: which array; the first (`t1w`) by default.
         measured: also measured values that `brainsynth evaluate` published, in `.table`: True for the only table, or the
             start of one's digest.
-        where: only subjects whose covariates fulfil it: `age > 60 and sex == 'F'`.
+        where: only subjects whose covariates fulfil it: `age > 60 and sex == 'F'`; of a dataset with label maps also whose
+            volumes of structures in ml do: `label_volume_ventricles > 40`.
         partial: of a dataset that is still being made, what is committed now.
+        labels: False leaves the label maps of a dataset that has them unread: samples then have no `labels`.
 
     Raises:
         FileNotFoundError: there is no finished dataset at `uri`.
@@ -86,7 +90,7 @@ def open_dataset(
         UserError: `where` is not a condition; an object store refuses access, has no such bucket or does not answer. A
             ValueError, too.
     """
-    return SyntheticDataset(str(uri), split, array, measured, where, partial)
+    return SyntheticDataset(str(uri), split, array, measured, where, partial, labels)
 
 
 def open_input(uri: str, where: str, split: str | None = None, array: str | None = None) -> SyntheticDataset:

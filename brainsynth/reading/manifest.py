@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from brainsynth.errors import OtherVersion, other_version
 from brainsynth.reading.files import read_file
 from brainsynth.storage.tsv import tsv_lines
 from brainsynth.storage.untrusted import plain_json
+
+if TYPE_CHECKING:
+    from brainsynth.manifest import SampleRecord
 
 _SCHEMA = "DatasetManifest/1"
 _FIELDS = {"schema_version", "arrays", "affine", "covariates", "kinds", "units", "files"}
@@ -34,6 +37,7 @@ def committed(uri: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
 
     Raises UserError where there is no dataset, or a record is damaged.
     """
+    from brainsynth.records import to_dict
     from brainsynth.storage.commit import committed_of, read_commits, read_plan, read_samples
     from brainsynth.storage.filesystem import open_store
     from brainsynth.storage.finalise import planned_facts
@@ -42,15 +46,18 @@ def committed(uri: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
     plan = read_plan(store)
     samples = read_samples(store, plan)
     commits = read_commits(store, plan, sorted(committed_of(store, plan)))
-    status: dict[Any, str] = {sample.row: sample.status for commit in commits for sample in commit.samples}
+    made: dict[Any, SampleRecord] = {sample.row: sample for commit in commits for sample in commit.samples}
+    measured = [label.column for label in (plan.labels.labels if plan.labels else ())]
     columns = ["sample_id", *(["split"] if "split" in samples else []), *plan.covariates.names]
     lines = []
-    for row, values in samples.loc[sorted(status), columns].iterrows():
+    for row, values in samples.loc[sorted(made), columns].iterrows():
         texts = {str(name): "n/a" if value is None or value != value else str(value) for name, value in values.items()}
+        texts |= {name: str(made[row].extra.get(name, "n/a")) for name in measured}
         lines.append(
-            {"participant_id": f"sub-{texts.pop('sample_id')}", "row": str(row), "status": status[row]} | texts
+            {"participant_id": f"sub-{texts.pop('sample_id')}", "row": str(row), "status": made[row].status} | texts
         )
-    return planned_facts(plan), lines
+    labelled = {} if plan.labels is None else {"labels": to_dict(plan.labels)}
+    return planned_facts(plan) | labelled, lines
 
 
 def _read_manifest(uri: str) -> dict[str, Any]:

@@ -46,6 +46,8 @@ class ShardLayout:
     sample_shape: tuple[int, ...]
     chunk_shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    fill: int = 0
+    """In an array of integers, what a sample that is not there is full of; 0 says nothing, as images hold it too."""
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -70,7 +72,8 @@ def shard_layout(zarr_json: bytes) -> ShardLayout | None:
     if not ours or any(size % part for size, part in zip(shape[1:], chunk[1:], strict=True)):
         return None
     dtype = np.dtype(document["data_type"]).newbyteorder("<")
-    return ShardLayout(int(shard[0]), tuple(shape[1:]), tuple(chunk[1:]), dtype)
+    fill = document["fill_value"] if dtype.kind == "u" and type(document.get("fill_value")) is int else 0
+    return ShardLayout(int(shard[0]), tuple(shape[1:]), tuple(chunk[1:]), dtype, fill)
 
 
 class ShardReader:
@@ -106,7 +109,7 @@ class ShardReader:
         buffer = np.empty(layout.chunk_shape, layout.dtype)
         for (_, source, target), data in zip(wanted, self._encoded(row, flat), strict=True):
             self._decode(data, buffer)
-            if buffer.dtype.kind == "f" and np.isnan(buffer.flat[0]):
+            if np.isnan(buffer.flat[0]) or (layout.fill and buffer.flat[0] == layout.fill):
                 raise LostError("it holds no volume")
             yield target, buffer[source]
 

@@ -16,6 +16,8 @@ from brainsynth.storage.untrusted import check_zarr_array
 
 INTEGER_MAX = {"uint16": 65535.0, "uint8": 255.0}
 """What intensity 1 is in arrays of integers."""
+DSEG = "dseg"
+"""The array of label maps (labels.py, which needs pydantic)."""
 
 
 def whole_numbers(value: Sequence[int] | int, shape: Sequence[int], what: str) -> list[int]:
@@ -77,8 +79,9 @@ class StoredArray:
                 out[place] = piece
             return out
         except LostError as error:
+            what = "label map" if self.name == DSEG else "volume"
             raise ValueError(
-                f"{self.uri}: the volume of row {row} is lost or damaged; run `brainsynth verify {self.uri}` ({error})"
+                f"{self.uri}: the {what} of row {row} is lost or damaged; run `brainsynth verify {self.uri}` ({error})"
             ) from None
 
     def _by_zarr(self, row: int, box: Box) -> npt.NDArray[Any]:
@@ -90,9 +93,10 @@ class StoredArray:
             shard = "/".join(["c", str(row // self.samples_per_shard), *["0"] * len(self.shape)])
             local_file(self.uri, f"dataset.zarr/{self.name}/{shard}")
             stored = np.asarray(self._array()[(row, *box)])
-        # A lost shard reads as fill value, and no volume is constant (see describe_sample).
-        if not (np.isfinite(stored).all() if stored.dtype.kind == "f" else stored.any()):
-            raise LostError("it is all fill value")
+        # A lost shard reads as fill value; no volume is constant (see describe_sample), and no label is 255.
+        fill = 0 if stored.dtype.kind == "f" else int(self._array().fill_value)
+        if not np.isfinite(stored).all() or (not stored.any() if fill == 0 else (stored == fill).any()):
+            raise LostError("it is fill value")
         return stored
 
     def _array(self) -> Any:

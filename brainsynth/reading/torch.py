@@ -20,10 +20,11 @@ _REQUESTS_AT_ONCE = 8
 
 
 class TorchDataset(Dataset[dict[str, Any]]):
-    """`image` float32 (1, X, Y, Z), `affine` float64 (4, 4), `sample_id`, and the covariates.
+    """`image` float32 (1, X, Y, Z), `affine` float64 (4, 4), `sample_id`, the covariates, and `labels` uint8 (1, X, Y, Z)
+    of a dataset with label maps.
 
     With `patch`, a random box of that many voxels, from torch's own generator (which a DataLoader seeds in each worker):
-    `start` int64 (3,) is its first voxel, and `affine` is that of the box.
+    `start` int64 (3,) is its first voxel, and `affine` is that of the box; the labels are those of the same box.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class TorchDataset(Dataset[dict[str, Any]]):
     def _sample(self, index: int, start: Sequence[int] | None) -> Any:
         sample = self.dataset.facts(index)
         sample["image"] = read_tensor(self.dataset, index, start, self.patch)[None]
+        if self.dataset.has_labels:
+            sample["labels"] = torch.from_numpy(self.dataset.label_map(index, start, self.patch))[None]
         sample["affine"] = torch.from_numpy(moved_affine(sample["affine"], start))
         if start is not None:
             sample["start"] = torch.tensor(start)

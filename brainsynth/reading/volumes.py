@@ -20,11 +20,14 @@ from brainsynth.reading.files import list_files, local_path, read_file
 from brainsynth.reading.manifest import committed, finished
 from brainsynth.reading.query import Query
 from brainsynth.reading.splits import fixed_split
-from brainsynth.reading.stored_array import INTEGER_MAX, StoredArray
+from brainsynth.reading.stored_array import DSEG, INTEGER_MAX, StoredArray
 from brainsynth.storage.measured import FOLDER, choose, read_measured
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_LABEL_VOLUME = "label_volume_"
 
 
 class Volumes:
@@ -32,6 +35,7 @@ class Volumes:
 
     `dataset[i]` is a dict: `image` float32 (X, Y, Z) in [0, 1] (for latents: the first array, (C, X, Y, Z)), `sample_id`,
     `affine` float64 (4, 4) voxel → world in mm (RAS+), and one entry per covariate (float or str; NaN or "" if missing).
+    A dataset with label maps has `labels`, too: uint8 (X, Y, Z).
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Volumes:
         measured: str | bool = False,
         where: str | None = None,
         partial: bool = False,
+        labels: bool = True,
     ) -> None:
         self.uri = uri = uri if "://" in uri else os.path.abspath(local_path(uri))  # a worker may run in another folder
         self.manifest, lines = self._open(uri, partial)
@@ -49,17 +54,25 @@ class Volumes:
         self.array_name: str = array or manifest["arrays"][0]
         if not self.array_name.isidentifier():
             raise ValueError(f"{uri}: {ascii(self.array_name)[:80]} is not the name of an array")
+        if self.array_name == DSEG:
+            raise ValueError(f'{uri}: {DSEG} holds label maps: open the dataset without array=, for sample["labels"]')
+        self.label_table: list[dict[str, Any]] = (manifest.get("labels") or {}).get("labels", [])
+        """One dict a structure: `index`, the integer in a label map, `name`, and `abbreviation` and `color` if there are."""
+        self.has_labels = labels and bool(self.label_table) and self.array_name == manifest["arrays"][0]
+        """Whether samples have `labels`."""
         self.affine: npt.NDArray[np.float64] = np.array(manifest["affine"])
         self.covariates: tuple[str, ...] = tuple(manifest["covariates"])
         self.units: dict[str, str] = manifest["units"]
         self._numeric = {name: kind == "continuous" for name, kind in manifest["kinds"].items()}
-        chosen = None if where is None else Query(where, {name: self._numeric[name] for name in self.covariates})
+        known = {name: self._numeric[name] for name in self.covariates}
+        known |= dict.fromkeys(self._label_volumes(lines[0]) if lines else (), True)
+        chosen = None if where is None else Query(where, known)
         self._participants = [
             line
             for line in lines
             if line["status"] == "ok"
             and (split is None or _split(line) == split)
-            and (chosen is None or chosen(self._values(line)))
+            and (chosen is None or chosen(self._values(line) | self._label_volumes(line)))
         ]
         if split is not None and not self._participants:
             where_too = "" if where is None else f" where {where}"
@@ -70,6 +83,7 @@ class Volumes:
             raise ValueError(f"{uri} is not finished: nothing was measured on it yet")
         self._measured = choose(list_files(uri, FOLDER), measured, uri) if measured else None
         self._array: StoredArray | None = None
+        self._labels: StoredArray | None = None
 
     @staticmethod
     def _open(uri: str, partial: bool) -> tuple[dict[str, Any], list[dict[str, str]]]:
@@ -96,7 +110,8 @@ class Volumes:
         return [self[place] for place in places] if isinstance(places, list) else self._sample(places)
 
     def _sample(self, index: int) -> dict[str, Any]:
-        return self.facts(index) | {"image": self.volume(index)}
+        labels = {"labels": self.label_map(index)} if self.has_labels else {}
+        return self.facts(index) | {"image": self.volume(index)} | labels
 
     def facts(self, index: int) -> dict[str, Any]:
         """`dataset[index]` without its image."""
@@ -128,6 +143,28 @@ class Volumes:
     ) -> npt.NDArray[Any]:
         """As `volume` or `patch`, in the stored dtype: floats are intensities, integers are ×255 or ×65535."""
         return self.array.read(self.row(index), self.array.box(start, size))
+
+    def label_map(
+        self, index: int, start: Sequence[int] | None = None, size: Sequence[int] | int | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """The label map of the `index`-th volume, or of a box of it: 0 is background, the others are of `label_table`.
+
+        Raises ValueError when it is lost, or the dataset has none.
+        """
+        if not self.label_table:
+            raise ValueError(f"{self.uri} holds no label maps")
+        if self._labels is None:
+            self._labels = StoredArray(self.uri, DSEG)
+        return np.asarray(self._labels.read(self.row(index), self._labels.box(start, size)), np.uint8)
+
+    @property
+    def label_volumes(self) -> pd.DataFrame:
+        """The volume of each structure in ml, counted in the label maps: one line per volume, by sample_id."""
+        import pandas as pd
+
+        rows = [list(self._label_volumes(line).values()) for line in self._participants]
+        index = pd.Index(self.sample_ids, name="sample_id")
+        return pd.DataFrame(rows, index, [one["name"] for one in self.label_table], dtype=np.float64)
 
     @property
     def array(self) -> StoredArray:
@@ -185,6 +222,11 @@ class Volumes:
 
     def _values(self, line: dict[str, str]) -> dict[str, float | str]:
         return {name: _value(line[name], self._numeric[name]) for name in self.covariates}
+
+    def _label_volumes(self, line: dict[str, str]) -> dict[str, float | str]:
+        """The columns that are volumes of structures in ml, in the order of the label table."""
+        columns = [name for name in line if name.startswith(_LABEL_VOLUME)] if self.label_table else []
+        return {name: _value(line[name], True) for name in columns}
 
     def _intensities(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         image = stored.astype(np.float32)

@@ -23,7 +23,7 @@ def run(config: PhantomConfig) -> None:
         if done % max(1, total // 4) == 0 or done == total:
             log.info("%d/%d phantoms", done, total)
 
-    write_phantom_cohort(folder, config.num_subjects, config.seed, volume, progress, config.workers)
+    write_phantom_cohort(folder, config.num_subjects, config.seed, volume, progress, config.workers, config.labels)
     log.info("phantom cohort: %s", folder)
 
 

@@ -1,7 +1,8 @@
 """Zarr v3 arrays, one whole shard at a time.
 
 A shard is encoded in memory, so its digest is known before it is written and the write is one put. Every inner chunk ends
-in a crc32c (else a flipped bit is silent) and float arrays are filled with NaN (else a lost shard reads as zeros).
+in a crc32c (else a flipped bit is silent); float arrays are filled with NaN and label maps with 255 (else a lost shard reads
+as zeros).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from brainsynth.errors import UserError
+from brainsynth.labels import DSEG
 from brainsynth.plan import ArraySpec, Plan, ShardSpec
+from brainsynth.records import to_dict
 from brainsynth.storage.filesystem import Store
 
 GROUP = "dataset.zarr"
@@ -44,7 +47,7 @@ def create_arrays(store: Store, plan: Plan) -> None:
     for array in plan.arrays:
         metadata = _memory_array(array, plan.num_samples, plan.samples_per_shard)[1]["zarr.json"].to_bytes()
         document = json.loads(metadata)
-        document["attributes"] = {"brainsynth": {"kind": plan.kind, "plan_fingerprint": plan.fingerprint}}
+        document["attributes"] = {"brainsynth": _array_attributes(plan, array)}
         documents[array.name] = document
     group: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": _group_attributes(plan)}
     group["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": documents}
@@ -98,12 +101,7 @@ def _loaded(plan: Plan, array: ArraySpec, shard: ShardSpec, data: bytes) -> zarr
 
 def empty_arrays(plan: Plan, shard: ShardSpec) -> list[npt.NDArray[Any]]:
     """Arrays of a shard before any sample is in: fill values."""
-    return [
-        np.full(
-            (shard.stop - shard.start, *a.sample_shape), np.nan if a.dtype.startswith("float") else 0, dtype=a.dtype
-        )
-        for a in plan.arrays
-    ]
+    return [np.full((shard.stop - shard.start, *a.sample_shape), a.fill_value, dtype=a.dtype) for a in plan.arrays]
 
 
 def _memory_array(array: ArraySpec, num_samples: int, samples_per_shard: int) -> tuple[zarr.Array[Any], dict[str, Any]]:
@@ -115,13 +113,18 @@ def _memory_array(array: ArraySpec, num_samples: int, samples_per_shard: int) ->
         shards=(samples_per_shard, *array.sample_shape),
         chunks=(1, *array.chunk_shape),
         dtype=dtype,
-        fill_value=float("nan") if dtype.kind == "f" else 0,
+        fill_value=array.fill_value,
         serializer=BytesCodec(endian="little") if dtype.itemsize > 1 else BytesCodec(endian=None),
         compressors=[BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()],
         dimension_names=array.dimension_names,
         config={"write_empty_chunks": True},  # a shard of nothing but rejects is an object too
     )
     return created, stored
+
+
+def _array_attributes(plan: Plan, array: ArraySpec) -> dict[str, Any]:
+    labelled = {} if plan.labels is None or array.name != DSEG else {"labels": to_dict(plan.labels)}
+    return {"kind": plan.kind, "plan_fingerprint": plan.fingerprint, **labelled}
 
 
 def _group_attributes(plan: Plan) -> dict[str, Any]:

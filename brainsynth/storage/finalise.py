@@ -27,10 +27,12 @@ DATASET_KEY = "dataset.json"
 SUBJECTS_KEY = "manifest/subjects.parquet"
 SHARDS_KEY = "manifest/shards.parquet"
 REJECTS_KEY = "rejects.tsv"
+DSEG_KEY = "dseg.tsv"
 _TABLES = (
     SUBJECTS_KEY,
     SHARDS_KEY,
     REJECTS_KEY,
+    DSEG_KEY,
     "participants.tsv",
     "participants.json",
     "dataset_description.json",
@@ -92,6 +94,8 @@ def finalise(store: Store, plan: Plan, progress: Callable[[int, int], None] | No
         "dataset_description.json": pretty_json(_bids_description(plan)),
         "README.md": _card(plan, counts).encode(),
     }
+    if plan.labels is not None:
+        files[DSEG_KEY] = plan.labels.tsv()
     if fold.rejects.tell():
         files[REJECTS_KEY] = fold.rejects.getvalue().encode()
     else:
@@ -127,6 +131,7 @@ def planned_facts(plan: Plan) -> dict[str, Any]:
         "dtype": plan.volume.dtype,
         "facts": plan.identity,
         "synthetic": plan.kind == "generated",
+        **({} if plan.labels is None else {"labels": plan.labels}),
     }
 
 
@@ -152,9 +157,9 @@ class _Fold:
         self.digest = hashlib.sha256()
         """Over every object's and every sample's digest, in order: equal for equal data, however it was made."""
         planned = pa.Schema.from_pandas(samples, preserve_index=False)
-        gated = _gate_fields(plan)
-        self.gate_names = [field.name for field in gated]
-        self.subjects = _Parquet(pa.schema([*planned, *_SUBJECT_FIELDS, *gated]))
+        measured = [*_gate_fields(plan), *_label_fields(plan)]
+        self.measured_names = [field.name for field in measured]
+        self.subjects = _Parquet(pa.schema([*planned, *_SUBJECT_FIELDS, *measured]))
         self.shards = _Parquet(pa.schema(_SHARD_FIELDS))
         self.participants, self.rejects = io.StringIO(), io.StringIO()
         self._rows: list[dict[str, Any]] = []
@@ -177,7 +182,7 @@ class _Fold:
             self.counts[sample.status] += 1
             self.digest.update(f"sample {sample.sample_id} {sample.status} {sample.voxel_sha256}\n".encode())
             row = to_dict(sample)
-            row |= {name: sample.extra.get(name) for name in self.gate_names}
+            row |= {name: sample.extra.get(name) for name in self.measured_names}
             row["extra"] = json.dumps(row["extra"], sort_keys=True)
             self._rows.append({**row, "shard": commit.shard})
         if len(self._rows) >= BLOCK_ROWS:
@@ -196,6 +201,7 @@ class _Fold:
         names = list(self.plan.covariates.names)
         participants = pd.DataFrame({"participant_id": "sub-" + table["sample_id"], "row": table["row"]})
         others = ["status", *(["split"] if "split" in table else []), *names]
+        others += [field.name for field in _label_fields(self.plan)]
         participants = pd.concat([participants, table[others]], axis=1)
         self.participants.write(tsv_text(participants, header=first))
         rejected = table[table["status"] != "ok"]
@@ -211,6 +217,11 @@ def _gate_fields(plan: Plan) -> list[pa.Field]:
         return []
     measures = [pa.field(f"measured_{name}", pa.float64()) for name in plan.identity["gate"]["measures"]]
     return [*_GATE_FIELDS, *measures]
+
+
+def _label_fields(plan: Plan) -> list[pa.Field]:
+    """Columns of a dataset with label maps: the volume of each structure in ml; null where a row has no label map."""
+    return [pa.field(label.column, pa.float64()) for label in (plan.labels.labels if plan.labels else ())]
 
 
 class _Parquet:
@@ -250,6 +261,9 @@ def participants_sidecar(plan: Plan) -> dict[str, Any]:
         else:
             entry["Range"] = [c.low, c.high]
         columns[c.name] = entry
+    for label in plan.labels.labels if plan.labels else ():
+        text = f"Volume of {label.name}, its voxels in the label map counted"
+        columns[label.column] = {"Description": text, "Units": "ml"}
     return columns
 
 
@@ -281,7 +295,16 @@ def _card(plan: Plan, counts: dict[str, int]) -> str:
         f"# brainsynth dataset ({plan.kind})\n\n{warning}\n"
         f"- {counts['ok']} volumes of {'×'.join(map(str, shape))} at {'×'.join(f'{s:g}' for s in spacing)} mm, axes RAS+, "
         f"intensities in [0, 1]; {counts['rejected']} rejected, {counts['failed']} failed{reasons}\n"
-        f"- covariates: {names}\n- plan {plan.fingerprint}\n\n"
+        f"- covariates: {names}\n{_labels_line(plan)}- plan {plan.fingerprint}\n\n"
         '```python\nimport brainsynth\ndataset = brainsynth.open_dataset("<this folder>")\n'
         'sample = dataset[0]          # sample["image"]: float32 (X, Y, Z), sample["age"], …\n```\n'
+    )
+
+
+def _labels_line(plan: Plan) -> str:
+    if plan.labels is None:
+        return ""
+    return (
+        f"- a label map of each volume, {len(plan.labels.labels)} structures ({DSEG_KEY}), by {plan.labels.source}: "
+        '`sample["labels"]`, uint8 (X, Y, Z)\n'
     )

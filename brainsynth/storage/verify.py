@@ -151,7 +151,7 @@ class _Verification:
                 self.problems.append(Problem(kind="corrupt", key=stored.key, detail=detail, shard=index, rows=rows))
                 return
         for offset, sample in enumerate(commit.samples):
-            wrong = _wrong_volume(sample, [rows[offset] for rows in decoded])
+            wrong = _wrong_volume(self.plan, sample, [rows[offset] for rows in decoded])
             if wrong:
                 key = commit.objects[0].key
                 self.problems.append(Problem(kind="corrupt", key=key, detail=wrong, shard=index, rows=(sample.row,)))
@@ -245,14 +245,19 @@ def verify_dataset(dataset: Store | str, progress: Callable[[int, int], None] | 
     )
 
 
-def _wrong_volume(sample: SampleRecord, volumes: list[npt.NDArray[Any] | None]) -> str:
+def _wrong_volume(plan: Plan, sample: SampleRecord, volumes: list[npt.NDArray[Any] | None]) -> str:
     """What is wrong with one row's stored voxels; empty when nothing is."""
     whole = [volume for volume in volumes if volume is not None]
     if len(whole) < len(volumes):
         return f"{sample.sample_id} cannot be decoded"
     if sample.status == "ok":
-        return "" if stored_sha256(whole) == sample.voxel_sha256 else f"voxels of {sample.sample_id} differ"
+        if stored_sha256(whole) != sample.voxel_sha256:
+            return f"voxels of {sample.sample_id} differ"
+        volumes_ml = {} if plan.labels is None else plan.labels.volumes_ml(whole[1], plan.volume.voxel_ml)
+        differs = [name for name, value in volumes_ml.items() if sample.extra.get(name) != value]
+        return f"{differs[0]} of {sample.sample_id} is not that of its label map" if differs else ""
     holds = any(v.dtype.kind == "f" and not np.isnan(v).all() for v in whole)
+    holds |= any(spec.fill != 0 and bool((v != spec.fill).any()) for spec, v in zip(plan.arrays, whole, strict=True))
     return f"{sample.sample_id} is {sample.status} but holds data" if holds else ""
 
 
