@@ -65,6 +65,13 @@ def test_volumes_are_counted_by_column_and_strangers_named() -> None:
     voxels[2, 0] = 255
     voxels[2, 1] = 3
     assert TABLE.unknown(voxels) == [3, 255]
+    assert TABLE.fault(voxels) == "label map: 255 is no label, it marks lost data"
+    voxels[2, 0] = 3
+    assert TABLE.fault(voxels) == "label map: the label table lacks 3"
+    voxels[:] = 0
+    assert TABLE.fault(voxels) == "label map: all background"
+    voxels[0, 0, 0] = 4
+    assert TABLE.fault(voxels) == ""
 
 
 def test_the_tsv_is_bids_and_colors_are_there() -> None:

@@ -41,8 +41,9 @@ _READ_AHEAD = 16
 AGREEMENT = 0.01
 """Mean |difference| over standard deviation below which two attempts made the same volume. Measured on 4 mm brains: the same
 seed in bfloat16 and in float32 0.002; the two most similar of 64 generated brains 0.04, of 122 real ones 0.07."""
-LABEL_AGREEMENT = 0.02
-"""Share of the labelled voxels in which two attempts at one label map may differ."""
+LABEL_AGREEMENT = 0.05
+"""Share of the labelled voxels in which two attempts at one label map may differ. Of 60 label maps of real brains (five
+tissues, 2 mm, registered) the two most alike differ in 0.35."""
 
 
 def commit_key(shard: int) -> str:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from brainsynth.errors import OtherVersion, StoreError, UserError
 from brainsynth.manifest import LEFT_OUT_KEY, MODEL_KEY, DatasetManifest, SampleRecord, ShardManifest, stored_sha256
-from brainsynth.plan import Plan
+from brainsynth.plan import ArraySpec, Plan
 from brainsynth.records import record, unseal
 from brainsynth.storage import attempts
 from brainsynth.storage import measured as quality
@@ -256,9 +256,13 @@ def _wrong_volume(plan: Plan, sample: SampleRecord, volumes: list[npt.NDArray[An
         volumes_ml = {} if plan.labels is None else plan.labels.volumes_ml(whole[1], plan.volume.voxel_ml)
         differs = [name for name, value in volumes_ml.items() if sample.extra.get(name) != value]
         return f"{differs[0]} of {sample.sample_id} is not that of its label map" if differs else ""
-    holds = any(v.dtype.kind == "f" and not np.isnan(v).all() for v in whole)
-    holds |= any(spec.fill != 0 and bool((v != spec.fill).any()) for spec, v in zip(plan.arrays, whole, strict=True))
-    return f"{sample.sample_id} is {sample.status} but holds data" if holds else ""
+    # Of two attempts at a shard either may have stored an array, and have given up other rows than the other.
+    filled = [_holds_data(spec, v) for spec, v in zip(plan.arrays, whole, strict=True) if spec.fill_value != 0]
+    return f"{sample.sample_id} is {sample.status} but holds data" if filled and all(filled) else ""
+
+
+def _holds_data(spec: ArraySpec, stored: npt.NDArray[Any]) -> bool:
+    return not (np.isnan(stored) if stored.dtype.kind == "f" else stored == spec.fill).all()
 
 
 def _verify_manifest(store: Store, plan: Plan, expected: set[str]) -> Iterator[Problem]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import pytest
 
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
+from brainsynth.labels import Label, LabelTable
 from brainsynth.manifest import SampleRecord, ShardManifest, describe_sample
 from brainsynth.plan import GenerationIdentity, Plan, generation_plan, generation_samples
-from brainsynth.storage.commit import commit_shard, write_plan
+from brainsynth.storage.arrays import decode_shard, shard_key
+from brainsynth.storage.commit import commit_shard, read_commits, read_plan, write_plan
 from brainsynth.storage.filesystem import ObjectStore, Store, open_store
 from brainsynth.storage.finalise import finalise
 from brainsynth.volume import VolumeSpec
@@ -31,10 +33,13 @@ SCHEMA = CovariateSchema(
 )
 
 
+BANDS = LabelTable(labels=tuple(Label(index=i, name=f"band {i}") for i in (1, 2, 3)), source="bands of intensity")
+
+
 def tiny_plan(
-    rows: int = 7, samples_per_shard: int = 3, dtype: Any = "float16", base_seed: int = 0
+    rows: int = 7, samples_per_shard: int = 3, dtype: Any = "float16", base_seed: int = 0, labels: bool = False
 ) -> tuple[Plan, pd.DataFrame]:
-    """A generation plan of 4×5×6 voxels, and its samples."""
+    """A generation plan of 4×5×6 voxels, with label maps or without, and its samples."""
     volume = VolumeSpec(
         shape_xyz=(4, 5, 6), spacing_mm=(1.0, 2.0, 3.0), origin_mm=(-1.0, -2.0, -3.0), dtype=dtype, step=2.0**-11
     )
@@ -42,7 +47,33 @@ def tiny_plan(
     samples = generation_samples(table, SCHEMA, base_seed, SCHEMA.out_of_range(table))
     sampler = SamplerConfig(method="ddim", steps=5)
     identity = GenerationIdentity(bundle="b" * 64, sampler=sampler, precision="float32", base_seed=base_seed)
-    return generation_plan(identity, volume, SCHEMA, samples, samples_per_shard), samples
+    table_of_labels = BANDS if labels else None
+    return generation_plan(identity, volume, SCHEMA, samples, samples_per_shard, table_of_labels), samples
+
+
+def bands(plan: Plan, image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """The label map that a stored image must have: bands of its intensity. Of another image it is another one."""
+    return np.digitize(plan.volume.dequantise(image), [0.1, 0.4, 0.7]).astype(np.uint8)
+
+
+def stored_rows(plan: Plan, rows: Iterable[int], noise: int = 0) -> list[npt.NDArray[Any]]:
+    """All arrays of the plan for some rows."""
+    images = np.stack([values(plan, row, noise) for row in rows])
+    return [images] if plan.labels is None else [images, bands(plan, images)]
+
+
+def mismatched(root: str | Store) -> list[int]:
+    """Rows of a dataset whose label map is not that of the image next to it, both as they are stored."""
+    store = open_store(root) if isinstance(root, str) else root
+    plan = read_plan(store)
+    found = []
+    for commit in read_commits(store, plan):
+        shard = plan.shard(commit.shard)
+        images, labels = (decode_shard(plan, a, shard, store.read(shard_key(a, shard.index))) for a in plan.arrays)
+        for sample, image, label_map in zip(commit.samples, images, labels, strict=True):
+            same = (label_map == (bands(plan, image) if sample.status == "ok" else 255)).all()
+            found += [] if same else [sample.row]
+    return found
 
 
 def values(plan: Plan, row: int, noise: int = 0) -> npt.NDArray[Any]:
@@ -57,14 +88,14 @@ def commit(
 ) -> ShardManifest:
     """Commit one shard of which the rows in `bad` are rejects."""
     shard = plan.shard(index)
-    arrays = np.stack([values(plan, row, noise) for row in range(shard.start, shard.stop)])
+    arrays = stored_rows(plan, range(shard.start, shard.stop), noise)
     records = [
         SampleRecord(sample_id=samples["sample_id"][row], row=row, status="rejected", reason=f"reason {row}")
         if row in bad
-        else describe_sample(samples["sample_id"][row], row, [arrays[row - shard.start]])
+        else describe_sample(samples["sample_id"][row], row, [a[row - shard.start] for a in arrays], plan=plan)
         for row in range(shard.start, shard.stop)
     ]
-    return commit_shard(store, plan, shard, [arrays], records, {"noise": noise})
+    return commit_shard(store, plan, shard, arrays, records, {"noise": noise})
 
 
 def write_dataset(store: Store, plan: Plan, samples: pd.DataFrame, bad: Sequence[int] = ()) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -16,12 +15,12 @@ from brainsynth.executors.dataset import make_dataset
 from brainsynth.manifest import SampleRecord, describe_sample
 from brainsynth.plan import Plan, ShardSpec
 from brainsynth.storage.arrays import shard_key
-from brainsynth.storage.commit import commit_key, read_commit, write_plan
+from brainsynth.storage.commit import commit_key, read_commit, read_plan, write_plan
 from brainsynth.storage.filesystem import Store, open_store
 from brainsynth.storage.repair import garbage, lost_summary, repair, ticket_key
 from brainsynth.storage.verify import verify_dataset
 from brainsynth.storage.work import ShardOutput, ShardRunner, Work
-from tests.storage.conftest import commit, flip, tiny_plan, values, write_dataset
+from tests.storage.conftest import commit, flip, mismatched, stored_rows, tiny_plan, write_dataset
 
 LOCAL = RuntimeConfig(workers=0)
 
@@ -36,28 +35,35 @@ class Maker:
         rows = range(shard.start, shard.stop)
         self.asked.append(rows)
         self.fate(rows)
-        arrays = np.stack([values(self.plan, row) for row in rows])
+        arrays, ids = stored_rows(self.plan, rows), self.samples["sample_id"]
         return ShardOutput(
-            [arrays], [describe_sample(self.samples["sample_id"][r], r, [a]) for r, a in zip(rows, arrays, strict=True)]
+            arrays, [describe_sample(ids[r], r, [a[r - rows[0]] for a in arrays], plan=self.plan) for r in rows]
         )
 
 
-def work(root: str, asked: list[range], fate: Callable[[range], None] = lambda rows: None) -> Work:
-    plan, samples = tiny_plan(rows=12, samples_per_shard=4)
+def work(
+    root: str, asked: list[range], fate: Callable[[range], None] = lambda rows: None, labels: bool = False
+) -> Work:
+    plan, samples = tiny_plan(rows=12, samples_per_shard=4, labels=labels)
     return Work(root, plan, samples, Maker, {"plan": plan, "samples": samples, "asked": asked, "fate": fate})
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> Store:
+@pytest.fixture(params=[False, True], ids=["images", "images and labels"])
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """Twelve rows in three shards, made by the line itself."""
-    make_dataset(work(str(tmp_path / "dataset"), []), LOCAL)
+    make_dataset(work(str(tmp_path / "dataset"), [], labels=request.param), LOCAL)
     return open_store(str(tmp_path / "dataset"))
+
+
+def has_labels(store: Store) -> bool:
+    return any(key.startswith("dataset.zarr/dseg/") for key, _ in store.list("dataset.zarr"))
 
 
 def again(store: Store) -> list[range]:
     """The same command again; returns what was made."""
     asked: list[range] = []
-    make_dataset(work(store.uri, asked), LOCAL)
+    make_dataset(work(store.uri, asked, labels=has_labels(store)), LOCAL)
+    assert not has_labels(store) or mismatched(store) == []
     return asked
 
 
@@ -94,7 +100,7 @@ def test_only_the_rows_that_a_bit_hit_are_made_again(made: Store) -> None:
     after = contents(made)
     assert {k: after[k] for k in before} == before
     assert verify_dataset(made).ok
-    assert read_commit(made, tiny_plan(12, 4)[0], 1).runtime["rows_remade"] == 1
+    assert read_commit(made, read_plan(made), 1).runtime["rows_remade"] == 1
 
 
 @pytest.mark.parametrize("damage", ["delete", "truncate", "empty", "swap"])
@@ -163,7 +169,7 @@ def test_a_repair_that_died_half_way_goes_on(made: Store) -> None:
     """After each of its steps."""
     before = contents(made)
     key = "dataset.zarr/t1w/c/1/0/0/0"
-    for survive in range(1, 12):
+    for survive in range(1, 15):
         flip(made, key, 8 * 100)
         mortal = Mortal(made, survive)
         try:
@@ -334,10 +340,10 @@ def test_when_every_row_fails_the_run_stops_and_says_why(tmp_path: Path) -> None
 
 
 def test_the_books_must_balance(made: Store) -> None:
-    plan, samples = tiny_plan(rows=12, samples_per_shard=4)
+    plan, samples = tiny_plan(rows=12, samples_per_shard=4, labels=has_labels(made))
     made.delete(commit_key(2))
     short = [SampleRecord(sample_id=samples["sample_id"][8], row=8, status="failed", reason="why")]
     from brainsynth.storage.commit import commit_shard
 
     with pytest.raises(ValueError, match="1 records"):
-        commit_shard(made, plan, plan.shard(2), [np.stack([values(plan, r) for r in range(8, 12)])], short, {})
+        commit_shard(made, plan, plan.shard(2), stored_rows(plan, range(8, 12)), short, {})
