@@ -112,7 +112,7 @@ class LabelTable:
         """Why an array is not a label map of this table, in a few words for the rejects table; empty when it is one."""
         unknown = self.unknown(labels)
         if LOST in unknown:
-            return f"label map: {LOST} is no label, it marks lost data"
+            return f"label map: {LOST} marks lost data and cannot be a label"
         if unknown:
             return f"label map: the label table lacks {', '.join(map(str, unknown[:10]))}"
         return "" if labels.any() else "label map: all background"

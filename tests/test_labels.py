@@ -65,7 +65,7 @@ def test_volumes_are_counted_by_column_and_strangers_named() -> None:
     voxels[2, 0] = 255
     voxels[2, 1] = 3
     assert TABLE.unknown(voxels) == [3, 255]
-    assert TABLE.fault(voxels) == "label map: 255 is no label, it marks lost data"
+    assert TABLE.fault(voxels) == "label map: 255 marks lost data and cannot be a label"
     voxels[2, 0] = 3
     assert TABLE.fault(voxels) == "label map: the label table lacks 3"
     voxels[:] = 0

@@ -103,7 +103,7 @@ class SourceConfig:
     """The label table: a .tsv with the columns `index` (1 to 254) and `name`, and optionally `abbreviation`, `color` and
     `values` (the integers of the files, where they are others: `3, 1000-1035`); by default `dseg.tsv` of `label_folder`."""
     label_source: Annotated[str, left_out_at("")] = ""
-    """What made the label maps, such as `SynthSeg 2.0`; stands in the dataset."""
+    """What made the label maps, such as `SynthSeg 2.0`; stored with the dataset."""
     subject_column: str = "participant_id"
     """Column that names the person (`sub-01` and `01` are one): scans of one person are never on both sides of the split."""
     session_column: Annotated[str | None, left_out_at(None)] = None

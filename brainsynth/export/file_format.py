@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from brainsynth.labels import LabelTable
 from brainsynth.volume import VolumeSpec
 
 
@@ -23,6 +24,9 @@ class ExportedVolume:
     grid: VolumeSpec
     facts: dict[str, Any]
     """What a file says of its own volume, in formats that have a place for it: `tables.about`."""
+    labels: npt.NDArray[np.uint8] | None = None
+    """(X, Y, Z) label map, of a dataset that has them."""
+    label_table: LabelTable | None = None
 
     @property
     def image(self) -> npt.NDArray[np.float32]:
@@ -40,6 +44,17 @@ class FileFormat:
     """What the files are, for the read-me of an export."""
     write: Callable[[Path, Iterable[ExportedVolume]], None]
     """Writes one file, or a folder, under a temporary name."""
+    label_path: str = ""
+    """Of a second file with the label map, in formats that do not hold it in the first one."""
+    write_labels: Callable[[Path, Iterable[ExportedVolume]], None] | None = None
+    """Writes that file."""
     subjects_per_file: int = 1
     bids_sidecar: bool = False
     """Whether T1w.json lies next to the files."""
+    label_folder: str = ""
+    """Where dseg.tsv lies; a folder is a BIDS derivative of its own."""
+
+    def files(self, labelled: bool) -> dict[str, Callable[[Path, Iterable[ExportedVolume]], None]]:
+        """Path → what writes it, of the files of one subject, or of one unit."""
+        second = {self.label_path: self.write_labels} if labelled and self.write_labels is not None else {}
+        return {self.path: self.write} | second

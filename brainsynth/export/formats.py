@@ -14,6 +14,8 @@ FORMATS: dict[ExportFormat, FileFormat] = {
         nifti.FORMAT,
         path="sub-{id}/anat/sub-{id}_T1w.nii.gz",
         about="`sub-<id>/anat/sub-<id>_T1w.nii.gz`: float32 NIfTI in the layout of BIDS",
+        label_path="derivatives/labels/sub-{id}/anat/sub-{id}_dseg.nii.gz",
+        label_folder="derivatives/labels/",
     ),
     "ome-zarr": ome_zarr.FORMAT,
     "webdataset": webdataset.FORMAT,

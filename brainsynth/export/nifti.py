@@ -1,4 +1,4 @@
-"""NIfTI: one float32 .nii.gz a volume."""
+"""NIfTI: one float32 .nii.gz a volume, and one uint8 .nii.gz with its label map."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from brainsynth.volume import VolumeSpec
 GZIP_LEVEL = 1
 
 
-def nifti_bytes(image: npt.NDArray[np.float32], volume: VolumeSpec, synthetic: bool) -> bytes:
-    """(X, Y, Z) float32 → an uncompressed .nii: sform and qform are the affine (code 2, aligned), units mm."""
+def nifti_bytes(image: npt.NDArray[np.float32 | np.uint8], volume: VolumeSpec, synthetic: bool) -> bytes:
+    """(X, Y, Z) intensities or labels (uint8) → an uncompressed .nii: sform and qform are the affine (code 2, aligned)."""
     nifti = nibabel.Nifti1Image(image, volume.affine)
     nifti.set_sform(volume.affine, code=2)
     nifti.set_qform(volume.affine, code=2)
     nifti.header.set_xyzt_units("mm")
     nifti.header["descrip"] = b"AI-generated, of no real person; brainsynth" if synthetic else b"brainsynth"
-    nifti.header["cal_max"] = 1.0
+    if image.dtype == np.uint8:
+        nifti.header.set_intent("label")
+    else:
+        nifti.header["cal_max"] = 1.0
     data: bytes = nifti.to_bytes()
     return data
 
@@ -34,6 +37,18 @@ def _write(path: Path, volumes: Iterable[ExportedVolume]) -> None:
     path.write_bytes(gzip.compress(data, GZIP_LEVEL, mtime=0))
 
 
+def _write_labels(path: Path, volumes: Iterable[ExportedVolume]) -> None:
+    (volume,) = volumes
+    assert volume.labels is not None
+    data = nifti_bytes(volume.labels, volume.grid, volume.facts["synthetic"])
+    path.write_bytes(gzip.compress(data, GZIP_LEVEL, mtime=0))
+
+
 FORMAT = FileFormat(
-    path="sub-{id}_T1w.nii.gz", about="`sub-<id>_T1w.nii.gz`: float32 NIfTI", write=_write, bids_sidecar=True
+    path="sub-{id}_T1w.nii.gz",
+    about="`sub-<id>_T1w.nii.gz`: float32 NIfTI",
+    write=_write,
+    label_path="sub-{id}_dseg.nii.gz",
+    write_labels=_write_labels,
+    bids_sidecar=True,
 )

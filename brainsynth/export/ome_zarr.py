@@ -10,27 +10,49 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec
 
 from brainsynth.export.file_format import ExportedVolume, FileFormat
+from brainsynth.labels import DSEG
 
 _CHUNK = 64
 
 
 def _write(path: Path, volumes: Iterable[ExportedVolume]) -> None:
-    """One level, float32, axes z, y, x in mm, with scale and translation."""
+    """One level, float32, axes z, y, x in mm, with scale and translation; the label map in the group `labels`."""
     (volume,) = volumes
     group = zarr.open_group(str(path), mode="w", zarr_format=3)
-    turned = np.ascontiguousarray(volume.image.transpose(2, 1, 0))
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [_level(group, volume.image, volume, "T1w")]}
+    group.attrs["brainsynth"] = {"affine": volume.grid.affine.tolist(), "axes": "RAS+", **volume.facts}
+    if volume.labels is None or volume.label_table is None:
+        return
+    labels = group.create_group("labels")
+    labels.attrs["ome"] = {"version": "0.5", "labels": [DSEG]}
+    segmented, table = labels.create_group(DSEG), volume.label_table.labels
+    segmented.attrs["ome"] = {
+        "version": "0.5",
+        "multiscales": [_level(segmented, volume.labels, volume, DSEG)],
+        "image-label": {
+            "colors": [{"label-value": one.index, "rgba": [*one.rgb, 255]} for one in table],
+            "properties": [{"label-value": one.index, "name": one.name} for one in table],
+            "source": {"image": "../../"},
+        },
+    }
+
+
+def _level(group: zarr.Group, values: npt.NDArray[Any], volume: ExportedVolume, suffix: str) -> dict[str, Any]:
+    """Store (X, Y, Z) values as the only level of an image; its entry in `multiscales`."""
+    turned = np.ascontiguousarray(values.transpose(2, 1, 0))
     chunks = tuple(min(_CHUNK, size) for size in turned.shape)
     array = group.create_array(
         "0",
         shape=turned.shape,
         chunks=chunks,
         shards=tuple(-(-size // chunk) * chunk for size, chunk in zip(turned.shape, chunks, strict=True)),
-        dtype="float32",
-        compressors=BloscCodec(typesize=4, cname="zstd", clevel=3, shuffle="shuffle"),
+        dtype=turned.dtype.name,
+        compressors=BloscCodec(typesize=turned.dtype.itemsize, cname="zstd", clevel=3, shuffle="shuffle"),
         dimension_names=("z", "y", "x"),
     )
     array[:] = turned
@@ -40,9 +62,7 @@ def _write(path: Path, volumes: Iterable[ExportedVolume]) -> None:
         {"type": "translation", "translation": [float(value) for value in volume.grid.origin_mm[::-1]]},
     ]
     level = {"path": "0", "coordinateTransformations": placed}
-    image: dict[str, Any] = {"name": f"sub-{volume.sample_id}_T1w", "axes": axes, "datasets": [level]}
-    group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
-    group.attrs["brainsynth"] = {"affine": volume.grid.affine.tolist(), "axes": "RAS+", **volume.facts}
+    return {"name": f"sub-{volume.sample_id}_{suffix}", "axes": axes, "datasets": [level]}
 
 
 FORMAT = FileFormat(

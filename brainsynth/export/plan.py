@@ -36,6 +36,8 @@ class Subject:
     """In physical units; None where missing."""
     voxel_sha256: str
     """Of the stored voxels, from the commit record."""
+    label_volumes: dict[str, float]
+    """Column of the manifest → ml, of a dataset with label maps."""
     extrapolated: bool | None = None
     """Of a generated row, whether it lies outside the model's training support."""
 
@@ -85,7 +87,7 @@ def plan_export(
     check_apart(uri, folder, "output")
     store = open_store(uri)
     plan = read_plan(store)
-    if plan.kind not in ("generated", "prepared") or len(plan.arrays) != 1:
+    if plan.kind not in ("generated", "prepared") or (len(plan.arrays) == 1) != (plan.labels is None):
         raise UserError(f"{uri} holds {plan.kind}, not volumes: there is nothing to export")
     dataset = _opened(uri, where, split, partial)
     if not len(dataset):
@@ -155,7 +157,7 @@ def _subjects(store: Store, plan: Plan, dataset: SyntheticDataset) -> list[Subje
             raise UserError(
                 f"{store.uri}: the commit record of shard {shard} is lost; run `brainsynth verify`"
             ) from None
-    planned = read_samples(store, plan)
+    planned, labels = read_samples(store, plan), plan.labels.labels if plan.labels else ()
     subjects = []
     for index, (row, split) in enumerate(zip(dataset.rows.tolist(), dataset.splits, strict=True)):
         facts, sample = dataset.facts(index), stored[row]
@@ -173,6 +175,7 @@ def _subjects(store: Store, plan: Plan, dataset: SyntheticDataset) -> list[Subje
                 split=split,
                 covariates=values,
                 voxel_sha256=sample.voxel_sha256,
+                label_volumes={label.column: float(sample.extra[label.column]) for label in labels},
                 extrapolated=bool(planned["extrapolated"].iloc[row]) if "extrapolated" in planned else None,
             )
         )

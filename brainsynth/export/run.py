@@ -7,8 +7,8 @@ import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from brainsynth.errors import UserError
@@ -55,22 +55,25 @@ def export_unit(export: ExportPlan, number: int, subjects: list[Subject], partia
     Raises:
         UserError: a volume is damaged, and `partial` is not set; or the disk is full.
     """
-    stored = StoredArray(export.uri, export.plan.arrays[0].name)
+    stored = [StoredArray(export.uri, array.name) for array in export.plan.arrays]
     kind = FORMATS[export.record.format]
+    labelled = export.plan.labels is not None
     files = [subjects] if kind.subjects_per_file > 1 else [[subject] for subject in subjects]
     damaged: list[str] = []
 
     def volumes(group: list[Subject]) -> Iterator[ExportedVolume]:
         for subject in group:
-            voxels = _checked(export, stored, subject, partial)
-            if voxels is None:
+            arrays = _checked(export, stored, subject, partial)
+            if arrays is None:
                 damaged.append(subject.sample_id)
-            else:
-                yield ExportedVolume(subject.sample_id, voxels, export.plan.volume, about(export, subject))
+                continue
+            labels = arrays[1] if labelled else None
+            facts, plan = about(export, subject), export.plan
+            yield ExportedVolume(subject.sample_id, arrays[0], plan.volume, facts, labels, plan.labels)
 
     written = _written(export, number)
-    for group in files:
-        name = kind.path.format(id=group[0].sample_id, unit=number)
+    for group, (template, write) in itertools.product(files, kind.files(labelled).items()):
+        name = template.format(id=group[0].sample_id, unit=number)
         path, ids = Path(export.output, name), tuple(subject.sample_id for subject in group)
         # Written again: what was cut or changed since, and a file that a `--partial` export left somebody out of.
         if name in written and written[name].ids == ids and written[name].sha256 == content_sha256(path):
@@ -81,11 +84,11 @@ def export_unit(export: ExportPlan, number: int, subjects: list[Subject], partia
             discard(path)
         if first is not None:
             with whole(path) as temporary:
-                kind.write(temporary, itertools.chain([first], checked))
+                write(temporary, itertools.chain([first], checked))
             ids = tuple(subject.sample_id for subject in group if subject.sample_id not in damaged)
             written[name] = ExportedFile(ids=ids, sha256=content_sha256(path))
             export.store.write(_unit_key(number), seal(ExportedUnit(files=written)))
-    return damaged
+    return list(dict.fromkeys(damaged))
 
 
 def _unit_key(number: int) -> str:
@@ -119,13 +122,13 @@ def finish(export: ExportPlan, damaged: list[str]) -> ExportRecord:
 
 
 def _checked(
-    export: ExportPlan, stored: StoredArray, subject: Subject, partial: bool
-) -> npt.NDArray[np.generic] | None:
-    """A volume whose voxels are those of its commit record; None for another one where `partial` is set."""
+    export: ExportPlan, stored: list[StoredArray], subject: Subject, partial: bool
+) -> list[npt.NDArray[Any]] | None:
+    """A volume and its label map whose voxels are those of its commit record; None for others where `partial` is set."""
     try:
-        voxels = stored.read(subject.row, stored.box())
-        if stored_sha256([voxels]) == subject.voxel_sha256:
-            return voxels
+        arrays = [array.read(subject.row, array.box()) for array in stored]
+        if stored_sha256(arrays) == subject.voxel_sha256:
+            return arrays
         why = f"{export.uri}: the voxels of {subject.sample_id} (row {subject.row}) are not those that were committed"
     except UserError:
         raise

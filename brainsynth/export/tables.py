@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from brainsynth.export.file_format import FileFormat
 from brainsynth.export.formats import FORMATS
 from brainsynth.export.plan import ExportPlan, Subject
 from brainsynth.storage.finalise import participants_sidecar, pretty_json
@@ -18,12 +19,28 @@ BIDS_VERSION = "1.10.0"
 def tables(export: ExportPlan, subjects: list[Subject]) -> dict[str, bytes]:
     """File name → content, for the subjects that were exported."""
     image = {"Description": _description(export)["Name"], "Units": "arbitrary, 0 to 1"}
+    kind = FORMATS[export.record.format]
     return {
-        **({"T1w.json": pretty_json(image)} if FORMATS[export.record.format].bids_sidecar else {}),
+        **({"T1w.json": pretty_json(image)} if kind.bids_sidecar else {}),
+        **_label_tables(export, kind),
         "participants.tsv": _participants(export, subjects),
         "participants.json": pretty_json(_sidecar(export)),
         "README.md": _readme(export, subjects).encode(),
         "dataset_description.json": pretty_json(_description(export)),
+    }
+
+
+def _label_tables(export: ExportPlan, kind: FileFormat) -> dict[str, bytes]:
+    """dseg.tsv and, where the label maps are a derivative of their own, what BIDS wants of one."""
+    if export.plan.labels is None:
+        return {}
+    description = _description(export)
+    name = f"Label maps: {description['Name']}"
+    made = [{**one, "Description": f"label maps by {export.plan.labels.source}"} for one in description["GeneratedBy"]]
+    derived = {**description, "Name": name, "DatasetType": "derivative", "GeneratedBy": made}
+    return {
+        f"{kind.label_folder}dseg.tsv": export.plan.labels.tsv(),
+        **({f"{kind.label_folder}dataset_description.json": pretty_json(derived)} if kind.label_folder else {}),
     }
 
 
@@ -42,8 +59,9 @@ def about(export: ExportPlan, subject: Subject) -> dict[str, Any]:
 
 def _participants(export: ExportPlan, subjects: list[Subject]) -> bytes:
     names = [*export.plan.covariates.names, "split"]
+    names += [label.column for label in (export.plan.labels.labels if export.plan.labels else ())]
     lines: list[dict[str, Any]] = [
-        {"participant_id": f"sub-{s.sample_id}", **s.covariates, "split": s.split} for s in subjects
+        {"participant_id": f"sub-{s.sample_id}", **s.covariates, "split": s.split, **s.label_volumes} for s in subjects
     ]
     if _marks_extrapolated(export):
         names.append("extrapolated")
@@ -102,10 +120,13 @@ def _readme(export: ExportPlan, subjects: list[Subject]) -> str:
     )
     licence = f"- licence of the model: {model.licence}; trained on: {model.training_data}\n" if model else ""
     chosen = export.record.where or "all subjects"
+    labels = (
+        "" if plan.labels is None else f"- label maps: {len(plan.labels.labels)} structures, by {plan.labels.source}\n"
+    )
     split = f", split {export.record.split}" if export.record.split else ""
     return (
         f"# {_description(export)['Name']}\n\n{whose}\n\n"
         f"- {len(subjects)} volumes of {shape} voxels at {spacing} mm, axes RAS+, intensities in [0, 1]\n"
-        f"- {FORMATS[export.record.format].about}\n- chosen: {chosen}{split}\n"
+        f"- {FORMATS[export.record.format].about}\n{labels}- chosen: {chosen}{split}\n"
         f"{licence}- exported by brainsynth {__version__}; plan {plan.fingerprint}\n"
     )

@@ -28,7 +28,7 @@ class Comparison:
     row: int
     sample_id: str
     same_voxels: bool
-    """The voxel digests are equal; both are empty for a row that is rejected again."""
+    """The digests, over image and label map, are equal; both are empty for a row that is rejected again."""
     largest_difference: float
     """Of intensities in [0, 1]; NaN when the stored volume cannot be read."""
     as_recorded: bool
@@ -110,17 +110,19 @@ def _compare(
     again = maker.finish(maker.make(part))
     made = again.arrays[0][row - part.start]
     sample = commit.samples[row - shard.start]
-    data = store.read(commit.objects[0].key)
-    stored = decode_rows(plan, plan.arrays[0], shard, data)[row - shard.start]
+    arrays = zip(plan.arrays, commit.objects, strict=True)
+    stored = [decode_rows(plan, spec, shard, store.read(one.key))[row - shard.start] for spec, one in arrays]
+    whole, image = [array for array in stored if array is not None], stored[0]
     difference = float("nan")
-    if stored is not None:  # a row that was set aside differs by NaN
-        difference = float(np.abs(plan.volume.dequantise(stored) - plan.volume.dequantise(made)).max())
+    if image is not None:  # a row that was set aside differs by NaN
+        difference = float(np.abs(plan.volume.dequantise(image) - plan.volume.dequantise(made)).max())
     return Comparison(
         row=row,
         sample_id=sample.sample_id,
         same_voxels=again.samples[row - part.start].voxel_sha256 == sample.voxel_sha256,
         largest_difference=difference,
-        as_recorded=stored is not None and (sample.status != "ok" or stored_sha256([stored]) == sample.voxel_sha256),
+        as_recorded=len(whole) == len(stored)
+        and (sample.status != "ok" or stored_sha256(whole) == sample.voxel_sha256),
     )
 
 

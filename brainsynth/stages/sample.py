@@ -33,6 +33,8 @@ class Sample:
     seed: int
     attempts: int
     """How many volumes were drawn until one passed the quality gate; 1 without a gate."""
+    labels: npt.NDArray[np.uint8] | None = None
+    """(X, Y, Z) label map, where the bundle makes label maps."""
 
     def save(self, path: str) -> None:
         """Write a NIfTI file (.nii or .nii.gz), float32, in mm."""
@@ -91,6 +93,7 @@ def sample(
         units={c.name: c.unit for c in schema.covariates},
         seed=seed,
         attempts=int(record.extra.get("gate_attempts", 1)),
+        labels=output.arrays[1][0] if work.plan.labels is not None else None,
     )
 
 

@@ -23,7 +23,9 @@ from brainsynth.stages import prepare_cohort
 from tests.cohort.test_prepare import config_of, prepare, rejects, rows_of, save, scan_of
 from tests.conftest import GRID
 
-TABLE = "index\tname\tabbreviation\tcolor\n1\tCSF\tCSF\t#3C70C8\n2\tGrey\tn/a\tn/a\n3\tWhite\tWM\tn/a\n4\tVentricles\t\t\n"
+TABLE = (
+    "index\tname\tabbreviation\tcolor\n1\tCSF\tCSF\t#3C70C8\n2\tGrey\tn/a\tn/a\n3\tWhite\tWM\tn/a\n4\tVentricles\t\t\n"
+)
 
 
 def map_of(folder: Path, number: int) -> Path:

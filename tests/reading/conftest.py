@@ -19,7 +19,7 @@ from brainsynth.storage.filesystem import Store, open_store
 from brainsynth.storage.finalise import finalise
 from brainsynth.volume import VolumeSpec
 from tests.servers.fixtures import fault_proxy, faulty, s3_root, swift
-from tests.storage.conftest import dataset
+from tests.storage.conftest import BANDS, bands, dataset
 
 __all__ = ["dataset", "fault_proxy", "faulty", "s3_root", "swift"]
 
@@ -34,8 +34,10 @@ SCHEMA = CovariateSchema(
 )
 
 
-def plan_of(rows: int = ROWS, dtype: Any = "float16", samples_per_shard: int = 8) -> tuple[Plan, pd.DataFrame]:
-    """A plan of small volumes, and its samples."""
+def plan_of(
+    rows: int = ROWS, dtype: Any = "float16", samples_per_shard: int = 8, labels: bool = False
+) -> tuple[Plan, pd.DataFrame]:
+    """A plan of small volumes, with label maps or without, and its samples."""
     volume = VolumeSpec(shape_xyz=SHAPE, spacing_mm=(5.0, 4.0, 6.0), origin_mm=(-58.0, -90.0, -50.0), dtype=dtype)
     number = np.arange(rows)
     table = pd.DataFrame(
@@ -44,7 +46,7 @@ def plan_of(rows: int = ROWS, dtype: Any = "float16", samples_per_shard: int = 8
     samples = generation_samples(table, SCHEMA, 0, SCHEMA.out_of_range(table))
     sampler = SamplerConfig(method="ddim", steps=5)
     identity = GenerationIdentity(bundle="b" * 64, sampler=sampler, precision="float32", base_seed=0)
-    return generation_plan(identity, volume, SCHEMA, samples, samples_per_shard), samples
+    return generation_plan(identity, volume, SCHEMA, samples, samples_per_shard, BANDS if labels else None), samples
 
 
 def voxels(plan: Plan, row: int) -> npt.NDArray[Any]:
@@ -56,14 +58,15 @@ def commit(store: Store, plan: Plan, samples: pd.DataFrame, index: int) -> None:
     """Commit one shard; row 7 is a reject."""
     shard = plan.shard(index)
     rows = range(shard.start, shard.stop)
-    arrays = np.stack([voxels(plan, row) for row in rows])
+    images = np.stack([voxels(plan, row) for row in rows])
+    arrays = [images] if plan.labels is None else [images, bands(plan, images)]
     records = [
         SampleRecord(sample_id=samples["sample_id"][row], row=row, status="rejected", reason="a test")
         if row == REJECTED
-        else describe_sample(samples["sample_id"][row], row, [arrays[row - shard.start]])
+        else describe_sample(samples["sample_id"][row], row, [a[row - shard.start] for a in arrays], plan=plan)
         for row in rows
     ]
-    commit_shard(store, plan, shard, [arrays], records, {})
+    commit_shard(store, plan, shard, arrays, records, {})
 
 
 def write(uri: str, plan: Plan, samples: pd.DataFrame) -> None:
@@ -89,6 +92,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("reading") / "demo-output" / "generated"
     write(str(root), *plan_of())
     return root
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images with label maps; read it, never write to it."""
+    root = tmp_path_factory.mktemp("labels") / "demo-output" / "labelled"
+    write(str(root), *plan_of(labels=True))
+    return root
+
+
+@pytest.fixture(scope="session")
+def label_maps() -> npt.NDArray[np.uint8]:
+    """(n, X, Y, Z) uint8: what readers must give back of `labelled`."""
+    plan, _ = plan_of()
+    return np.stack([bands(plan, voxels(plan, row)) for row in OK_ROWS])
 
 
 @pytest.fixture(scope="session")

@@ -140,7 +140,7 @@ def test_a_row_that_is_set_aside_has_neither(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda labels: np.where(labels == 3, LOST, labels), "label map: 255 is no label, it marks lost data"),
+        (lambda labels: np.where(labels == 3, LOST, labels), "label map: 255 marks lost data and cannot be a label"),
         (lambda labels: np.where(labels == 3, 77, labels), "label map: the label table lacks 77"),
         (lambda labels: np.zeros_like(labels), "label map: all background"),
     ],
