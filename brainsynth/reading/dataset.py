@@ -37,7 +37,10 @@ class SyntheticDataset(Volumes):
         return TorchDataset(self, patch, transform)
 
     def monai(self, transform: Callable[[Any], Any] | None = None, patch: Sequence[int] | int | None = None) -> Any:
-        """A `monai.data.Dataset`: dicts with `image`, a MetaTensor (1, X, Y, Z) with the affine; then `transform`."""
+        """A `monai.data.Dataset`: dicts with `image`, a MetaTensor (1, X, Y, Z) with the affine; then `transform`.
+
+        Of a dataset with label maps also `label`, uint8 with the same affine; with `patch`, of the same box.
+        """
         from brainsynth.reading.monai import monai_dataset
 
         return monai_dataset(self, transform, patch)
@@ -48,11 +51,15 @@ class SyntheticDataset(Volumes):
 
         return subjects_dataset(self, transform)
 
-    def xarray(self) -> Any:
-        """An `xarray.DataArray` (subject, x, y, z), lazy, with mm and covariates as coordinates. Needs xarray and dask."""
-        from brainsynth.reading.xarray import labelled_array
+    def xarray(self, labels: bool = False) -> Any:
+        """An `xarray.DataArray` (subject, x, y, z), lazy, with mm and covariates as coordinates. Needs xarray and dask.
 
-        return labelled_array(self)
+        Args:
+            labels: an `xarray.Dataset` of images and label maps (`dseg`, uint8) instead.
+        """
+        from brainsynth.reading.xarray import labelled_array, labelled_pair
+
+        return labelled_pair(self) if labels else labelled_array(self)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: slices of the first volumes, with their covariates."""

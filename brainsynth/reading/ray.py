@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 def ray_dataset(uri: str, patch: Sequence[int] | int | None = None, **options: Any) -> ray.data.Dataset:
-    """A lazy `ray.data.Dataset`: `image` float32 (X, Y, Z), `sample_id`, covariates (physical units).
+    """A lazy `ray.data.Dataset`: `image` float32 (X, Y, Z), `sample_id`, covariates (physical units), and `labels` uint8
+    (X, Y, Z) of a dataset with label maps.
 
     Runs in the Ray session that is there, or that Ray starts. Every node must reach `uri`, with credentials in its
     environment.
@@ -25,7 +26,7 @@ def ray_dataset(uri: str, patch: Sequence[int] | int | None = None, **options: A
     Args:
         uri: the dataset's root folder.
         patch: voxels of a random box of each volume instead of the whole; `start` (3,) then says where it lies.
-        options: `split`, `where`, `array`, `partial` of `open_dataset`.
+        options: `split`, `where`, `array`, `partial`, `labels` of `open_dataset`.
 
     Raises:
         What `open_dataset` raises; ValueError when the dataset has no volumes, or a patch does not fit.
@@ -52,9 +53,13 @@ def _read(
     for index in batch["index"].tolist():
         facts = dataset.facts(index)
         del facts["affine"]
+        start = None
         if patch is None:
             facts["image"] = dataset.volume(index)
         else:
             facts["start"] = rng.integers(0, np.subtract(dataset.shape, patch), endpoint=True)
-            facts["image"] = dataset.patch(index, facts["start"], patch)
+            start = facts["start"].tolist()
+            facts["image"] = dataset.patch(index, start, patch)
+        if dataset.has_labels:
+            facts["labels"] = dataset.label_map(index, start, patch)
         yield {name: np.array([value]) for name, value in facts.items()}

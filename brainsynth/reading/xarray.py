@@ -9,18 +9,19 @@ import numpy as np
 import numpy.typing as npt
 import xarray
 
+from brainsynth.reading.stored_array import DSEG
 from brainsynth.reading.volumes import Volumes
 
 
 class _Sliced:
-    """What dask slices: (n, X, Y, Z) float32; reads the chunks that a slice touches and no others."""
+    """What dask slices: (n, X, Y, Z) float32, of label maps uint8; reads the chunks that a slice touches and no others."""
 
-    def __init__(self, dataset: Volumes) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Volumes, labels: bool = False) -> None:
+        self.dataset, self.read = dataset, dataset.label_map if labels else dataset.patch
         self.shape = (len(dataset), *dataset.shape)
-        self.dtype, self.ndim = np.dtype(np.float32), 1 + len(dataset.shape)
+        self.dtype, self.ndim = np.dtype(np.uint8 if labels else np.float32), 1 + len(dataset.shape)
 
-    def __getitem__(self, key: Any) -> npt.NDArray[np.float32]:
+    def __getitem__(self, key: Any) -> npt.NDArray[Any]:
         chosen = [np.arange(n)[part] for n, part in zip(self.shape, key, strict=True)]
         first, *rest = [np.atleast_1d(places) for places in chosen]
         if not all(places.size for places in (first, *rest)):
@@ -28,7 +29,7 @@ class _Sliced:
         lows = [int(places.min()) for places in rest]
         sizes = [int(places.max()) + 1 - low for places, low in zip(rest, lows, strict=True)]
         within = np.ix_(*(places - low for places, low in zip(rest, lows, strict=True)))
-        boxes = np.stack([self.dataset.patch(int(index), lows, sizes)[within] for index in first])
+        boxes = np.stack([self.read(int(index), lows, sizes)[within] for index in first])
         return boxes[tuple(slice(None) if places.ndim else 0 for places in chosen)]
 
 
@@ -62,3 +63,22 @@ def labelled_array(dataset: Volumes) -> xarray.DataArray:
         "synthetic": int(dataset.manifest["synthetic"]),
     }
     return xarray.DataArray(lazy, dims=names, coords=coordinates, name=dataset.array_name, attrs=attributes)
+
+
+def labelled_pair(dataset: Volumes) -> xarray.Dataset:
+    """Images and label maps, on the same coordinates. The names of the structures are flags of the CF conventions.
+
+    Raises ValueError as `labelled_array` does, and for a dataset without label maps.
+    """
+    if not dataset.has_labels:
+        raise ValueError(f"{dataset.uri} holds no label maps")
+    images = labelled_array(dataset)
+    chunks = (1, *dataset.shape)
+    lazy = dask.array.from_array(_Sliced(dataset, labels=True), chunks=chunks, asarray=False, name=False)
+    flags = {
+        "flag_values": [one["index"] for one in dataset.label_table],
+        "flag_meanings": " ".join("_".join(one["name"].split()) for one in dataset.label_table),
+    }
+    maps = images.copy(data=lazy).rename(DSEG)
+    maps.attrs |= flags
+    return xarray.Dataset({dataset.array_name: images, DSEG: maps})
