@@ -15,6 +15,7 @@ from brainsynth.bundle.files import bundle_folder, read_bundle
 from brainsynth.covariates.distribution import CovariateDistribution
 from brainsynth.errors import UserError
 from brainsynth.gate.report import gate_section
+from brainsynth.labels import LabelTable
 from brainsynth.plan import Plan
 from brainsynth.reading.dataset import SyntheticDataset, open_dataset, open_input
 from brainsynth.report import figures
@@ -24,7 +25,7 @@ from brainsynth.storage.filesystem import LocalStore, open_store
 from brainsynth.storage.finalise import SHARDS_KEY, SUBJECTS_KEY
 
 log = logging.getLogger(__name__)
-GALLERY = 24
+GALLERY, OVERLAYS = 24, 8
 
 
 def report_dataset(root: str, bundle: str | None) -> Path | None:
@@ -65,6 +66,8 @@ def report_dataset(root: str, bundle: str | None) -> Path | None:
         table = dataset.table
         captions = [caption(table.iloc[i], dataset) for i in chosen]
         page.figure(figures.gallery([dataset.volume(int(i)) for i in chosen], captions), "slices of generated volumes")
+    if plan.labels is not None:
+        _labels(page, dataset, plan.labels, chosen[:: max(1, len(chosen) // OVERLAYS)][:OVERLAYS].tolist())
     if "gate" in plan.identity:
         result["gate"] = gate_section(page, plan, dataset, subjects)
     page.heading("Rejected and failed rows")
@@ -87,6 +90,23 @@ def _drawn(page: Page, dataset: SyntheticDataset, distribution: CovariateDistrib
     )
     filled = "Filled: the distribution that was fitted on the training cohort. " if reference is not None else ""
     page.text(f"{filled}Line: what was asked of the volumes of this dataset.", "note")
+
+
+def _labels(page: Page, dataset: SyntheticDataset, table: LabelTable, chosen: list[int]) -> None:
+    """The label maps of some volumes of the gallery, and the volume of every structure."""
+    page.heading("Label maps")
+    page.text(f"By {table.source}; a structure's volume is its voxels in the label map, counted.", "note")
+    if chosen:
+        people = dataset.table
+        colors = {label.index: (label.name, label.rgb) for label in table.labels}
+        volumes, maps = [dataset.volume(i) for i in chosen], [dataset.label_map(i) for i in chosen]
+        captions = [caption(people.iloc[i], dataset) for i in chosen]
+        page.figure(figures.label_maps(volumes, maps, captions, colors), "label maps over generated volumes")
+    counted = dataset.label_volumes
+    lines = [
+        [name, f"{v.mean():.2f}", f"{v.std():.2f}", f"{v.min():.2f}", f"{v.max():.2f}"] for name, v in counted.items()
+    ]
+    page.table(["structure", "mean [ml]", "SD", "least", "most"], lines)
 
 
 def _published(page: Page, root: str) -> None:

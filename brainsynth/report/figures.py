@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
-from brainsynth.report.montage import Volume, strip
+from brainsynth.report.montage import Volume, overlay_strip, strip
 
 _BLUE, _ORANGE = "#2b6cb0", "#dd6b20"
 _DATASET, _COHORT = "this dataset", "training cohort"
@@ -35,6 +36,30 @@ def gallery(volumes: Sequence[Volume], captions: Sequence[str], columns: int = 4
     for axis, volume, caption in zip(axes, volumes, captions, strict=False):
         axis.imshow(strip(volume), cmap="gray", vmin=0, vmax=255, interpolation="bilinear")
         axis.set_title(caption, fontsize=8)
+    return figure
+
+
+def label_maps(
+    volumes: Sequence[Volume],
+    maps: Sequence[npt.NDArray[np.uint8]],
+    captions: Sequence[str],
+    colors: dict[int, tuple[str, tuple[int, int, int]]],
+    columns: int = 4,
+) -> Figure:
+    """As `gallery`, with the label maps over the volumes. `colors`: label → name and color."""
+    lookup = np.zeros((256, 3), np.uint8)
+    for index, (_, rgb) in colors.items():
+        lookup[index] = rgb
+    rows = -(-len(volumes) // columns)
+    figure = Figure(figsize=(4.2 * columns, 1.75 * rows + 0.25 * -(-len(colors) // 6)))
+    axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+    for axis in axes:
+        axis.axis("off")
+    for axis, volume, labels, caption in zip(axes, volumes, maps, captions, strict=False):
+        axis.imshow(overlay_strip(volume, labels, lookup), interpolation="nearest")
+        axis.set_title(caption, fontsize=8)
+    patches = [Patch(color="#{:02x}{:02x}{:02x}".format(*rgb), label=name) for name, rgb in colors.values()]
+    figure.legend(handles=patches, loc="lower center", ncols=6, fontsize=7, frameon=False, bbox_to_anchor=(0.5, -0.05))
     return figure
 
 

@@ -26,12 +26,25 @@ def strip(volume_XYZ: Volume, scale: int = 1) -> npt.NDArray[np.uint8]:  # noqa:
     return _beside(orthogonal_slices(volume_XYZ)).repeat(scale, axis=0).repeat(scale, axis=1)
 
 
+def overlay_strip(
+    volume_XYZ: Volume,  # noqa: N803
+    labels_XYZ: npt.NDArray[np.uint8],  # noqa: N803
+    colors: npt.NDArray[np.uint8],
+    opacity: float = 0.5,
+) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) as `strip`, with a label map over it. `colors` is (256, 3), by label; 0 stays transparent."""
+    grey, labels = strip(volume_XYZ)[..., None], _beside(_planes(labels_XYZ, _AT))
+    share = np.where(labels[..., None] == 0, 0.0, opacity)
+    picture: npt.NDArray[np.uint8] = np.rint((1 - share) * grey + share * colors[labels]).astype(np.uint8)
+    return picture
+
+
 def value_strip(volume_XYZ: Volume) -> Volume:  # noqa: N803
     """(H, W) as `strip`, with the volume's own values; 0 next to smaller slices."""
     return _beside(_planes(volume_XYZ, _AT))
 
 
-def _planes(volume_XYZ: Volume, at: tuple[float, float, float]) -> list[Volume]:  # noqa: N803
+def _planes(volume_XYZ: npt.NDArray[Any], at: tuple[float, float, float]) -> list[npt.NDArray[Any]]:  # noqa: N803
     x, y, z = (min(int(f * n), n - 1) for f, n in zip(at, volume_XYZ.shape, strict=True))
     return [plane.T[::-1] for plane in (volume_XYZ[x], volume_XYZ[:, y], volume_XYZ[:, :, z])]
 

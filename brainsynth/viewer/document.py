@@ -23,7 +23,7 @@ _DIGITS = 6
 def document(rows: Rows, title: str, model: ModelRecord | None) -> bytes:
     """The document of the rows as they are now."""
     plan, table = rows.plan, rows.table
-    covariates = plan.covariates.covariates
+    covariates, labels = plan.covariates.covariates, plan.labels.labels if plan.labels else ()
     facts = {
         "title": title,
         "kind": plan.kind,
@@ -37,6 +37,7 @@ def document(rows: Rows, title: str, model: ModelRecord | None) -> bytes:
             "origin_mm": list(plan.volume.origin_mm),
         },
         "covariates": [_covariate(c) for c in covariates],
+        "labels": [{"index": one.index, "name": one.name, "color": list(one.rgb)} for one in labels],
         "measured_by": rows.measured_by,
         "note": rows.note,
         "rows": {
@@ -48,6 +49,7 @@ def document(rows: Rows, title: str, model: ModelRecord | None) -> bytes:
             "series": _series(table),
             "asked": {c.name: _asked(c, table[c.name]) for c in covariates},
             "measured": _present(table, {c.name: f"measured_{c.name}" for c in covariates}),
+            "label_volumes": [_numbers(table[one.column]) for one in labels if one.column in table],
             "quality": _present(table, {name: name for name in _QUALITY}),
             "gate_check": _texts(table["gate_check"]) if "gate_check" in table else None,
         },

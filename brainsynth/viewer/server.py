@@ -29,7 +29,7 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-_VOLUME = re.compile(r"volumes/(\d{1,9})\.nii")
+_VOLUME = re.compile(r"(volumes|labels)/(\d{1,9})\.nii")
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -120,10 +120,12 @@ class _Handler(BaseHTTPRequestHandler):
             data, version = self.server.view.document()
             self._send(data, "application/json", version)
         elif volume is not None:
+            view, row = self.server.view, int(volume[2])
             try:
-                data = self.server.view.volume(int(volume[1]))
+                data = view.volume(row) if volume[1] == "volumes" else view.labels(row)
             except KeyError:
-                return self._plain(HTTPStatus.NOT_FOUND, f"row {int(volume[1])} has no volume")
+                what = "volume" if volume[1] == "volumes" else "label map"
+                return self._plain(HTTPStatus.NOT_FOUND, f"row {row} has no {what}")
             self._send(data, "application/octet-stream", compressed=False)
         elif name in self.server.assets:
             self._send(*self.server.assets[name])

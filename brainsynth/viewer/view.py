@@ -22,7 +22,7 @@ class View:
         self._model = read_model(self._rows.store, self._rows.plan)
         self._title = "/".join(uri.rstrip("/").split("/")[-2:])  # many a dataset's folder is called `generated`
         try:
-            self._array = StoredArray(uri, self._rows.plan.arrays[0].name)
+            self._image, *self._labels = (StoredArray(uri, array.name) for array in self._rows.plan.arrays)
         except FileNotFoundError as error:
             raise UserError(f"{uri}: the array of the volumes is not there ({error}); run its job again") from None
         except UserError:
@@ -54,8 +54,15 @@ class View:
         if row not in self._whole:
             raise KeyError(row)
         plan = self._rows.plan
-        image = plan.volume.dequantise(self._array.read(row, self._array.box()))
+        image = plan.volume.dequantise(self._image.read(row, self._image.box()))
         return nifti_bytes(image, plan.volume, plan.kind == "generated")
+
+    def labels(self, row: int) -> bytes:
+        """The label map of a row as `volume` gives its image, uint8. Raises KeyError where there is none, too."""
+        if row not in self._whole or not self._labels:
+            raise KeyError(row)
+        (labels,), plan = self._labels, self._rows.plan
+        return nifti_bytes(labels.read(row, labels.box()), plan.volume, plan.kind == "generated")
 
     def _remember(self) -> None:
         table = self._rows.table

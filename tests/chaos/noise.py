@@ -1,4 +1,5 @@
-"""A run whose volumes are noise from each row's seed, so that whatever breaks, every voxel is known.
+"""A run whose volumes are noise from each row's seed, so that whatever breaks, every voxel is known; of label maps, too,
+which follow from their volumes.
 
 `python -m tests.chaos.noise ROOT …` is the driver that tests kill; everything below the volumes is the real line.
 """
@@ -20,6 +21,7 @@ from brainsynth.config.job import guarded
 from brainsynth.config.schema import RuntimeConfig, SamplerConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.executors.dataset import make_dataset
+from brainsynth.labels import Label, LabelTable
 from brainsynth.manifest import describe_sample
 from brainsynth.plan import GenerationIdentity, Plan, ShardSpec, generation_plan, generation_samples
 from brainsynth.progress import configure_logging
@@ -29,19 +31,30 @@ from brainsynth.volume import VolumeSpec
 SCHEMA = CovariateSchema(covariates=(Covariate(name="age", kind="continuous", unit="years", low=18.0, high=90.0),))
 
 
-def noise_plan(rows: int, samples_per_shard: int, edge: int = 20) -> tuple[Plan, pd.DataFrame]:
-    """The plan of so many volumes of edge³ voxels, and its samples."""
+LABELS = LabelTable(
+    labels=tuple(Label(index=i, name=f"quarter {i}") for i in (1, 2, 3)), source="quarters of the range"
+)
+
+
+def noise_plan(rows: int, samples_per_shard: int, edge: int = 20, labels: bool = False) -> tuple[Plan, pd.DataFrame]:
+    """The plan of so many volumes of edge³ voxels, with label maps or without, and its samples."""
     volume = VolumeSpec(shape_xyz=(edge,) * 3, spacing_mm=(1.0,) * 3, origin_mm=(0.0,) * 3, dtype="uint8", step=0.0)
     table = pd.DataFrame({"age": np.linspace(20, 89, rows)})
     samples = generation_samples(table, SCHEMA, 0, SCHEMA.out_of_range(table))
     sampler = SamplerConfig(method="ddim", steps=1)
     identity = GenerationIdentity(bundle="0" * 64, sampler=sampler, precision="float32", base_seed=0)
-    return generation_plan(identity, volume, SCHEMA, samples, samples_per_shard), samples
+    return generation_plan(identity, volume, SCHEMA, samples, samples_per_shard, LABELS if labels else None), samples
 
 
 def noise(plan: Plan, seed: int) -> npt.NDArray[np.uint8]:
     """The volume of a row."""
     return np.random.default_rng(seed).integers(1, 256, plan.volume.shape_xyz, dtype=np.uint8)
+
+
+def stored(plan: Plan, seed: int) -> list[npt.NDArray[np.uint8]]:
+    """All arrays of a row: the volume and, of a plan with labels, in which quarter of the range each voxel lies."""
+    volume = noise(plan, seed)
+    return [volume] if plan.labels is None else [volume, volume // 64]
 
 
 class NoiseShards:
@@ -59,13 +72,12 @@ class NoiseShards:
             lock = threading.Lock()
             with lock, lock:
                 pass
-        arrays = []
+        made, records = [], []
         for row in range(shard.start, shard.stop):
             time.sleep(self.seconds)
-            arrays.append(noise(self.plan, int(self.samples["seed"].iloc[row])))
-        ids = self.samples["sample_id"]
-        records = [describe_sample(ids.iloc[shard.start + i], shard.start + i, [a]) for i, a in enumerate(arrays)]
-        return ShardOutput([np.stack(arrays)], records)
+            made.append(stored(self.plan, int(self.samples["seed"].iloc[row])))
+            records.append(describe_sample(self.samples["sample_id"].iloc[row], row, list(made[-1]), plan=self.plan))
+        return ShardOutput([np.stack(array) for array in zip(*made, strict=True)], records)
 
     def _note(self, text: str) -> None:
         with open(self.diary / str(os.getpid()), "a") as file:
@@ -83,9 +95,11 @@ def diary(folder: Path) -> list[tuple[float, int, str, int]]:
     return sorted(entries)
 
 
-def noise_work(root: str, rows: int, per_shard: int, seconds: float, folder: str, deadlock: int = -1) -> Work:
+def noise_work(
+    root: str, rows: int, per_shard: int, seconds: float, folder: str, deadlock: int = -1, labels: bool = False
+) -> Work:
     """The work of a run."""
-    plan, samples = noise_plan(rows, per_shard)
+    plan, samples = noise_plan(rows, per_shard, labels=labels)
     arguments = {"plan": plan, "samples": samples, "seconds": seconds, "diary": folder, "deadlock": deadlock}
     return Work(root, plan, samples, NoiseShards, arguments)
 
@@ -104,9 +118,18 @@ def main() -> int:
     parser.add_argument("--deadlock", type=int, default=-1)
     parser.add_argument("--lose-node-after", type=int, default=0, help="run on a cluster of two nodes and lose one")
     parser.add_argument("--wait-for-nodes", action="store_true")
+    parser.add_argument("--labels", action="store_true")
     options = parser.parse_args()
     configure_logging()
-    task = noise_work(options.root, options.rows, options.per_shard, options.seconds, options.diary, options.deadlock)
+    task = noise_work(
+        options.root,
+        options.rows,
+        options.per_shard,
+        options.seconds,
+        options.diary,
+        options.deadlock,
+        options.labels,
+    )
     runtime = RuntimeConfig(
         workers=options.workers,
         cpus_per_worker=options.cpus_per_worker,

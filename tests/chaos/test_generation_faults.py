@@ -25,7 +25,7 @@ from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.finalise import finalise
 from brainsynth.storage.verify import verify_dataset
 from tests.chaos.ledger import Finding, Ledger
-from tests.chaos.noise import diary, noise, noise_plan
+from tests.chaos.noise import diary, noise_plan, stored
 from tests.line import Line, write_yaml
 
 REPO = Path(__file__).parents[2]
@@ -89,7 +89,10 @@ class Driver:
 
 
 def judge(root: Path) -> tuple[int, int, int]:
-    """(lost, duplicated, wrong) volumes of a dataset of noise, every voxel compared with what it must be."""
+    """(lost, duplicated, wrong) volumes of a dataset of noise, every voxel compared with what it must be.
+
+    Wrong is also a label map that is not that of the image next to it, and a volume of a structure that it does not have.
+    """
     store = open_store(str(root))
     plan = read_plan(store)
     _, samples = noise_plan(plan.num_samples, plan.samples_per_shard)
@@ -98,11 +101,16 @@ def judge(root: Path) -> tuple[int, int, int]:
     for index in range(plan.num_shards):
         shard = plan.shard(index)
         record = read_commit(store, plan, index)
-        stored = decode_shard(plan, plan.arrays[0], shard, store.read(shard_key(plan.arrays[0], index)))
-        for sample, volume in zip(record.samples, stored, strict=True):
+        there = [decode_shard(plan, spec, shard, store.read(shard_key(spec, index))) for spec in plan.arrays]
+        for sample, *arrays in zip(record.samples, *there, strict=True):
             ids.append(sample.sample_id)
-            truth = noise(plan, int(samples["seed"].iloc[sample.row]))
-            wrong += (volume != truth).any() or sample.voxel_sha256 != stored_sha256([truth])
+            truth = stored(plan, int(samples["seed"].iloc[sample.row]))
+            volumes = plan.labels.volumes_ml(truth[1], plan.volume.voxel_ml) if plan.labels else {}
+            wrong += (
+                any((array != true).any() for array, true in zip(arrays, truth, strict=True))
+                or sample.voxel_sha256 != stored_sha256(truth)
+                or sample.extra != volumes
+            )
     lost = len(set(samples["sample_id"]) - set(ids))
     return lost, len(ids) - len(set(ids)), int(wrong)
 
@@ -114,6 +122,14 @@ def recomputed(root: Path, folder: Path) -> int:
         record = root / commit_key(shard)
         made += what == "begin" and record.exists() and when > record.stat().st_mtime + 0.05
     return made
+
+
+PAIR = pytest.mark.parametrize("labels", [False, True], ids=["images", "images and labels"])
+
+
+def named(fault: str, labels: bool) -> str:
+    """A fault in the table: of datasets of images, or of images and label maps."""
+    return f"{fault}; image and label map" if labels else fault
 
 
 def assert_whole(root: Path) -> None:
@@ -136,13 +152,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Drive
     return get
 
 
-def test_a_storm_of_kills_on_two_racing_workers(tmp_path: Path, ledger: Ledger, size: Size) -> None:
+@PAIR
+def test_a_storm_of_kills_on_two_racing_workers(tmp_path: Path, ledger: Ledger, size: Size, labels: bool) -> None:
     rows, per_shard, seconds = size(40, 240), 4, size(20, 60) / 1000
     wanted, kills = size(6, 60), 0
     dice, lost, duplicated, wrong, volumes, round_ = random.Random(0), 0, 0, 0, 0, 0
     while kills < wanted:  # a dataset that was finished before the storm was over is followed by another
         root, round_ = tmp_path / f"data{round_}", round_ + 1
-        plan, samples = noise_plan(rows, per_shard)
+        plan, samples = noise_plan(rows, per_shard, labels=labels)
         from brainsynth.storage.commit import write_plan
 
         store = open_store(str(root))
@@ -151,7 +168,8 @@ def test_a_storm_of_kills_on_two_racing_workers(tmp_path: Path, ledger: Ledger, 
         while len(committed_shards(store)) < plan.num_shards:
             for lane in (0, 1):
                 if lane not in racers or racers[lane].process.poll() is not None:
-                    racers[lane] = Driver(root, rows, per_shard, seconds, dice.randrange(1 << 30), module="racer")
+                    options = (rows, per_shard, seconds, dice.randrange(1 << 30), labels)
+                    racers[lane] = Driver(root, *options, module="racer")
             time.sleep(dice.uniform(0.2, 1.2))
             victim = racers[dice.randrange(2)]
             # One that has not begun yet proves nothing.
@@ -168,7 +186,7 @@ def test_a_storm_of_kills_on_two_racing_workers(tmp_path: Path, ledger: Ledger, 
         assert verify_dataset(store).ok
     ledger.record(
         Finding(
-            "nothing lost or duplicated", "SIGKILL storm on two racing workers", kills,
+            "nothing lost or duplicated", named("SIGKILL storm on two racing workers", labels), kills,
             f"{volumes - lost - wrong}/{volumes} volumes exact after {kills} kills",
             "≥ 60 kills, 240/240 exact, 0 lost, 0 duplicated", lost, duplicated, wrong,
         )
@@ -230,11 +248,12 @@ def test_a_lost_node_costs_no_committed_row(
 
 
 @pytest.mark.slow
+@PAIR
 def test_driver_killed_again_and_again(
-    tmp_path: Path, ledger: Ledger, size: Size, undisturbed: Callable[..., Driver]
+    tmp_path: Path, ledger: Ledger, size: Size, undisturbed: Callable[..., Driver], labels: bool
 ) -> None:
     kills = size(1, 10)
-    options = ("--rows", size(120, 480), "--seconds", 0.1)
+    options = ("--rows", size(120, 480), "--seconds", 0.1, *(["--labels"] if labels else []))
     peace = undisturbed(*options)
     dice, root, worst, last = random.Random(2), tmp_path / "data", 0, 0.0
     wasted: list[float] = []
@@ -270,7 +289,7 @@ def test_driver_killed_again_and_again(
     same = tables[0].split('"shards_digest": ')[1][:66] == tables[1].split('"shards_digest": ')[1][:66]
     ledger.record(
         Finding(
-            "minimal resume", "SIGKILL of driver and actors at once, at random moments", kills,
+            "minimal resume", named("SIGKILL of driver and actors at once, at random moments", labels), kills,
             f"at most {worst} unfinished shard(s) per worker and kill, {again} committed ones made again; final digest "
             f"{'equal to' if same else 'DIFFERENT from'} an undisturbed run's",
             "≤ 1 shard per worker redone; final digests equal", *judge(root),

@@ -24,16 +24,20 @@ from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset
 from tests.chaos.ledger import Finding, Ledger
 from tests.chaos.noise import noise_work
+from tests.chaos.test_generation_faults import PAIR, named
+from tests.chaos.test_generation_faults import judge as judge_volumes
 from tests.storage.conftest import tiny_plan, write_dataset
 
 Size = Callable[[int, int], int]
-SHARD, RECORD = "dataset.zarr/t1w/c/1/0/0/0", commit_key(1)
+SHARD, LABELS, RECORD = "dataset.zarr/t1w/c/1/0/0/0", "dataset.zarr/dseg/c/1/0/0/0", commit_key(1)
 LOCAL = RuntimeConfig(workers=0)
 
 
-@pytest.mark.parametrize(("what", "key"), [("shard", SHARD), ("commit record", RECORD)])
+@pytest.mark.parametrize(
+    ("what", "key"), [("shard", SHARD), ("commit record", RECORD), ("shard of label maps", LABELS)]
+)
 def test_no_flip_and_no_truncation_is_silent(tmp_path: Path, ledger: Ledger, size: Size, what: str, key: str) -> None:
-    write_dataset(open_store(str(tmp_path)), *tiny_plan())
+    write_dataset(open_store(str(tmp_path)), *tiny_plan(labels=key == LABELS))
     store, dice = open_store(str(tmp_path)), np.random.default_rng(5)
     whole, tries = store.read(key), size(15, 60)
     named = 0
@@ -66,8 +70,12 @@ def drop_chunk(data: bytes, chunk: int, chunks: int) -> bytes:
     return data[: -size - 4] + bytes(index) + struct.pack("<I", google_crc32c.value(bytes(index)))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "uint8"])
-def test_lost_is_never_blank(tmp_path: Path, ledger: Ledger, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "array"), [("float16", "t1w"), ("uint8", "t1w"), ("float16", "dseg")])
+def test_lost_is_never_blank(tmp_path: Path, ledger: Ledger, dtype: str, array: str) -> None:
+    def read(root: Path, row: int) -> Any:
+        opened = open_dataset(str(root))
+        return opened.label_map(row) if array == "dseg" else opened.volume(row)
+
     reported = refused = tries = 0
 
     def judge(root: Path, row: int, key: str) -> None:
@@ -75,14 +83,14 @@ def test_lost_is_never_blank(tmp_path: Path, ledger: Ledger, dtype: str) -> None
         tries += 1
         reported += any(p.key == key for p in verify_dataset(open_store(str(root))).problems)
         try:
-            refused += not np.isfinite(open_dataset(str(root)).volume(row)).all()
+            refused += not np.isfinite(read(root, row)).all()
         except (ValueError, FileNotFoundError):
             refused += 1
 
-    plan, samples = tiny_plan(dtype=dtype)
+    plan, samples = tiny_plan(dtype=dtype, labels=array == "dseg")
     for row in range(plan.num_samples):
         index = row // 3
-        object_key = f"dataset.zarr/t1w/c/{index}/0/0/0"
+        object_key = f"dataset.zarr/{array}/c/{index}/0/0/0"
         for way in ("shard", "chunk"):
             root = tmp_path / f"{way}-{row}"
             store = open_store(str(root))
@@ -99,10 +107,10 @@ def test_lost_is_never_blank(tmp_path: Path, ledger: Ledger, dtype: str) -> None
         store.delete(commit_key(index))
         tries, refused = tries + 1, refused + 1  # the volume is whole, and reads as what it is
         reported += any(p.key == commit_key(index) for p in verify_dataset(store).problems)
-        assert np.isfinite(open_dataset(str(root)).volume(3 * index)).all()
+        assert np.isfinite(read(root, 3 * index)).all()
     ledger.record(
         Finding(
-            "lost ≠ blank", f"shard, chunk or record deleted ({dtype})", tries,
+            "lost ≠ blank", f"shard, chunk or record deleted ({dtype if array == 't1w' else 'label maps'})", tries,
             f"{reported}/{tries} reported; {refused}/{tries} reads give an error, NaN or the true volume",
             "100 % reported; never zeros", wrong=tries - min(reported, refused),
         )
@@ -166,9 +174,12 @@ class _Writer:
         return getattr(self.handle, name)
 
 
-def test_a_full_disk_tears_nothing(tmp_path: Path, ledger: Ledger, size: Size, monkeypatch: pytest.MonkeyPatch) -> None:
+@PAIR
+def test_a_full_disk_tears_nothing(
+    tmp_path: Path, ledger: Ledger, size: Size, monkeypatch: pytest.MonkeyPatch, labels: bool
+) -> None:
     def run(root: Path) -> None:
-        make_dataset(noise_work(str(root), 24, 2, 0.0, str(tmp_path / "diary")), LOCAL)
+        make_dataset(noise_work(str(root), 24, 2, 0.0, str(tmp_path / "diary"), labels=labels), LOCAL)
 
     run(tmp_path / "peace")
     truth = json.loads((tmp_path / "peace" / "dataset.json").read_text())["record"]["shards_digest"]
@@ -192,15 +203,16 @@ def test_a_full_disk_tears_nothing(tmp_path: Path, ledger: Ledger, size: Size, m
             for shard in committed_shards(store) if (root / "plan.json").exists() else ():
                 try:
                     commit = read_commit(store, read_plan(store), shard)
-                    torn += len(store.read(commit.objects[0].key)) != commit.objects[0].size_bytes
+                    torn += any(len(store.read(one.key)) != one.size_bytes for one in commit.objects)
                 except (UserError, FileNotFoundError):
                     torn += 1
             run(root)
             wrong += json.loads((root / "dataset.json").read_text())["record"]["shards_digest"] != truth
             wrong += not verify_dataset(store).ok
+            wrong += judge_volumes(root) != (0, 0, 0)
     ledger.record(
         Finding(
-            "disk full", f"no space from the n-th change on, n = 0, {step}, … of {places}", tries,
+            "disk full", named(f"no space from the n-th change on, n = 0, {step}, … of {places}", labels), tries,
             f"{torn} torn commits, {unclear} unclear errors; {tries - wrong}/{tries} resumed to the same dataset",
             "0 torn commits; clear error; resumes when space is back", wrong=torn + wrong,
         )

@@ -18,9 +18,10 @@ from brainsynth.storage.filesystem import ObjectStore, Store, open_store
 from brainsynth.storage.finalise import finalise
 from brainsynth.storage.verify import verify_dataset
 from tests.chaos.ledger import Finding, Ledger
+from tests.chaos.test_generation_faults import PAIR, named
 from tests.servers.fault_proxy import KINDS, MIX, FaultProxy
 from tests.servers.fixtures import fault_proxy, faulty, s3_root, swift
-from tests.storage.conftest import commit, tiny_plan
+from tests.storage.conftest import commit, mismatched, tiny_plan
 
 __all__ = ["fault_proxy", "faulty", "s3_root", "swift"]
 
@@ -53,9 +54,9 @@ class Judgement:
         return (self.lost, self.duplicated, self.wrong) == (0, 0, 0)
 
 
-def race(open_one: Callable[[], Store], shards: int, noises: tuple[int, int] = (0, 0)) -> Run:
+def race(open_one: Callable[[], Store], shards: int, noises: tuple[int, int] = (0, 0), labels: bool = False) -> Run:
     """Two writers that are both given every shard; the faster one finishes the dataset."""
-    plan, samples = tiny_plan(rows=2 * shards, samples_per_shard=2)
+    plan, samples = tiny_plan(rows=2 * shards, samples_per_shard=2, labels=labels)
     barrier = threading.Barrier(2, timeout=60)
     told: dict[int, list[ShardManifest]] = {}
     failures: list[BaseException] = []
@@ -93,29 +94,33 @@ def judge(store: Store, plan: Plan, run: Run, digest: str | None) -> Judgement:
     return Judgement(
         lost=plan.num_samples - len(made),
         duplicated=sum(made.values()) - len(made) + sum(p.kind == "unexpected" for p in report.problems),
-        wrong=believed + sum(p.kind != "unexpected" for p in report.problems) + (digest not in (None, run.digest)),
+        wrong=believed
+        + sum(p.kind != "unexpected" for p in report.problems)
+        + (digest not in (None, run.digest))
+        + (len(mismatched(store)) if plan.labels is not None and digest is not None else 0),
     )
 
 
 def disturbed(
-    proxy: FaultProxy, root: str, rates: dict[str, float], shards: int, digest: str | None
+    proxy: FaultProxy, root: str, rates: dict[str, float], shards: int, digest: str | None, labels: bool = False
 ) -> tuple[Run, Judgement]:
     """One race through the proxy, judged without it; fails when nothing was broken."""
     proxy.reset(rates)
     try:
-        run = race(lambda: open_store(root), shards, (0, 0) if digest else (1, 2))
+        run = race(lambda: open_store(root), shards, (0, 0) if digest else (1, 2), labels)
         met = proxy.counts()
         assert set(met) <= set(rates)
         assert not rates or sum(met.values()) >= 0.5 * sum(rates.values()) * len(proxy.requests) > 0
     finally:
         proxy.reset()
-    plan, _ = tiny_plan(rows=2 * shards, samples_per_shard=2)
+    plan, _ = tiny_plan(rows=2 * shards, samples_per_shard=2, labels=labels)
     return run, judge(open_store(root), plan, run, digest)
 
 
-def undisturbed_digest(shards: int) -> str:
+def undisturbed_digest(shards: int, labels: bool = False) -> str:
     """What the same plan gives in memory, by one writer."""
-    store, (plan, samples) = ObjectStore("memory:///"), tiny_plan(rows=2 * shards, samples_per_shard=2)
+    store = ObjectStore("memory:///")
+    plan, samples = tiny_plan(rows=2 * shards, samples_per_shard=2, labels=labels)
     write_plan(store, plan, samples)
     for index in range(shards):
         commit(store, plan, samples, index)
@@ -150,22 +155,23 @@ FAULTS = {
 }
 
 
-def test_all_kinds_at_once(faulty: FaultProxy, s3_root: str, ledger: Ledger, size: Size) -> None:
+@PAIR
+def test_all_kinds_at_once(faulty: FaultProxy, s3_root: str, ledger: Ledger, size: Size, labels: bool) -> None:
     shards, pairs = size(10, 30), size(1, 5)
-    digest = undisturbed_digest(shards)
+    digest = undisturbed_digest(shards, labels)
     calm: list[float] = []
     stormy: list[float] = []
     total = Judgement(0, 0, 0)
     for pair in range(pairs):  # side by side, so that a busy machine disturbs both alike
         for rates, seconds in (({}, calm), (MIX, stormy)):
-            run, found = disturbed(faulty, f"{s3_root}/{pair}-{len(rates)}", rates, shards, digest)
+            run, found = disturbed(faulty, f"{s3_root}/{pair}-{len(rates)}", rates, shards, digest, labels)
             seconds.append(run.seconds)
             total = Judgement(total.lost + found.lost, total.duplicated + found.duplicated, total.wrong + found.wrong)
     ratio = statistics.median(stormy) / statistics.median(calm)
     ledger.record(
         Finding(
             promise=PROMISE,
-            fault="30 % of requests, all kinds mixed; 2 racing writers",
+            fault=named("30 % of requests, all kinds mixed; 2 racing writers", labels),
             tries=pairs * shards,
             figure=f"{ratio:.2f} times the wall time without faults ({statistics.median(calm):.1f} s)",
             target="0 lost, 0 duplicated, at most 2 times the wall time",
@@ -178,15 +184,16 @@ def test_all_kinds_at_once(faulty: FaultProxy, s3_root: str, ledger: Ledger, siz
     assert pairs == 1 or ratio <= 2.0, "a time is judged on five pairs of runs (make chaos), not on one"
 
 
+@PAIR
 def test_writers_that_round_differently_agree_on_the_first(
-    faulty: FaultProxy, s3_root: str, ledger: Ledger, size: Size
+    faulty: FaultProxy, s3_root: str, ledger: Ledger, size: Size, labels: bool
 ) -> None:
     shards = size(6, 40)
-    _, judgement = disturbed(faulty, s3_root, MIX, shards, digest=None)
+    _, judgement = disturbed(faulty, s3_root, MIX, shards, digest=None, labels=labels)
     ledger.record(
         Finding(
             promise="the first committer wins",
-            fault="30 % of requests, all kinds mixed; 2 racing writers with different voxels",
+            fault=named("30 % of requests, all kinds mixed; 2 racing writers with different voxels", labels),
             tries=shards,
             figure="both writers hold the stored record of every shard",
             target="0 lost, 0 duplicated, 0 wrong",

@@ -18,6 +18,7 @@ import pytest
 
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
+from brainsynth.labels import LabelTable
 from brainsynth.manifest import DatasetManifest, SampleRecord, describe_sample
 from brainsynth.plan import GateRules, GenerationIdentity, Plan, generation_plan, generation_samples
 from brainsynth.records import unseal
@@ -29,6 +30,7 @@ from brainsynth.viewer.server import ViewServer
 from brainsynth.viewer.view import View
 from brainsynth.volume import VolumeSpec
 from tests.servers.fixtures import s3_root, swift
+from tests.storage.conftest import BANDS, bands
 
 __all__ = ["s3_root", "swift"]
 
@@ -58,12 +60,14 @@ def samples_of() -> pd.DataFrame:
     return generation_samples(table, SCHEMA, 0, SCHEMA.out_of_range(table))
 
 
-def plan_of(samples: pd.DataFrame, volume: VolumeSpec = VOLUME, per_shard: int = PER_SHARD) -> Plan:
+def plan_of(
+    samples: pd.DataFrame, volume: VolumeSpec = VOLUME, per_shard: int = PER_SHARD, labels: LabelTable | None = None
+) -> Plan:
     """Its plan, with a gate that measures age."""
     gate = GateRules(measures=("age",), sha256="0" * 64, max_attempts=3, tolerance={}, exempt=())
     sampler = SamplerConfig(method="ddim", steps=5)
     identity = GenerationIdentity(bundle="b" * 64, sampler=sampler, precision="float32", base_seed=0, gate=gate)
-    return generation_plan(identity, volume, SCHEMA, samples, per_shard)
+    return generation_plan(identity, volume, SCHEMA, samples, per_shard, labels)
 
 
 def voxels(plan: Plan, row: int, ventricles_ml: float) -> npt.NDArray[Any]:
@@ -80,7 +84,8 @@ def commit(store: Store, plan: Plan, samples: pd.DataFrame, index: int) -> None:
     """One shard, by the protocol that the workers use."""
     shard = plan.shard(index)
     rows = range(shard.start, shard.stop)
-    stored = np.stack([voxels(plan, row, samples["ventricular_volume"][row]) for row in rows])
+    images = np.stack([voxels(plan, row, samples["ventricular_volume"][row]) for row in rows])
+    stored = [images] if plan.labels is None else [images, bands(plan, images)]
     records = []
     for row in rows:
         name = samples["sample_id"][row]
@@ -90,19 +95,21 @@ def commit(store: Store, plan: Plan, samples: pd.DataFrame, index: int) -> None:
             "gate_check": "blur",
         }
         extra |= {"gate_refused": "", "measured_age": samples["age"][row] - 1.0}
-        record = describe_sample(name, row, [stored[row - shard.start]], extra)
+        record = describe_sample(name, row, [array[row - shard.start] for array in stored], extra, plan)
         if row == REJECTED:
             record = SampleRecord(sample_id=name, row=row, status="rejected", reason=REASON, extra=extra)
         if row == FAILED:
             record = SampleRecord(sample_id=name, row=row, status="failed", reason="out of memory")
         records.append(record)
-    commit_shard(store, plan, shard, [stored], records, {})
+    commit_shard(store, plan, shard, stored, records, {})
 
 
-def write(uri: str, finished: bool = True, shards: int | None = None) -> tuple[Plan, pd.DataFrame]:
+def write(
+    uri: str, finished: bool = True, shards: int | None = None, labels: LabelTable | None = None
+) -> tuple[Plan, pd.DataFrame]:
     """The dataset, or its first shards."""
     samples = samples_of()
-    plan, store = plan_of(samples), open_store(uri)
+    plan, store = plan_of(samples, labels=labels), open_store(uri)
     write_plan(store, plan, samples)
     for index in range(plan.num_shards if shards is None else shards):
         commit(store, plan, samples, index)
@@ -136,6 +143,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("viewer") / "demo" / "generated"
     _, samples = write(str(root))
     publish(str(root), measured(samples))
+    return root
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished dataset with label maps; read it, never write to it."""
+    root = tmp_path_factory.mktemp("viewer") / "demo" / "labelled"
+    write(str(root), labels=BANDS)
     return root
 
 

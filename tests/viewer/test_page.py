@@ -227,6 +227,43 @@ def test_a_dot_opens_its_subject(page: Chromium) -> None:
     page.wait(f"{SHOWN} === location.hash.slice(1)")
 
 
+def test_a_switch_lays_the_label_map_over_the_picture(browser: Chromium, page: Chromium, labelled: Path) -> None:
+    assert page.run("document.getElementById('labels')") is None  # a dataset without label maps has no switch
+    shown, switch = "document.body.dataset.labels", "document.getElementById('labels').click()"
+    with served(labelled) as server:
+        browser.open(server.address, READY)
+        legend = "[...document.querySelectorAll('.structures dt')].map(e => e.textContent)"
+        assert browser.run(legend) == ["band 1", "band 2", "band 3"]
+        assert browser.run("document.querySelector('.structures dd').textContent").endswith(" ml")
+        plain = colours(browser)
+        assert colourful(plain) < 0.02
+        browser.run(switch)
+        browser.wait(f"{shown} === '0'")
+        overlaid = colours(browser)
+        assert colourful(overlaid) > 0.1
+        put(browser, '#planes input[aria-label="Labels"]', 1)
+        assert np.abs(colours(browser) - overlaid).mean() > 1
+        browser.press("ArrowDown")
+        browser.wait(f"{SHOWN} === 'syn000001' && {shown} === '1'")
+        browser.run(switch)
+        browser.wait(f"{shown} === ''")
+        assert colourful(colours(browser)) < 0.02
+        browser.open("about:blank", "true")
+    browser.requests.clear()
+
+
+def colours(page: Chromium) -> npt.NDArray[np.float64]:
+    """(height, width, 3) of what is on the screen, without the crosshair's column and row: the axial slice's quarter."""
+    picture = np.asarray(Image.open(io.BytesIO(page.picture("#volume"))).convert("RGB"), dtype=np.float64)
+    height, width, _ = picture.shape
+    return picture[height // 2 :, : width // 2]
+
+
+def colourful(picture: npt.NDArray[np.float64]) -> float:
+    """Share of the pixels that are not grey."""
+    return float((picture.max(2) - picture.min(2) > 40).mean())
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_is_readable_on_light_and_on_dark(page: Chromium, scheme: str) -> None:
     page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])

@@ -26,6 +26,7 @@ from brainsynth.storage.finalise import finalise
 from brainsynth.viewer.server import PAGE
 from brainsynth.viewer.view import View
 from tests.commands import brainsynth, tree
+from tests.storage.conftest import BANDS
 from tests.viewer.conftest import (
     AGES,
     FAILED,
@@ -243,3 +244,26 @@ def test_what_is_not_ours_is_as_the_notice_says() -> None:
     for name in ("NiiVue", "fflate", "gl-matrix", "nifti-reader-js", "array-equal", "@lukeed/uuid", "@ungap"):
         assert f"\n{name}" in licences
         assert name in notice
+
+
+def test_label_maps_are_those_of_the_dataset(labelled: Path, finished: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(str(labelled))
+    with served(labelled) as server:
+        document = ask(server, "dataset.json").json
+        assert [one["name"] for one in document["labels"]] == ["band 1", "band 2", "band 3"]
+        assert document["labels"][0]["color"] == list(BANDS.labels[0].rgb)
+        volumes = document["rows"]["label_volumes"]
+        assert [column[REJECTED] for column in volumes] == [None] * 3
+        np.testing.assert_allclose([column[0] for column in volumes], dataset.label_volumes.iloc[0], rtol=1e-5)
+        answer = ask(server, "labels/7.nii")
+        (tmp_path / "map.nii").write_bytes(answer.body)
+        image: Any = nibabel.load(tmp_path / "map.nii")
+        index = dataset.sample_ids.index("syn000007")
+        np.testing.assert_array_equal(np.asarray(image.dataobj), dataset.label_map(index))
+        np.testing.assert_array_equal(image.affine, dataset.affine)
+        assert image.get_data_dtype() == np.uint8
+        assert ask(server, f"labels/{REJECTED}.nii").status == 404
+        assert ask(server, "labels/999.nii").body == b"row 999 has no label map\n"
+    with served(finished) as server:
+        assert ask(server, "labels/7.nii").status == 404
+        assert ask(server, "dataset.json").json["labels"] == []

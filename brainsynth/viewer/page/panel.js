@@ -16,7 +16,7 @@ export function showSubject(box, rows, i) {
     element("p", { className: "muted", textContent: `row ${rows.row[i]}` }),
   ];
   if (rows.reason(i)) parts.push(element("p", { className: "reason", textContent: rows.reason(i) }));
-  parts.push(covariates(rows, i), quality(rows, i));
+  parts.push(covariates(rows, i), quality(rows, i), structures(rows, i));
   box.replaceChildren(...parts.filter(Boolean));
 }
 
@@ -58,4 +58,17 @@ function quality(rows, i) {
   const code = rows.gateCheck?.codes[i] ?? -1;
   if (code >= 0 && rows.gateCheck.values[code]) items.push(pair("nearest to refusal", rows.gateCheck.values[code]));
   return element("dl", { className: "quality" }, ...items);
+}
+
+// The legend of the label map, with the volume of every structure.
+function structures(rows, i) {
+  const { labels, rows: columns } = rows.facts;
+  if (!labels.length || !rows.isOk(i)) return null;
+  const items = labels.map(({ name, color }, k) => {
+    const swatch = element("span", { className: "swatch" });
+    swatch.style.background = `rgb(${color.join(" ")})`;
+    const volume = number(columns.label_volumes[k]?.[i] ?? NaN);
+    return element("div", {}, element("dt", {}, swatch, name), element("dd", { textContent: `${volume} ml` }));
+  });
+  return element("dl", { className: "quality structures", aria: { label: "Structures of the label map" } }, ...items);
 }

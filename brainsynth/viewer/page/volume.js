@@ -1,4 +1,5 @@
-// The volume: NiiVue on a canvas, sliders for its three planes, and volumes kept for going back and forth.
+// The volume: NiiVue on a canvas, sliders for its three planes, its label map over it, and volumes kept for going back and
+// forth.
 
 import { number } from "./columns.js";
 import { element } from "./elements.js";
@@ -14,6 +15,7 @@ export class Volume {
   constructor(facts) {
     const { shape, spacing_mm: spacing, origin_mm: origin } = facts.volume;
     Object.assign(this, { shape, spacing, origin, kept: new Map(), loading: new Map(), wanted: null, bright: 1 });
+    Object.assign(this, { labels: facts.labels, opacity: 0 });
   }
 
   async attach(canvas, controls) {
@@ -59,21 +61,45 @@ export class Volume {
     const reset = element("button", { type: "button", textContent: "Reset view" });
     reset.addEventListener("click", () => this.reset());
     const more = element("div", { className: "more" }, element("label", { className: "check" }, render, " rendering"), reset);
-    box.replaceChildren(...this.sliders.map(({ label }) => label), bright, more);
+    const labels = this.labels.length ? [this.labelControl(more)] : [];
+    box.replaceChildren(...this.sliders.map(({ label }) => label), bright, ...labels, more);
     this.light(1, false);
+  }
+
+  // A switch for the label map, and how opaque it is.
+  labelControl(more) {
+    const shown = element("input", { type: "checkbox", id: "labels" });
+    const slider = element("input", { type: "range", min: 0.1, max: 1, step: 0.05, value: 0.5, aria: { label: "Labels" } });
+    const output = element("output");
+    const apply = async () => {
+      output.textContent = `${Math.round(100 * slider.value)} %`;
+      const before = this.opacity;
+      this.opacity = shown.checked ? Number(slider.value) : 0;
+      if (this.wanted === null) return;
+      if (before && this.opacity) return this.nv.setOpacity(1, this.opacity);
+      await this.show(this.wanted).catch(() => {}); // a label map that is lost was named when the picture was
+    };
+    shown.addEventListener("change", apply);
+    slider.addEventListener("input", apply);
+    output.textContent = "50 %";
+    more.prepend(element("label", { className: "check" }, shown, " labels"));
+    return element("label", {}, element("span", { textContent: "Labels" }), slider, output);
   }
 
   // Show the volume of a row; what is on the screen stays until it is there. Resolves to false when it was overtaken.
   async show(row) {
     this.wanted = row;
     const image = await this.image(row);
+    const labels = this.opacity ? await this.image(row, "labels") : null;
     if (this.wanted !== row) return false;
     const first = !this.nv.volumes.length;
     image.cal_min = 0;
     image.cal_max = this.bright;
     // Crosshair, pan, zoom and the rendering's angle are the scene's, not the volume's: they stay.
-    this.nv.volumes = [image];
+    if (labels) labels.opacity = this.opacity;
+    this.nv.volumes = labels ? [image, labels] : [image];
     this.nv.setVolume(image, 0);
+    document.body.dataset.labels = labels ? row : "";
     if (first) this.reset();
     this.follow();
     return true;
@@ -85,28 +111,41 @@ export class Volume {
 
   // Read ahead, quietly: a failure is told when the volume is wanted.
   expect(rows) {
-    for (const row of rows) this.image(row).catch(() => {});
+    for (const row of rows) {
+      this.image(row).catch(() => {});
+      if (this.opacity) this.image(row, "labels").catch(() => {});
+    }
   }
 
-  async image(row) {
-    if (this.kept.has(row)) {
-      const image = this.kept.get(row);
-      this.kept.delete(row);
-      this.kept.set(row, image);
+  async image(row, kind = "volumes") {
+    const key = `${kind}/${row}.nii`;
+    if (this.kept.has(key)) {
+      const image = this.kept.get(key);
+      this.kept.delete(key);
+      this.kept.set(key, image);
       return image;
     }
-    if (!this.loading.has(row)) this.loading.set(row, this.read(row).finally(() => this.loading.delete(row)));
-    return this.loading.get(row);
+    if (!this.loading.has(key)) this.loading.set(key, this.read(key, kind).finally(() => this.loading.delete(key)));
+    return this.loading.get(key);
   }
 
-  async read(row) {
-    const answer = await fetch(`volumes/${row}.nii`);
+  async read(key, kind) {
+    const answer = await fetch(key);
     if (!answer.ok) throw new Error(await reason(answer));
-    const image = await globalThis.niivue.NVImage.loadFromUrl({ url: await answer.arrayBuffer(), name: `row${row}.nii` });
-    this.kept.set(row, image);
+    const name = key.replace("/", "-");
+    const image = await globalThis.niivue.NVImage.loadFromUrl({ url: await answer.arrayBuffer(), name });
+    if (kind === "labels") image.setColormapLabel(this.colours());
+    this.kept.set(key, image);
     const bytes = image.img.byteLength;
-    while (this.kept.size > Math.max(2, KEPT_BYTES / bytes)) this.kept.delete(this.kept.keys().next().value);
+    while (this.kept.size > Math.max(4, KEPT_BYTES / bytes)) this.kept.delete(this.kept.keys().next().value);
     return image;
+  }
+
+  // NiiVue's table of colours: background is transparent.
+  colours() {
+    const all = [{ index: 0, name: "", color: [0, 0, 0] }, ...this.labels];
+    const [R, G, B] = [0, 1, 2].map((k) => all.map(({ color }) => color[k]));
+    return { R, G, B, A: all.map(({ index }) => (index ? 255 : 0)), I: all.map(({ index }) => index), labels: all.map(({ name }) => name) };
   }
 
   reset() {
