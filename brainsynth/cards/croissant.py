@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from brainsynth.cards.facts import DIGITAL_SOURCE, MARK, Facts, grid
+from brainsynth.labels import DSEG
 from brainsynth.version import __version__
 
 CONTEXT: dict[str, Any] = {
@@ -150,7 +151,23 @@ def _distribution(facts: Facts) -> list[dict[str, Any]]:
         "encodingFormat": "application/vnd.zarr" if zarr else "application/x-nifti",
         "includes": "data/dataset.zarr/**" if zarr else "sub-*/anat/*_T1w.nii.gz",
     }
-    return [whole, participants, volumes]
+    return [whole, participants, volumes, *_label_maps(facts)]
+
+
+def _label_maps(facts: Facts) -> list[dict[str, Any]]:
+    labels, zarr = facts.plan.labels, facts.config.data == "zarr"
+    if labels is None:
+        return []
+    maps = {
+        "@type": "cr:FileSet",
+        "@id": "label-maps",
+        "name": "label-maps",
+        "description": f"uint8 label maps of the volumes, {len(labels.labels)} structures, by {labels.source}",
+        "containedIn": {"@id": "repository"},
+        "encodingFormat": "application/vnd.zarr" if zarr else "application/x-nifti",
+        "includes": f"data/dataset.zarr/{DSEG}/**" if zarr else "derivatives/labels/sub-*/anat/*_dseg.nii.gz",
+    }
+    return [maps]
 
 
 def _participants(facts: Facts) -> dict[str, Any]:
@@ -170,6 +187,8 @@ def _participants(facts: Facts) -> dict[str, Any]:
         text = f"{c.description or c.name}{unit}, asked of the model."
         fields.append(field(c.name, "sc:Float" if c.kind == "continuous" else "sc:Text", text))
     fields.append(field("split", "sc:Text", "Fixed part: train, validation or test."))
+    for label in facts.plan.labels.labels if facts.plan.labels else ():
+        fields.append(field(label.column, "sc:Float", f"Volume of {label.name} [ml], counted in the label map."))
     return {
         "@type": "cr:RecordSet",
         "@id": "participants",

@@ -45,8 +45,14 @@ def dataset_card(facts: Facts) -> str:
     reading = (
         '```python\nimport brainsynth\n\ndataset = brainsynth.open_dataset("data")\n'
         'sample = dataset[0]  # sample["image"]: float32 (X, Y, Z) in [0, 1]; sample["affine"], and the covariates\n```\n'
+        + (
+            ""
+            if facts.plan.labels is None
+            else '`sample["labels"]`: the label map, uint8 (X, Y, Z); see dseg.tsv.\n'
+        )
         if config.data == "zarr"
         else "NIfTI in the layout of BIDS: `sub-<id>/anat/sub-<id>_T1w.nii.gz`.\n"
+        + ("" if facts.plan.labels is None else "Label maps: `derivatives/labels`, with dseg.tsv.\n")
     )
     return "".join(
         [
@@ -55,6 +61,7 @@ def dataset_card(facts: Facts) -> str:
             f"- {manifest.num_ok} volumes of {grid(facts.plan)}, intensities in [0, 1]\n",
             f"- planned {manifest.num_samples} = {manifest.num_ok} ok + {manifest.num_rejected} rejected + "
             f"{manifest.num_failed} failed{'; a quality gate refused volumes' if gate else '; no quality gate'}\n",
+            _labels(facts),
             f"- {facts.extrapolated} rows lie outside the training support (`extrapolated`)\n",
             f"- made by {SOFTWARE} with the model {facts.model.name} (MODEL_CARD.md); plan {manifest.plan_fingerprint}\n\n",
             f"## Reading it\n\n{reading}\n## Columns of participants.tsv\n\n{_columns(facts)}\n",
@@ -131,7 +138,17 @@ def _columns(facts: Facts, split: bool = True) -> str:
     for c in facts.plan.covariates.covariates:
         support = f"{c.low:g} to {c.high:g}" if c.kind == "continuous" else ""
         lines += f"| {c.name} | {_cell(c.unit or ', '.join(c.categories))} | {support} | {_cell(c.description)} |\n"
+    for label in facts.plan.labels.labels if facts.plan.labels and split else ():
+        lines += f"| {label.column} | ml | | volume of {_cell(label.name)}, counted in the label map |\n"
     return lines + ("| split | train, validation, test | | fixed, by subject |\n" if split else "")
+
+
+def _labels(facts: Facts) -> str:
+    labels = facts.plan.labels
+    if labels is None:
+        return ""
+    names = ", ".join(label.name for label in labels.labels)
+    return f"- a label map of each, {len(labels.labels)} structures ({names}), by {labels.source}\n"
 
 
 def _cell(text: str) -> str:

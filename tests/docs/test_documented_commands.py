@@ -44,7 +44,7 @@ FIRST = "docs/tutorials/own-cohort.md"
 QUICK = [
     FIRST, "docs/tutorials/publish.md", "docs/tutorials/monai.md", "docs/covariates.md", "docs/cases.md", "README.md",
     "docs/quick-start.md", "docs/published-weights.md", "docs/publication.md", "docs/reliability.md",
-    "docs/troubleshooting.md",
+    "docs/troubleshooting.md", "docs/labels.md",
 ]  # fmt: skip
 """In this order, on what the first of them makes."""
 
