@@ -45,11 +45,7 @@ def dataset_card(facts: Facts) -> str:
     reading = (
         '```python\nimport brainsynth\n\ndataset = brainsynth.open_dataset("data")\n'
         'sample = dataset[0]  # sample["image"]: float32 (X, Y, Z) in [0, 1]; sample["affine"], and the covariates\n```\n'
-        + (
-            ""
-            if facts.plan.labels is None
-            else '`sample["labels"]`: the label map, uint8 (X, Y, Z); see dseg.tsv.\n'
-        )
+        + ("" if facts.plan.labels is None else '`sample["labels"]`: the label map, uint8 (X, Y, Z); see dseg.tsv.\n')
         if config.data == "zarr"
         else "NIfTI in the layout of BIDS: `sub-<id>/anat/sub-<id>_T1w.nii.gz`.\n"
         + ("" if facts.plan.labels is None else "Label maps: `derivatives/labels`, with dseg.tsv.\n")
