@@ -72,7 +72,7 @@ class Waiting:
         if longest < self._next_s:
             return None
         self._next_s = 2 * longest
-        by_shard = {notes[key]: (age, key) for age, key in reversed(slow)}
+        by_shard = {notes[key]: (age, key) for age, key in reversed(slow or ages)}
         named = [
             f"shard {shard} for {age:.0f} s (process {worker_of(self.store, key) or 'unknown'})"
             for shard, (age, key) in list(by_shard.items())[:_SHOWN]
