@@ -10,7 +10,7 @@ from brainsynth.storage.cells import read_cells
 
 _MAX_VALUES = 4096
 """Integers of one structure."""
-_VALUE = re.compile(r"(\d{1,8})(?:\s*-\s*(\d{1,8}))?")
+_VALUE = re.compile(r"(\d{1,6})(?:\s*-\s*(\d{1,6}))?")
 _WHERE = "source.label_table"
 
 
@@ -59,7 +59,7 @@ def read_label_table(path: str, source: str) -> LabelTable:
 
 def _index(cell: str | None) -> int:
     """0 to 254. Raises ValueError, which says what to do with the integers of FreeSurfer."""
-    if cell is None or not re.fullmatch(r"\d{1,8}", cell):
+    if cell is None or not re.fullmatch(r"\d{1,6}", cell):
         raise ValueError(f"index is a whole number, not {cell!a}")
     index = int(cell)
     if index > MAX_LABEL:

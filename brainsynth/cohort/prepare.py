@@ -86,6 +86,7 @@ def plan_cohort(config: PrepareConfig) -> CohortWork:
         [
             f"subjects: {subjects.get('train', 0)} train, {subjects.get('validation', 0)} validation",
             f"{len({scan.line for scan in source.scans})} rows of {source.where}, {len(source.scans)} scans",
+            *([] if labels is None else [f"label maps of {len(labels.labels)} structures, by {labels.source}"]),
             *work.warnings,
         ]
     )

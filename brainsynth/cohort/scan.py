@@ -125,17 +125,21 @@ def _labels(
 ) -> npt.NDArray[np.uint8]:
     """The label map with the integers of the table."""
     read = _on_the_grid_of_the_scan("label map", MISSING_LABELS, shape, affine, label_file, max_file_mib, assume)
-    values, places = np.unique(read, return_inverse=True)
-    broken = values[values != np.rint(values)]
-    if broken.size:
-        raise ScanRejected(f"label map: {broken[0]:g} is not a whole number")
+    broken = read != np.rint(read)
+    if broken.any():
+        raise ScanRejected(f"label map: {read[broken][0]:g} is not a whole number")
     known = table.index_of
-    unknown = [int(value) for value in values if int(value) not in known]
+    largest = max(known)
+    outside = np.unique(read[(read < 0) | (read > largest)]).astype(int).tolist()
+    places = np.clip(read, 0, largest).astype(np.int32)
+    within = np.flatnonzero(np.bincount(places.reshape(-1))).tolist()
+    unknown = sorted({*outside, *within} - known.keys())
     if unknown:
         more = ", …" if len(unknown) > 10 else ""
         raise ScanRejected(f"label map: the label table lacks {', '.join(map(str, unknown[:10]))}{more}")
-    stored = np.array([known[int(value)] for value in values], dtype=np.uint8)
-    return stored[places].reshape(read.shape)
+    stored = np.zeros(largest + 1, np.uint8)
+    stored[list(known)] = list(known.values())
+    return stored[places]
 
 
 def _on_the_grid_of_the_scan(

@@ -26,6 +26,7 @@ from brainsynth.config.release import ReleaseConfig
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
+from brainsynth.labels import LabelTable
 from brainsynth.manifest import MODEL_KEY, ModelRecord, SampleRecord, describe_sample
 from brainsynth.plan import GenerationIdentity, generation_plan, generation_samples
 from brainsynth.records import seal, unseal
@@ -41,6 +42,7 @@ from brainsynth.volume import VolumeSpec
 from tests.instruments.heads import SHAPE, SPACING, heads
 from tests.integration.test_audit import cohort
 from tests.line import as_config, write_yaml
+from tests.storage.conftest import BANDS, bands
 
 VOLUMES, PER_SHARD, SECRET = 12, 4, "P17"
 HOST = "a-machine-of-ours"
@@ -59,8 +61,8 @@ DOCUMENTS = {
 class World:
     """A cohort of heads, a bundle that says it was trained on it, a dataset that says it was made with that, its audit."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.dataset = root, root / "generated"
+    def __init__(self, root: Path, labels: LabelTable | None = None) -> None:
+        self.root, self.dataset, self.labels = root, root / "generated", labels
         self.reference = cohort(root, "reference", heads(44, 1), 1)
         grid = VolumeSpec(shape_xyz=SHAPE, spacing_mm=SPACING, origin_mm=(-76.0, -100.0, -76.0))
         trained_on = open_dataset(self.reference).manifest["plan_fingerprint"]
@@ -88,20 +90,24 @@ class World:
         samples = generation_samples(rows, SCHEMA, 0, np.arange(VOLUMES + 1) < 2)
         sampler = SamplerConfig(method="ddim", steps=5)
         identity = GenerationIdentity(bundle=self.bundle.digest, sampler=sampler, precision="float32", base_seed=0)
-        plan = generation_plan(identity, grid, SCHEMA, samples, PER_SHARD)
+        plan = generation_plan(identity, grid, SCHEMA, samples, PER_SHARD, self.labels)
         store = open_store(str(self.dataset))
         write_plan(store, plan, samples)
         voxels = np.stack([grid.quantise(head) for head in heads(VOLUMES + 1, 9)])
         for index in range(plan.num_shards):
             shard = plan.shard(index)
-            part = voxels[shard.start : shard.stop]
+            part = [voxels[shard.start : shard.stop]]
+            part += [bands(plan, part[0])] if self.labels else []
             ids = samples["sample_id"][shard.start : shard.stop]
-            records = [describe_sample(i, shard.start + n, [part[n]]) for n, i in enumerate(ids)]
+            records = [
+                describe_sample(name, shard.start + n, [array[n] for array in part], plan=plan)
+                for n, name in enumerate(ids)
+            ]
             if shard.stop > VOLUMES:  # the last row failed, with a message that names a place
                 reason = f"FileNotFoundError: {self.root}/bundle"
                 records[-1] = SampleRecord(sample_id=ids.iloc[-1], row=VOLUMES, status="failed", reason=reason)
             runtime = {"began_at": 1_790_000_000.0 + index, "host": HOST, "pid": 987654321, "device": "cpu x86_64"}
-            commit_shard(store, plan, shard, [part], records, runtime)
+            commit_shard(store, plan, shard, part, records, runtime)
         finalise(store, plan)
         model = ModelRecord(
             bundle=self.bundle.digest,
@@ -145,6 +151,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     world = World(tmp_path_factory.mktemp("release"))
     assert world.audited.passed, world.audited.reasons
     return world
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("labelled"), BANDS)
 
 
 @pytest.fixture(scope="module")
@@ -583,3 +594,38 @@ def test_a_desktop_s_files_do_not_stop_a_release(world: World, tmp_path: Path) -
         for name in (".DS_Store", "commits/._shard-000000.json"):
             (world.dataset / name).unlink()
     assert not [name for name in names(tmp_path / "out") if "DS_Store" in name or "._" in name]
+
+
+@pytest.mark.parametrize("data", ["zarr", "bids"])
+def test_label_maps_are_released_with_their_images(data: str, labelled: World, tmp_path: Path) -> None:
+    output = tmp_path / "released"
+    labelled.release(output, data=data)
+    table = pd.read_csv(output / "participants.tsv", sep="\t")
+    assert set(table) == {"participant_id", *json.loads((output / "participants.json").read_text())}
+    assert (table["label_volume_band_2"] > 0).all()
+    assert "a label map of each, 3 structures (band 1, band 2, band 3)" in (output / "README.md").read_text()
+    if data == "zarr":
+        assert verify_dataset(open_store(str(output / "data"))).ok
+        pairs = open_dataset(str(output / "data"))
+        for sample, original in zip(pairs, open_dataset(str(labelled.dataset)), strict=True):
+            np.testing.assert_array_equal(sample["labels"], original["labels"])
+        assert (output / "data" / "dseg.tsv").read_bytes() == BANDS.tsv()
+    else:
+        assert len(list(output.glob("derivatives/labels/sub-*/anat/sub-*_dseg.nii.gz"))) == VOLUMES
+        assert (output / "derivatives" / "labels" / "dseg.tsv").read_bytes() == BANDS.tsv()
+    (maps,) = [
+        one for one in json.loads((output / "croissant.json").read_text())["distribution"] if one["@id"] == "label-maps"
+    ]
+    assert list(output.glob(maps["includes"]))
+    mlcroissant = pytest.importorskip(
+        "mlcroissant", reason="Croissant's validator is not installed: `pip install mlcroissant`"
+    )
+    mlcroissant.Dataset(jsonld=str(output / "croissant.json"))
+    validator = Path(sys.executable).parent / "bids-validator-deno"
+    if data == "zarr" or not validator.exists():
+        return
+    done = subprocess.run(
+        [str(validator), str(output), "--format", "json"], capture_output=True, text=True, timeout=300
+    )
+    issues = json.loads(done.stdout)["issues"]["issues"]
+    assert [issue for issue in issues if issue["severity"] == "error"] == []
