@@ -308,6 +308,12 @@ def plan_differences(stored: Plan, wanted: Plan) -> list[str]:
                 for key in sorted(set(a) | set(b))
                 for difference in walk(a.get(key), b.get(key), f"{path}.{key}" if path else key)
             ]
-        return [] if a == b else [f"{path}: the folder has {a!r}, this run asks for {b!r}"]
+        return [] if a == b else [f"{path}: the folder has {_shown(a)}, this run asks for {_shown(b)}"]
 
     return walk(to_dict(stored), to_dict(wanted), "")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message; of a long one, such as a label table, how it begins."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

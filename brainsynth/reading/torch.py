@@ -98,6 +98,7 @@ def read_tensor(
     dataset: Volumes, index: int, start: Sequence[int] | None = None, size: Sequence[int] | None = None
 ) -> torch.Tensor:
     """Intensities of a volume or box, float32 in [0, 1]: torch converts float16 several times faster than NumPy."""
+    dataset.check_intensities()
     stored = dataset.stored(index, start, size)
     image = torch.from_numpy(stored).to(torch.float32)
     return image if stored.dtype.kind == "f" else image.div_(INTEGER_MAX[stored.dtype.name])

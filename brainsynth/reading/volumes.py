@@ -54,8 +54,6 @@ class Volumes:
         self.array_name: str = array or manifest["arrays"][0]
         if not self.array_name.isidentifier():
             raise ValueError(f"{uri}: {ascii(self.array_name)[:80]} is not the name of an array")
-        if self.array_name == DSEG:
-            raise ValueError(f'{uri}: {DSEG} holds label maps: open the dataset without array=, for sample["labels"]')
         self.label_table: list[dict[str, Any]] = (manifest.get("labels") or {}).get("labels", [])
         """One dict a structure: `index`, the integer in a label map, `name`, and `abbreviation` and `color` if there are."""
         self.has_labels = labels and bool(self.label_table) and self.array_name == manifest["arrays"][0]
@@ -228,7 +226,16 @@ class Volumes:
         columns = [name for name in line if name.startswith(_LABEL_VOLUME)] if self.label_table else []
         return {name: _value(line[name], True) for name in columns}
 
+    def check_intensities(self) -> None:
+        """Raises ValueError where the array has none: labels divided by 255 would pass for an image."""
+        if self.array_name == DSEG:
+            raise ValueError(
+                f"{self.uri}: {DSEG} holds label maps and no intensities: open the dataset without array= for "
+                'sample["labels"], or read them by .label_map(i)'
+            )
+
     def _intensities(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        self.check_intensities()
         image = stored.astype(np.float32)
         return image if stored.dtype.kind == "f" else image / np.float32(INTEGER_MAX[stored.dtype.name])
 

@@ -61,8 +61,11 @@ def test_they_can_be_left_out(labelled: Path, finished: Path) -> None:
     for read in (lambda: without.label_map(0), lambda: without.xarray(labels=True)):
         with pytest.raises(ValueError, match="holds no label maps"):
             read()
-    with pytest.raises(ValueError, match="dseg holds label maps: open the dataset without array="):
-        open_dataset(str(labelled), array="dseg")
+    maps = open_dataset(str(labelled), array="dseg")
+    np.testing.assert_array_equal(maps.stored(3), maps.label_map(3))
+    for refused in (lambda: maps[3], lambda: maps.patch(3, (0, 0, 0), 2), lambda: maps.torch()[3]):
+        with pytest.raises(ValueError, match="dseg holds label maps and no intensities"):
+            refused()
 
 
 def test_volumes_are_a_table_and_a_condition(opened: SyntheticDataset, labelled: Path, label_maps: U8) -> None:
