@@ -72,12 +72,16 @@ export class Volume {
     const slider = element("input", { type: "range", min: 0.1, max: 1, step: 0.05, value: 0.5, aria: { label: "Labels" } });
     const output = element("output");
     const apply = async () => {
-      output.textContent = `${Math.round(100 * slider.value)} %`;
+      [output.textContent, output.title] = [`${Math.round(100 * slider.value)} %`, ""];
       const before = this.opacity;
       this.opacity = shown.checked ? Number(slider.value) : 0;
       if (this.wanted === null) return;
       if (before && this.opacity) return this.nv.setOpacity(1, this.opacity);
-      await this.show(this.wanted).catch(() => {}); // a label map that is lost was named when the picture was
+      try {
+        await this.show(this.wanted);
+      } catch (error) {
+        [shown.checked, this.opacity, output.textContent, output.title] = [false, 0, "lost", error.message];
+      }
     };
     shown.addEventListener("change", apply);
     slider.addEventListener("input", apply);
