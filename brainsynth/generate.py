@@ -171,7 +171,7 @@ class VolumeGenerator:
         with devices.autocast(self.device, self.identity.precision):
             z = sample_rows(self.denoiser, context, seeds, shape, self.schedule, self.identity.sampler)
             middle = time.monotonic()
-            x = self.autoencoder.decode(z)
+            x = self.autoencoder.decode(z, context, seeds)
         images: Images = x[:, 0].cpu().numpy()
         seconds["sample_s"] += middle - began
         seconds["decode_s"] += time.monotonic() - middle

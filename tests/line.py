@@ -81,6 +81,19 @@ class Line:
             "runtime": {"workers": 0, "threads_per_worker": 1, "trackers": ["tensorboard"]},
         }
 
+    def pyramid(self, output: str = "pyramid", **optimisation: Any) -> dict[str, Any]:
+        config = self.autoencoder(output, **optimisation)
+        stages = [{"width": 8, "blocks": 1, "noise": noise} for noise in (3, 2)]
+        config["architecture"] = {"kind": "pyramid", "stages": stages, "intensity_scale": 1.2}
+        config["losses"] = {
+            "adversarial_start": 2,
+            "discriminator_channels": 4,
+            "kl_weight": 0.0,
+            "perceptual_weight": 0.0,
+        }
+        config["crops"] = {"cells": 4, "balance": "sex"}
+        return config
+
     def latents(self) -> dict[str, Any]:
         return {
             "cohort": str(self.root / "cohort"),

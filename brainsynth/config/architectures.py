@@ -67,9 +67,53 @@ class PatchAutoencoderArchitecture:
         return self.patch
 
 
+@record
+class UpsamplerArchitecture:
+    """One stage of a pyramid's decoder: a local generator that doubles the grid in one step."""
+
+    width: int
+    """Channels, all at the coarser of its two grids."""
+    blocks: int = 5
+    """Each of a 3×3×3 convolution and two 1×1×1, so each lets a cell see one cell further."""
+    noise: int = 4
+    """Numbers of noise that each coarse cell gets."""
+
+    def __post_init__(self) -> None:
+        _check_size((self.width,), self.blocks, self.noise)
+
+
+@record
+class PyramidArchitecture:
+    """Latents are the volume, averaged; local generators double its grid stage by stage (models/pyramid.py)."""
+
+    kind: Literal["pyramid"]
+    stages: tuple[UpsamplerArchitecture, ...]
+    """From the coarsest on; each doubles the grid, so two make 4 voxels of a latent cell along each axis."""
+    intensity_scale: float = 1.0
+    """Intensities are multiplied by this for the networks, and divided by it again afterwards."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.stages) <= 3:
+            raise ValueError("stages must be 1 to 3")
+        if not 0.01 <= self.intensity_scale <= 100:
+            raise ValueError("intensity_scale must be between 0.01 and 100")
+
+    @property
+    def latent_channels(self) -> int:
+        """The mean intensity of a cell."""
+        return 1
+
+    @property
+    def factor(self) -> int:
+        """Voxels per latent cell along each axis."""
+        return 1 << len(self.stages)
+
+
 AnyAutoencoderArchitecture = Annotated[
-    Annotated[AutoencoderArchitecture, of_kind("kl")] | Annotated[PatchAutoencoderArchitecture, of_kind("patch")],
-    told_apart_by_kind("kl", ("kl", "patch")),
+    Annotated[AutoencoderArchitecture, of_kind("kl")]
+    | Annotated[PatchAutoencoderArchitecture, of_kind("patch")]
+    | Annotated[PyramidArchitecture, of_kind("pyramid")],
+    told_apart_by_kind("kl", ("kl", "patch", "pyramid")),
 ]
 """Chosen by the key `kind`; without it the paper's."""
 

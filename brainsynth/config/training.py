@@ -116,7 +116,7 @@ class AutoencoderLossConfig:
     """L1 + KL + patch-adversarial + perceptual. Weights after Pinaya's later public training code."""
 
     kl_weight: float = 1e-8
-    """Must be 0 for `architecture.kind: patch`, whose latents have no spread."""
+    """Must be 0 for `architecture.kind: patch` and `pyramid`, whose latents have no spread."""
     square_weight: Annotated[float, left_out_at(0.0)] = 0.0
     """Weight of the mean squared error; that of the L1 is 1."""
     adversarial_weight: float = 0.005
@@ -126,7 +126,7 @@ class AutoencoderLossConfig:
     discriminator_channels: int = 32
     """Of its first layer."""
     discriminator_layers: int = 3
-    """Each halves the grid."""
+    """Each halves the grid; a pyramid's critics always look at two grids."""
     discriminator_learning_rate: float = 1e-4
     """Its own."""
     perceptual_weight: float = 0.002
@@ -135,6 +135,30 @@ class AutoencoderLossConfig:
     """Local file with the weights of a 3D ResNet (MedicalNet layout); without it the perceptual loss is off."""
     perceptual_depth: Literal[10, 18, 50] = 10
     """Layers of that ResNet."""
+
+
+@record
+class CropsConfig:
+    """For `architecture.kind: pyramid`: the crops that its upsamplers are trained on, and the losses only they have."""
+
+    cells: int = 16
+    """Coarse cells of a crop along each axis; where the grid has fewer, all of them."""
+    noise: float = 0.08
+    """Largest SD of the noise on the coarse volume, in the networks' units of intensity: drawn volumes have errors."""
+    pooled_weight: float = 2.0
+    """Of the L1 distance of the result's averages to the coarse volume."""
+    matching_weight: float = 0.1
+    """Of the L1 distance of the critic's features of result and scan."""
+    penalty_weight: float = 10.0
+    """Of the critic's gradient penalty (R1 by finite differences)."""
+    balance: str | None = None
+    """A binary or categorical covariate: scans of each of its values are drawn equally often. None: each scan is."""
+
+    def __post_init__(self) -> None:
+        if not 4 <= self.cells <= 64 or not 0 <= self.noise <= 1:
+            raise ValueError("cells must be between 4 and 64, and noise between 0 and 1")
+        if min(self.pooled_weight, self.matching_weight, self.penalty_weight) < 0:
+            raise ValueError("pooled_weight, matching_weight and penalty_weight cannot be negative")
 
 
 @record
@@ -150,6 +174,8 @@ class AutoencoderTrainConfig:
     optimisation: OptimisationConfig
     flip_left_right: bool = True
     """Augmentation: half of the volumes are mirrored."""
+    crops: Annotated[CropsConfig | None, left_out_at(None)] = None
+    """For `architecture.kind: pyramid` only, which is trained on crops; without it by the defaults."""
     start_from: Annotated[str | None, left_out_at(None)] = None
     """A training's folder, or `autoencoder.safetensors` of a training or a bundle, whose weights it begins with: to train
     further, with more steps or another learning rate. The discriminator starts from random weights."""
@@ -159,8 +185,15 @@ class AutoencoderTrainConfig:
     runtime: TrainRuntimeConfig = TrainRuntimeConfig()
 
     def __post_init__(self) -> None:
-        if self.architecture.kind == "patch" and self.losses.kl_weight != 0:
-            raise ValueError("losses.kl_weight must be 0 with architecture.kind: patch, whose latents have no spread")
+        kind = self.architecture.kind
+        if kind != "kl" and self.losses.kl_weight != 0:
+            raise ValueError(f"losses.kl_weight must be 0 with architecture.kind: {kind}, whose latents have no spread")
+        if kind == "pyramid" and self.losses.perceptual_weight != 0:
+            raise ValueError(
+                "losses.perceptual_weight must be 0 with architecture.kind: pyramid, which has no such loss"
+            )
+        if kind != "pyramid" and self.crops is not None:
+            raise ValueError(f"crops is for architecture.kind: pyramid; {kind} is trained on whole volumes")
         check_shares(self.optimisation, self.runtime)
 
 

@@ -81,12 +81,14 @@ def write_gate(config: GateFitConfig, source: Path, spec: BundleSpec, path: Path
 def _reconstructions(cohort: SyntheticDataset, rows: list[int], source: Path, spec: BundleSpec) -> Iterator[F32]:
     """Scans after encoder and decoder, rounded as a dataset stores them."""
     device = choose_device(False)
-    autoencoder = Autoencoder(build_autoencoder(spec.autoencoder), spec.latents)
+    autoencoder = Autoencoder(build_autoencoder(spec.autoencoder, spec.covariates.context_size), spec.latents)
     load_weights(autoencoder.network, source / AUTOENCODER_FILE)
     autoencoder.requires_grad_(False).eval().to(device)
+    contexts = torch.from_numpy(spec.covariates.encode(cohort.table.iloc[rows])).to(device)
     for start in range(0, len(rows), BATCH):
         x = torch.from_numpy(cohort.volumes(rows[start : start + BATCH]))[:, None].to(device)
-        for volume in autoencoder.decode(autoencoder.encode(x))[:, 0].cpu().numpy():
+        context = contexts[start : start + BATCH]
+        for volume in autoencoder.decode(autoencoder.encode(x), context)[:, 0].cpu().numpy():
             yield spec.volume.dequantise(spec.volume.quantise(volume))
 
 

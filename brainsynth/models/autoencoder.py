@@ -1,5 +1,5 @@
-"""The autoencoder, with the latent whitening inside, so that decode cannot forget it: MONAI's `AutoencoderKL`, or the linear
-one of patches with a residual decoder (patch_autoencoder.py).
+"""The autoencoder, with the latent whitening inside, so that decode cannot forget it: MONAI's `AutoencoderKL`, the linear
+one of patches with a residual decoder (patch_autoencoder.py), or averages and a pyramid of generators (pyramid.py).
 
 Three spaces: images x in [0, 1], raw latents (mu, sigma) of the network, and latents z = (raw - shift) * scale, which the
 denoiser sees. Shapes: B batch, C latent channels, XYZ voxels in RAS+ order. Raw latents run along the network's own axes,
@@ -16,14 +16,26 @@ from monai.networks.nets.autoencoderkl import AutoencoderKL
 from torch import Tensor, nn
 
 from brainsynth.bundle.spec import LatentSpec
-from brainsynth.config.architectures import AnyAutoencoderArchitecture, PatchAutoencoderArchitecture
+from brainsynth.config.architectures import (
+    AnyAutoencoderArchitecture,
+    PatchAutoencoderArchitecture,
+    PyramidArchitecture,
+)
 from brainsynth.models.device import in_float32
 from brainsynth.models.distilled_decoder import DistilledDecoder
 from brainsynth.models.patch_autoencoder import PatchAutoencoder
+from brainsynth.models.pyramid import PyramidAutoencoder
+
+Network = AutoencoderKL | PatchAutoencoder | PyramidAutoencoder
 
 
-def build_autoencoder(architecture: AnyAutoencoderArchitecture) -> AutoencoderKL | PatchAutoencoder:
-    """The network with fresh weights: `encode` gives mean and sigma, `decode` images, `forward` all three."""
+def build_autoencoder(architecture: AnyAutoencoderArchitecture, context_size: int = 0) -> Network:
+    """The network with fresh weights: `encode` gives mean and sigma, `decode` images.
+
+    `context_size`: numbers that the covariates become; a pyramid's decoder sees them, the others do not.
+    """
+    if isinstance(architecture, PyramidArchitecture):
+        return PyramidAutoencoder(architecture, context_size)
     if isinstance(architecture, PatchAutoencoderArchitecture):
         return PatchAutoencoder(architecture)
     levels = len(architecture.channels)
@@ -44,9 +56,7 @@ def build_autoencoder(architecture: AnyAutoencoderArchitecture) -> AutoencoderKL
 class Autoencoder(nn.Module):
     """The trained network together with its latent shift and scale, and its axes that run against RAS+."""
 
-    def __init__(
-        self, network: AutoencoderKL | PatchAutoencoder, latents: LatentSpec, flipped_axes: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, network: Network, latents: LatentSpec, flipped_axes: Sequence[int] = ()) -> None:
         super().__init__()
         self.network = network
         self.flipped = [2 + axis for axis in flipped_axes]
@@ -60,23 +70,38 @@ class Autoencoder(nn.Module):
     @property
     def rounds(self) -> bool:
         """Whether the network's own decoder computes in bfloat16 where that is asked for."""
-        return not isinstance(self.network, PatchAutoencoder)
+        return not isinstance(self.network, PatchAutoencoder | PyramidAutoencoder)
 
     def encode(self, x_B1XYZ: Tensor) -> Tensor:  # noqa: N803
         """Mean latents z_BCXYZ of images in [0, 1]."""
         mu: Tensor = self.network.encode(x_B1XYZ.flip(self.flipped))[0]
         return (mu - self.shift) * self.scale
 
-    def decode(self, z_BCXYZ: Tensor) -> Tensor:  # noqa: N803
+    def decode(
+        self,
+        z_BCXYZ: Tensor,  # noqa: N803
+        context_BK: Tensor | None = None,  # noqa: N803
+        seeds: Sequence[int] | None = None,
+    ) -> Tensor:
         """Images x_B1XYZ, float32, clipped to [0, 1]. NaN stays NaN, so that it is noticed downstream.
 
-        An autoencoder of patches decodes in float32 always: black background is a sum of terms that cancel, and in
-        bfloat16 what is left of it shows.
+        Autoencoders of patches and pyramids decode in float32 always: black background is a sum of terms that cancel, and
+        in bfloat16 what is left of it shows. Only a pyramid draws noise and looks at covariates.
+
+        Args:
+            context_BK: the encoded covariates, which a pyramid must have.
+            seeds: of each row's noise; None for reconstructions, which all have the same.
         """
         decoded: Tensor
         if self.distilled is not None:
             decoded = self.distilled(z_BCXYZ)
         else:
             with contextlib.nullcontext() if self.rounds else in_float32(z_BCXYZ.device):
-                decoded = self.network.decode(z_BCXYZ / self.scale + self.shift)
+                raw = z_BCXYZ / self.scale + self.shift
+                if isinstance(self.network, PyramidAutoencoder):
+                    if context_BK is None:
+                        raise ValueError("a pyramid decodes with the covariates of each row")
+                    decoded = self.network.decode(raw, context_BK, [0] * len(raw) if seeds is None else seeds)
+                else:
+                    decoded = self.network.decode(raw)
         return decoded.float().clamp(0.0, 1.0).flip(self.flipped)

@@ -56,7 +56,9 @@ def load_models(
 
 
 def _build(spec: BundleSpec, decoder: DecoderChoice) -> tuple[Autoencoder, Denoiser]:
-    autoencoder = Autoencoder(build_autoencoder(spec.autoencoder), spec.latents, spec.flipped_axes)
+    autoencoder = Autoencoder(
+        build_autoencoder(spec.autoencoder, spec.covariates.context_size), spec.latents, spec.flipped_axes
+    )
     if decoder == "distilled" and spec.distilled is not None:
         autoencoder.distilled = DistilledDecoder(spec.distilled.architecture, spec.autoencoder)
     channels, *grid_xyz = spec.latents.shape_cxyz
@@ -79,6 +81,6 @@ def _convolution_shapes(spec: BundleSpec, rewrites: bool, decoder: DecoderChoice
 
         def make_one_volume() -> None:
             denoiser(z, torch.empty(1), context)
-            autoencoder.decode(z)
+            autoencoder.decode(z, context)
 
         return convolution_shapes(make_one_volume, autoencoder, denoiser)

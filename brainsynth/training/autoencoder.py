@@ -12,22 +12,25 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from brainsynth.bundle.spec import AUTOENCODER_FILE, check_latent_grid
-from brainsynth.config.training import AutoencoderTrainConfig
+from brainsynth.config.training import AutoencoderTrainConfig, CropsConfig
 from brainsynth.models.autoencoder import build_autoencoder
 from brainsynth.models.device import able, autocast, layout
 from brainsynth.models.patch_autoencoder import PatchAutoencoder, principal_components
+from brainsynth.models.pyramid import PyramidAutoencoder
 from brainsynth.plan import Plan
 from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import local_folder, open_store
+from brainsynth.training.crops import check_balance
 from brainsynth.training.data import Batches, check_training, flip_half, weights_seed
 from brainsynth.training.image_quality import closeness
 from brainsynth.training.learner import Learner, descend
-from brainsynth.training.loop import Worker
+from brainsynth.training.loop import Task, Worker
 from brainsynth.training.losses import check_perceptual, kl_divergence, perceptual_loss
+from brainsynth.training.pyramid import PyramidTask
 from brainsynth.training.runner import Training
-from brainsynth.training.runs import AutoencoderRun, Finished, write_weights
+from brainsynth.training.runs import AutoencoderRun, Finished, write_autoencoder
 from brainsynth.training.starting import load_start, with_start
 from brainsynth.training.state import TrainingState
 
@@ -42,6 +45,7 @@ class AutoencoderTask:
         torch.manual_seed(weights_seed(options.seed))
         train = open_dataset(config.cohort, split="train")
         network = build_autoencoder(config.architecture)
+        assert not isinstance(network, PyramidAutoencoder)
         if isinstance(network, PatchAutoencoder):
             network.start_from(patch_components(train, network.patch, network.analysis.out_channels))
         if config.start_from is not None:
@@ -142,16 +146,7 @@ class AutoencoderTask:
 
     def record(self, finished: Finished) -> AutoencoderRun:
         """Write the averaged weights; returns the record of the training."""
-        return AutoencoderRun(
-            config_digest=finished.config_digest,
-            architecture=self.config.architecture,
-            volume=self.cohort.volume,
-            covariates=self.cohort.covariates,
-            cohort_fingerprint=self.cohort.fingerprint,
-            weights_sha256=write_weights(self.learner.averaged(), self.worker.folder / AUTOENCODER_FILE),
-            metrics=finished.metrics,
-            elapsed_s=finished.elapsed_s,
-        )
+        return write_autoencoder(self.learner.averaged(), self.worker.folder, self.config, self.cohort, finished)
 
 
 def patch_components(train: SyntheticDataset, patch: int, count: int) -> Tensor:
@@ -174,9 +169,17 @@ def check(config: AutoencoderTrainConfig) -> Inputs:
     check_latent_grid(plan.volume, config.architecture)
     local_folder(config.output, "output")
     check_perceptual(config.losses)
+    check_balance(config.crops or CropsConfig(), plan.covariates)
     data = with_start(plan.fingerprint, config.start_from, AUTOENCODER_FILE)
     check_training(config, config.cohort, "cohort", plan.covariates)
     return Inputs(plan, data)
 
 
-TRAINING = Training("autoencoder", check, AutoencoderTask, AutoencoderRun)
+def task(config: AutoencoderTrainConfig, inputs: Inputs, worker: Worker) -> Task:
+    """That of the architecture's kind."""
+    if config.architecture.kind == "pyramid":
+        return PyramidTask(config, inputs.cohort, worker)
+    return AutoencoderTask(config, inputs, worker)
+
+
+TRAINING = Training("autoencoder", check, task, AutoencoderRun)

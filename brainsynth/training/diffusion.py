@@ -171,12 +171,15 @@ class DiffusionTask:
         noise = draw_noise([7] * len(rows), self.latents.shape_cxyz).to(device)
         flow = self.config.schedule.prediction == "flow"
         sampler = SamplerConfig(method="ab2" if flow else "unipc", steps=self.config.figure_steps)
-        decoder = Autoencoder(build_autoencoder(self.inputs.autoencoder.architecture), self.latents)
+        decoder = Autoencoder(
+            build_autoencoder(self.inputs.autoencoder.architecture, self.schema.context_size), self.latents
+        )
         load_weights(decoder.network, self._autoencoder_file())
         decoder.eval().to(device)
         with autocast(device, self.precision):
             z = sample_latents(guided(network, context, 1.0), noise, self.schedule, sampler)
-            x = [decoder.decode(one)[0, 0].cpu().numpy() for one in torch.split(z, 1)]
+            pairs = zip(torch.split(z, 1), torch.split(context, 1), strict=True)
+            x = [decoder.decode(one, known)[0, 0].cpu().numpy() for one, known in pairs]
         across = len(rows) // 3 or 1
         return {"samples": grid([x[i : i + across] for i in range(0, len(rows), across)], scale=1)}
 

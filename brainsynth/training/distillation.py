@@ -172,6 +172,11 @@ def check(config: DistillConfig) -> Teacher:
     local_folder(config.output, "output")
     source = read_teacher(config)
     folder, bundle = source.folder, source.bundle
+    if bundle.autoencoder.kind == "pyramid":
+        raise UserError(
+            f"bundle: the decoder of {folder} is a pyramid, which draws from noise and covariates; a distilled decoder "
+            "makes images from latents alone"
+        )
     check_bundle_sampler(bundle, config.generated.sampler)
     try:
         own, distilled = flops(config, bundle)

@@ -101,7 +101,7 @@ class LatentEncoder:
         self.device = choose_device(runtime.gpus_per_worker > 0)
         folder = local_folder(autoencoder, "autoencoder")
         run = read_run(folder, AutoencoderRun, "train-autoencoder")
-        self.network = build_autoencoder(run.architecture)
+        self.network = build_autoencoder(run.architecture, run.covariates.context_size)
         load_weights(self.network, autoencoder_weights(folder, run))
         self.network.requires_grad_(False).eval().to(self.device)
         self.cohort = open_dataset(cohort_uri)

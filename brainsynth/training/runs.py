@@ -21,11 +21,12 @@ from brainsynth.bundle.spec import (
     LatentSpec,
 )
 from brainsynth.config.architectures import AnyAutoencoderArchitecture, DenoiserArchitecture
-from brainsynth.config.training import ScheduleConfig, TrainRuntimeConfig
+from brainsynth.config.training import AutoencoderTrainConfig, ScheduleConfig, TrainRuntimeConfig
 from brainsynth.covariates.distribution import CovariateDistribution
 from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.models.weights import save_weights
+from brainsynth.plan import Plan
 from brainsynth.records import digest, record, seal, to_dict, unseal
 from brainsynth.storage.whole_file import replaced
 from brainsynth.volume import VolumeSpec
@@ -193,6 +194,22 @@ def write_weights(module: nn.Module, path: Path) -> str:
     """Write a module's weights whole or not at all; returns the file's sha256."""
     with replaced(path) as temporary:
         return save_weights(module, temporary)
+
+
+def write_autoencoder(
+    network: nn.Module, folder: Path, config: AutoencoderTrainConfig, cohort: Plan, finished: Finished
+) -> AutoencoderRun:
+    """Write an autoencoder's weights; returns the record of its training."""
+    return AutoencoderRun(
+        config_digest=finished.config_digest,
+        architecture=config.architecture,
+        volume=cohort.volume,
+        covariates=cohort.covariates,
+        cohort_fingerprint=cohort.fingerprint,
+        weights_sha256=write_weights(network, folder / AUTOENCODER_FILE),
+        metrics=finished.metrics,
+        elapsed_s=finished.elapsed_s,
+    )
 
 
 def copy_weights(source: Path, target: Path) -> None:

@@ -161,9 +161,16 @@ class StepDistillTask:
     def figures(self) -> dict[str, Any]:
         """Volumes of held-out latents: of the reference (top) and of the student (below)."""
         latents = (self.made["validation"]["reference"][:4], self.sampled(4))
+        context = torch.split(self.contexts["validation"][:4].to(self.worker.device), 1)
         device = self.worker.device
         with autocast(device, self.precision):
-            rows = [[self.autoencoder.decode(one.to(device)) for one in torch.split(z, 1)] for z in latents]
+            rows = [
+                [
+                    self.autoencoder.decode(one.to(device), known)
+                    for one, known in zip(torch.split(z, 1), context, strict=False)
+                ]
+                for z in latents
+            ]
         return {"steps": grid([[x[0, 0].cpu().numpy() for x in row] for row in rows])}
 
     def record(self, finished: Finished) -> StepDistillRun:
