@@ -313,6 +313,9 @@ class ExportConfig:
     """SPDX name or text: the terms under which weights and samples may be used; depends on the training data."""
     training_data: str
     """What the weights were trained on, in a sentence, with attribution."""
+    autoencoder: Annotated[str | None, left_out_at(None)] = None
+    """Output folder of another training of the autoencoder, in place of the one that made the latents. For a pyramid, whose
+    latents need no training: its decoder may be trained further while the denoiser is trained."""
     gate: GateFitConfig | None = None
     """Fit a quality gate, which is stored in the bundle; without it no dataset can ask for one."""
     weights: Annotated[Literal["float32", "float16"], left_out_at("float32")] = "float32"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from brainsynth.bundle.spec import AUTOENCODER_FILE, BundleSpec
+from brainsynth.bundle.spec import BundleSpec
 from brainsynth.config.gate import GateFitConfig
 from brainsynth.errors import UserError
 from brainsynth.gate.file import save_gate
@@ -54,13 +54,13 @@ def reference_rows(config: GateFitConfig, spec: BundleSpec) -> tuple[SyntheticDa
     return cohort, rows
 
 
-def write_gate(config: GateFitConfig, source: Path, spec: BundleSpec, path: Path) -> None:
-    """Fit gate and rulers, and write them to `path`. `source` holds the autoencoder's weights, which were checked."""
+def write_gate(config: GateFitConfig, weights: Path, spec: BundleSpec, path: Path) -> None:
+    """Fit gate and rulers, and write them to `path`. `weights`: the autoencoder's, which were checked."""
     cohort, rows = reference_rows(config, spec)
     if config.reference == "scans":
         volumes: Iterator[F32] = (cohort.volume(row) for row in rows)
     else:
-        volumes = _reconstructions(cohort, rows, source, spec)
+        volumes = _reconstructions(cohort, rows, weights, spec)
     features: dict[int, F32] = {}
 
     def watched() -> Iterator[F32]:
@@ -78,11 +78,11 @@ def write_gate(config: GateFitConfig, source: Path, spec: BundleSpec, path: Path
 
 
 @torch.no_grad()
-def _reconstructions(cohort: SyntheticDataset, rows: list[int], source: Path, spec: BundleSpec) -> Iterator[F32]:
+def _reconstructions(cohort: SyntheticDataset, rows: list[int], weights: Path, spec: BundleSpec) -> Iterator[F32]:
     """Scans after encoder and decoder, rounded as a dataset stores them."""
     device = choose_device(False)
     autoencoder = Autoencoder(build_autoencoder(spec.autoencoder, spec.covariates.context_size), spec.latents)
-    load_weights(autoencoder.network, source / AUTOENCODER_FILE)
+    load_weights(autoencoder.network, weights)
     autoencoder.requires_grad_(False).eval().to(device)
     contexts = torch.from_numpy(spec.covariates.encode(cohort.table.iloc[rows])).to(device)
     for start in range(0, len(rows), BATCH):

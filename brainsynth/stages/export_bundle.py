@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 
 from brainsynth.bundle.files import bundle_folder, check_bundle_files, file_sha256, read_bundle
 from brainsynth.bundle.recommended import RECOMMENDED_FILE, write_recommended
-from brainsynth.bundle.spec import BUNDLE_FILE, DECODER_FILE, GATE_FILE, BundleSpec
+from brainsynth.bundle.spec import AUTOENCODER_FILE, BUNDLE_FILE, DECODER_FILE, GATE_FILE, BundleSpec
 from brainsynth.config.distillation import DistillConfig, StepDistillConfig
 from brainsynth.config.schema import ExportConfig
 from brainsynth.errors import UserError
@@ -23,21 +23,21 @@ from brainsynth.gate.fit import reference_rows, write_gate
 from brainsynth.models.sampler_rules import check_bundle_sampler
 from brainsynth.records import seal
 from brainsynth.storage.filesystem import local_folder
-from brainsynth.training.runs import DenoiserRun, DiffusionRun, read_run
+from brainsynth.training.runs import AutoencoderRun, DenoiserRun, DiffusionRun, autoencoder_weights, read_run
 
 log = logging.getLogger(__name__)
 
 
 def run(config: ExportConfig) -> None:
     """Trained runs → bundle, its record last; harmless to repeat."""
-    source, folder, spec = plan_bundle(config)
+    files, folder, spec = plan_bundle(config)
     if (folder / BUNDLE_FILE).exists():
         spec = read_bundle(folder)
         check_bundle_files(folder, spec)
         if config.recommended is not None:  # not part of the digest: it may be improved later
             write_recommended(folder, config.recommended)
     else:
-        spec = _write(config, source, folder, spec)
+        spec = _write(config, files, folder, spec)
     log.info("bundle %s: %s (digest %s)", spec.name, config.output, spec.digest[:12])
 
 
@@ -50,13 +50,16 @@ def describe(config: ExportConfig) -> str:
     return f"bundle {spec.name} (digest {spec.digest[:12]}), {len(spec.weights)} weight files{gate} → {folder}"
 
 
-def plan_bundle(config: ExportConfig) -> tuple[Path, Path, BundleSpec]:
-    """(training folder, bundle folder, record but for the gate's file). Raises UserError for all that can be refused."""
+def plan_bundle(config: ExportConfig) -> tuple[dict[str, Path], Path, BundleSpec]:
+    """(weight files, bundle folder, record but for the gate's file). Raises UserError for all that can be refused."""
     source = local_folder(config.diffusion, "diffusion")
     spec = _trained_bundle(config, source)
     check_bundle_files(source, spec)
+    files = {name: source / name for name in spec.weights}
+    if config.autoencoder is not None:
+        spec, files[AUTOENCODER_FILE] = _with_autoencoder(config.autoencoder, spec)
     if config.weights == "float16":
-        rounded = {name: hashlib.sha256(_rounded(source / name)).hexdigest() for name in spec.weights}
+        rounded = {name: hashlib.sha256(_rounded(path)).hexdigest() for name, path in files.items()}
         trained = {f"trained_{name.split('.')[0]}_sha256": sha for name, sha in spec.weights.items()}
         spec = dataclasses.replace(spec, weights=rounded, provenance={**spec.provenance, **trained})
     if config.gate is not None:
@@ -72,7 +75,7 @@ def plan_bundle(config: ExportConfig) -> tuple[Path, Path, BundleSpec]:
         check_empty(folder)
     elif _without_gate(read_bundle(folder)).digest != spec.digest:
         raise UserError(f"{folder} holds another bundle; give another output folder")
-    return source, folder, spec
+    return files, folder, spec
 
 
 def _trained_bundle(config: ExportConfig, source: Path) -> BundleSpec:
@@ -107,20 +110,43 @@ def _trained_bundle(config: ExportConfig, source: Path) -> BundleSpec:
     )
 
 
+def _with_autoencoder(autoencoder: str, spec: BundleSpec) -> tuple[BundleSpec, Path]:
+    """The record with another training's autoencoder, and its weights. Raises UserError where its latents are others."""
+    folder = local_folder(autoencoder, "autoencoder")
+    run = read_run(folder, AutoencoderRun, "train-autoencoder")
+    path = autoencoder_weights(folder, run)
+    kinds, factors = zip(*((a.kind, a.factor) for a in (run.architecture, spec.autoencoder)), strict=True)
+    if kinds != ("pyramid", "pyramid") or factors[0] != factors[1]:
+        raise UserError(
+            f"autoencoder: the latents that the denoiser was trained on are not those of {folder}; only a pyramid may take "
+            "the place of another one with as many stages"
+        )
+    if (run.volume, run.covariates) != (spec.volume, spec.covariates):
+        raise UserError(f"autoencoder: {folder} was trained on another grid or other covariates than the denoiser")
+    kept = {name: value for name, value in spec.provenance.items() if not name.startswith("autoencoder_")}
+    measured = {f"autoencoder_{name}": value for name, value in run.metrics.items()}
+    return dataclasses.replace(
+        spec,
+        autoencoder=run.architecture,
+        weights={**spec.weights, AUTOENCODER_FILE: run.weights_sha256},
+        provenance={**kept, "autoencoder_config": run.config_digest, **measured},
+    ), path
+
+
 def _without_gate(spec: BundleSpec) -> BundleSpec:
     """A bundle's record before its gate was fitted."""
     return dataclasses.replace(spec, weights={name: sha for name, sha in spec.weights.items() if name != GATE_FILE})
 
 
-def _write(config: ExportConfig, source: Path, folder: Path, spec: BundleSpec) -> BundleSpec:
+def _write(config: ExportConfig, files: dict[str, Path], folder: Path, spec: BundleSpec) -> BundleSpec:
     with new_bundle(folder) as temporary:
-        for name in spec.weights:
+        for name, path in files.items():
             if config.weights == "float16":
-                (temporary / name).write_bytes(_rounded(source / name))
+                (temporary / name).write_bytes(_rounded(path))
             else:
-                shutil.copyfile(source / name, temporary / name)
+                shutil.copyfile(path, temporary / name)
         if config.gate is not None:
-            write_gate(config.gate, source, spec, temporary / GATE_FILE)
+            write_gate(config.gate, files[AUTOENCODER_FILE], spec, temporary / GATE_FILE)
             spec = dataclasses.replace(spec, weights={**spec.weights, GATE_FILE: file_sha256(temporary / GATE_FILE)})
         if config.recommended is not None:
             write_recommended(temporary, config.recommended)

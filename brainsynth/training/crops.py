@@ -20,7 +20,7 @@ from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.training.data import batch_indices
 
 _FOREGROUND, _ENOUGH, _TRIES = 0.1, 0.35, 20
-"""A crop has at least this share of voxels that are brighter than this, if one of so many tries has."""
+"""At least this share of a crop is brighter than this, if one of the tries has such a crop."""
 _WITHOUT_NOISE, _WITHOUT_COVARIATES = 0.2, 0.1
 """Shares of crops whose coarse volume is exact, and whose covariates are not shown."""
 

@@ -209,5 +209,5 @@ class Critics(nn.Module):
 
 
 def _repeated(batch: Batch, times: int) -> tuple[Tensor, ...]:
-    """The condition of so many sets of the same crops."""
+    """The condition of several sets of the same crops."""
     return tuple(torch.cat([part] * times) for part in batch.condition)

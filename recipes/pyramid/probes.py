@@ -72,7 +72,9 @@ class LocalNetwork(nn.Module):
         else:
             code = torch.cat([waves(LAST_TIME).expand(len(level), -1), level, context], 1)
             h = self._hidden(torch.cat([noise / NORM, coarse * 2 - 1, place], 1), code)
-            velocity = noise * (2 * LAST_TIME - 1) / NORM**2 + self.last(functional.silu(unit_power(h) * MID_GAIN)) / NORM
+            velocity = (
+                noise * (2 * LAST_TIME - 1) / NORM**2 + self.last(functional.silu(unit_power(h) * MID_GAIN)) / NORM
+            )
             details = (noise - velocity) * DETAIL
         return functional.relu(functional.interpolate(coarse, scale_factor=2) + depth_to_space(details, 2))
 
@@ -104,7 +106,8 @@ def _probed(covariate: Covariate) -> tuple[int, float, float]:
         return COHORT, -2.0, 1.0
     if covariate.name == "sex":
         return SEX, 2.0, -1.0
-    assert covariate.low is not None and covariate.high is not None
+    assert covariate.low is not None
+    assert covariate.high is not None
     low, span = covariate.low, covariate.high - covariate.low
     if covariate.name == "age":
         return AGE, span / 25, (low - 50) / 25
@@ -118,7 +121,9 @@ def _probed(covariate: Covariate) -> tuple[int, float, float]:
 def converted(old: State, stage: UpsamplerArchitecture, flow: bool, context: Tensor) -> dict[str, Tensor]:
     """Weights of the product's `Upsampler`; `context` is the matrix of `columns`."""
     n, embed = stage.noise, old["embed.0.weight"]
-    times, levels, numbers = (embed[:, :32], embed[:, 32:33], embed[:, 33:]) if flow else (None, embed[:, 8:], embed[:, :8])
+    times, levels, numbers = (
+        (embed[:, :32], embed[:, 32:33], embed[:, 33:]) if flow else (None, embed[:, 8:], embed[:, :8])
+    )
     bias = old["embed.0.bias"] if times is None else old["embed.0.bias"] + times @ waves(LAST_TIME)
     first = old["first.weight"]
     if flow:

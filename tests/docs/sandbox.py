@@ -143,7 +143,8 @@ def shrunk(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         small = {k: v for k, v in small.items() if k != "output"} | {"validation_fraction": 0.3}
         small |= {"covariates": COVARIATES, "volume": VOLUME}
     elif kind == "autoencoder":
-        small = line.autoencoder(steps=2, validate_every=2) | {"runtime": TRAINING}
+        make = line.pyramid if config["architecture"].get("kind") == "pyramid" else line.autoencoder
+        small = make(steps=2, validate_every=2) | {"runtime": TRAINING}
     elif kind == "latents":
         small = {"runtime": LOCAL}
     elif kind.startswith("diffusion"):

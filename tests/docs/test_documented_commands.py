@@ -19,6 +19,7 @@ EXCEPTIONS = {
     r"^make docs$": "tests/docs/test_site.py builds the site",
     r"^python -m (benchmarks|recipes)\.": "minutes to hours, mostly on real scans; its JSON is the result",
     r"^(python )?-m pytest|^ROCRATE_VALIDATOR=": "a test, with a tool that the lock does not hold",
+    r"^brainsynth .*configs/t1w-2mm-pyramid/": "needs the real scans; the page runs the same jobs on procedural brains",
     r"^pip install ": "installs brainsynth; tests/installation does, from the wheel",
     r"^uv tool install ": "installs a tool that the lock does not hold",
     r"^source .venv/bin/activate$": "the tests run in such an environment",
@@ -44,7 +45,7 @@ FIRST = "docs/tutorials/own-cohort.md"
 QUICK = [
     FIRST, "docs/tutorials/publish.md", "docs/tutorials/monai.md", "docs/covariates.md", "docs/cases.md", "README.md",
     "docs/quick-start.md", "docs/published-weights.md", "docs/publication.md", "docs/reliability.md",
-    "docs/troubleshooting.md", "docs/labels.md",
+    "docs/troubleshooting.md", "docs/labels.md", "docs/pyramid.md",
 ]  # fmt: skip
 """In this order, on what the first of them makes."""
 

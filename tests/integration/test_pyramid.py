@@ -141,3 +141,25 @@ def test_crops_are_for_pyramids_and_a_pyramid_is_not_distilled(line: Line, pyram
     config["generated"]["share"] = 1.0
     with pytest.raises(UserError, match="is a pyramid, which draws from noise and covariates"):
         distill_decoder.run(as_config(config, DistillConfig, tmp_path))
+
+
+def test_a_decoder_that_was_trained_further_takes_the_place_of_the_first(
+    line: Line, pyramid: Path, tmp_path: Path
+) -> None:
+    further = line.pyramid(str(tmp_path / "further"), steps=2) | {"start_from": str(pyramid / "autoencoder")}
+    train_autoencoder.run(as_config(further, AutoencoderTrainConfig, tmp_path))
+    config = line.bundle(str(pyramid / "diffusion"), str(tmp_path / "bundle")) | {
+        "autoencoder": str(tmp_path / "further")
+    }
+    export_bundle.run(as_config(config | {"weights": "float16"}, ExportConfig, tmp_path))
+    first, second = read_bundle(pyramid / "bundle"), read_bundle(tmp_path / "bundle")
+    stored, trained = (load_file(p / "autoencoder.safetensors") for p in (tmp_path / "bundle", tmp_path / "further"))
+    assert all(torch.equal(stored[name], trained[name].half()) for name in trained)
+    assert second.provenance["autoencoder_l1"] != first.provenance["autoencoder_l1"]
+    made(line, tmp_path, tmp_path / "generated", covariates={"draw": 3})
+    other = line.bundle(str(line.root / "diffusion"), str(tmp_path / "other")) | {
+        "autoencoder": str(tmp_path / "further")
+    }
+    with pytest.raises(UserError, match="only a pyramid may take the place of another one"):
+        export_bundle.run(as_config(other, ExportConfig, tmp_path))
+    assert not (tmp_path / "other").exists()
