@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool3d, max_pool3d, relu
+from torch.nn.functional import avg_pool3d, relu
 
 from brainsynth.config.architectures import PyramidArchitecture
 from brainsynth.config.training import CropsConfig
@@ -97,11 +97,10 @@ class Crops:
 
 
 def degrade(coarse_B1XYZ: Tensor, level_B: Tensor) -> Tensor:  # noqa: N803
-    """White and smooth noise of these SDs where the head is: what is drawn at the coarser stage has errors of both kinds."""
+    """White and smooth noise of these SDs, in the air as well: what is drawn has errors of both kinds, everywhere."""
     white = torch.randn_like(coarse_B1XYZ)
     smooth = 3.0 * avg_pool3d(torch.randn_like(coarse_B1XYZ), 3, 1, 1)
-    inside = max_pool3d(coarse_B1XYZ, 3, 1, 1) > _FOREGROUND
-    return relu(coarse_B1XYZ + level_B.view(-1, 1, 1, 1, 1) * (0.8 * white + 0.6 * smooth) * inside)
+    return relu(coarse_B1XYZ + level_B.view(-1, 1, 1, 1, 1) * (0.8 * white + 0.6 * smooth))
 
 
 def _balanced(dataset: SyntheticDataset, covariate: str | None) -> npt.NDArray[np.int64]:

@@ -3,8 +3,8 @@
     python -m recipes.pyramid.import_probe MID.pt FINE.pt [--cohort runs/t1w-2mm/cohort] [--output FILE.safetensors]
 
 Name the file (runs/t1w-2mm-pyramid/probe.safetensors) under `start_from` of configs/t1w-2mm-pyramid/2-autoencoder.yaml.
-The cohort is only asked for its covariates. Both networks then make the same volumes of the same noise as those of the probes, which is
-checked; prints the largest difference.
+The cohort is only asked for its covariates. Both networks then make the same volumes of the same noise, which is checked;
+prints the largest difference.
 """
 
 from __future__ import annotations
