@@ -69,6 +69,26 @@ class UsefulnessConfig:
             raise ValueError("volumes must be at least batch_size, and each of tasks named once")
 
 
+@record
+class TwoSampleConfig:
+    """Can a small network tell generated volumes from scans? Cross-validated by person; minutes at 4 mm."""
+
+    folds: int = 4
+    steps: int = 200
+    """Of each of the `2 * folds` trainings."""
+    batch_size: int = 8
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-2
+    volumes: int = 256
+    """Largest number of generated volumes, and of scans, drawn at random."""
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.folds <= 20 or self.steps < 10 or self.batch_size < 4 or self.volumes < 2 * self.folds:
+            raise ValueError("needed are 2 to 20 folds, steps >= 10, batch_size >= 4 and volumes >= 2 * folds")
+        if not 0 < self.learning_rate < 1 or not 0 <= self.weight_decay < 1:
+            raise ValueError("needed are 0 < learning_rate < 1 and 0 <= weight_decay < 1")
+
+
 VENTRICLES = "ventricles"
 """The task of segmenting them."""
 
@@ -135,6 +155,8 @@ class EvaluateConfig:
     """Store the measurements in the dataset, for `open_dataset(…, measured=True)`; adds one file to it."""
     usefulness: UsefulnessConfig | None = None
     """Also train small networks on the dataset and on real scans, and test both on real scans; minutes at 4 mm."""
+    two_sample: TwoSampleConfig | None = None
+    """Also train small networks to distinguish the dataset from scans, and scans from scans."""
     pairs: int = 100
     """Random pairs scored by MS-SSIM and 4-G-R-SSIM, in the dataset and in the reference."""
     features: FeatureConfig | None = FeatureConfig()

@@ -10,6 +10,7 @@ from brainsynth.evaluation.assessment import assess
 from brainsynth.evaluation.evaluation_report import REPORT_KEY, write_report
 from brainsynth.evaluation.fidelity import diversity, fidelity
 from brainsynth.evaluation.trajectories import Trajectory, read_trajectories
+from brainsynth.evaluation.two_sample import check_two_sample, two_sample_findings
 from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.instruments.measured import instruments_of, measured_table
 from brainsynth.instruments.measurement import check_same_grid, open_volumes, plan_measurement
@@ -41,6 +42,7 @@ def run(config: EvaluateConfig) -> list[Finding]:
     findings, scatters = assess(config, made, real)
     looks = fidelity(made, real)
     findings += looks.findings + diversity(dataset, reference, config.pairs)
+    findings += two_sample_findings(config, made, real, dataset, reference)
     usefulness = usefulness_results(config, made, real, dataset, reference, store)
     findings += usefulness_findings(usefulness)
     facts = {
@@ -105,6 +107,7 @@ def _plan(config: EvaluateConfig, make: bool) -> list[Work]:
     check_rulers(config, read_plan(open_store(dataset.uri)).covariates, config.dataset)
     counts = [len(open_volumes(config.reference, "reference", split=split)) for split in ("train", "validation")]
     check_usefulness(config, dataset, *counts)
+    check_two_sample(config, dataset, reference)
     network = feature_network(config, make)
     works = [
         plan_measurement(config, config.dataset, "dataset", "measured-dataset", network),
