@@ -1,6 +1,6 @@
 """Classifier two-sample test (1610.06545): can a small network tell generated volumes from scans that it was not trained on?
 
-Cross-validated by person. The floor is the same network on two halves of the scans, by person: 0.5, give or take what n allows.
+Cross-validated by person. The floor is the same network on two halves of the scans, by person: about 0.5.
 """
 
 from __future__ import annotations

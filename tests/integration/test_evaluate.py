@@ -19,6 +19,7 @@ from brainsynth.cohort.phantom_cohort import write_phantom_cohort
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.config.schema import PrepareConfig
 from brainsynth.errors import UserError
+from brainsynth.evaluation.two_sample import METRIC
 from brainsynth.metrics.finding import Finding
 from brainsynth.stages import evaluate, prepare_cohort
 from brainsynth.storage.filesystem import open_store
@@ -49,7 +50,7 @@ def cohorts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     return root, root / "stand-in" / "phantoms", prepared(root, root / "reference" / "phantoms", "real")
 
 
-def judged(cohorts: tuple[Path, Path, str], name: str, change: Change | None = None) -> dict[str, Finding]:
+def judged(cohorts: tuple[Path, Path, str], name: str, change: Change | None = None, **more: Any) -> dict[str, Finding]:
     """The verdicts. The reference is measured, and the embedder trained, once: a second evaluation resumes from there."""
     root, phantoms, reference = cohorts
     dataset = prepared(root, phantoms, name, change)
@@ -58,7 +59,7 @@ def judged(cohorts: tuple[Path, Path, str], name: str, change: Change | None = N
         shutil.copytree(first / "measured-reference", output / "measured-reference")
         for file in first.glob("embedder-*.safetensors"):
             shutil.copy(file, output)
-    config = config_of(dataset, reference, output)
+    config = config_of(dataset, reference, output, **more)
     return {finding.metric: finding for finding in evaluate.run(as_config(config, EvaluateConfig, root))}
 
 
@@ -119,11 +120,14 @@ SHARP = "sharpness (mean gradient): Cohen's d from training scans"
 SIDES = "left-right: correlation with the training scans' mean asymmetry"
 FRECHET, KID = "Fréchet distance to training scans", "kernel distance (KID) to training scans"
 RECALL = "recall (k = 5)"
+TWO_SAMPLE = {"folds": 2, "steps": 40, "learning_rate": 0.01}
 
 
 def test_sound_volumes_pass_and_are_reported(cohorts: tuple[Path, Path, str]) -> None:
-    found = judged(cohorts, "sound")
+    found = judged(cohorts, "sound", two_sample=TWO_SAMPLE)
     assert found[R].value > 0.8
+    assert 0.3 < found[METRIC].value < 0.7
+    assert found[METRIC].n == 180
     for metric in (R, AGE_R, SHARP):
         assert found[metric].as_real, found[metric]
     output = cohorts[0] / "sound-evaluation"
@@ -155,7 +159,9 @@ def test_shuffled_labels_are_seen(cohorts: tuple[Path, Path, str]) -> None:
 
 @pytest.mark.slow
 def test_blurred_volumes_are_seen(cohorts: tuple[Path, Path, str]) -> None:
-    found = judged(cohorts, "blurred", blur)
+    found = judged(cohorts, "blurred", blur, two_sample=TWO_SAMPLE)
+    assert found[METRIC].value > 0.9
+    assert not found[METRIC].as_real
     assert not found[SHARP].as_real
     assert not found["voxel intensity: Wasserstein-1 distance to training scans"].as_real
 
@@ -197,6 +203,7 @@ def test_mistakes_are_told_and_leave_nothing(cohorts: tuple[Path, Path, str], tm
         ({"reference": str(tmp_path / "absent")}, "reference: there is no finished dataset"),
         ({"segmentation": {"segmenter": str(tmp_path / "no.safetensors")}}, "segmenter: there are no weights"),
         ({"structures": {"age": "ventricles_ml"}}, "structures need segmentation"),
+        ({"two_sample": {"batch_size": 64}}, "two_sample: needed are 64 volumes and 128 scans; there are "),
     ):
         config = config_of(reference, reference, output) | changes
         with pytest.raises(UserError, match=message):
