@@ -76,11 +76,12 @@ def open_dataset(
     where: str | None = None,
     partial: bool = False,
     labels: bool = True,
+    cache: str | None = None,
 ) -> SyntheticDataset:
-    """Open a dataset (generated, prepared or latents) at a path or object-store URI.
+    """Open a dataset (generated, prepared or latents) at a path, in a bucket (s3://, gs://, az://), or on a web server.
 
     Args:
-        uri: the dataset's root folder.
+        uri: the dataset's root folder: a path, `s3://…`, `gs://…`, `az://…`, `https://…`, or `hf://datasets/OWNER/NAME`.
         split: `train`, `validation` or `test`; all by default. A prepared cohort has its own, without `test`; of others, it
             follows from the subject's id (80, 10 and 10 %).
         array: which array; the first (`t1w`) by default.
@@ -90,6 +91,7 @@ def open_dataset(
             volumes of structures in ml do: `label_volume_ventricles > 40`.
         partial: of a dataset that is still being made, what is committed now.
         labels: False leaves the label maps of a dataset that has them unread: samples then have no `labels`.
+        cache: a local folder that keeps what is read over the network, for this program and later ones.
 
     Raises:
         FileNotFoundError: there is no finished dataset at `uri`.
@@ -97,7 +99,7 @@ def open_dataset(
         UserError: `where` is not a condition; an object store refuses access, has no such bucket or does not answer. A
             ValueError, too.
     """
-    return SyntheticDataset(str(uri), split, array, measured, where, partial, labels)
+    return SyntheticDataset(str(uri), split, array, measured, where, partial, labels, cache)
 
 
 def open_input(uri: str, where: str, split: str | None = None, array: str | None = None) -> SyntheticDataset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from brainsynth.errors import StoreError
 from brainsynth.storage.keys import file_path
@@ -70,15 +70,26 @@ def zarr_store(uri: str) -> Any:
     return local_path(uri)
 
 
+class Parts(Protocol):
+    """Parts of the files of a dataset."""
+
+    def tail(self, key: str, length: int) -> tuple[bytes, int]:
+        """The last bytes of a file, fewer where it is shorter, and its size. Raises FileNotFoundError."""
+
+    def read(self, key: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes [start, stop) of each span; fewer where the file ends before."""
+
+
 class LocalParts:
     """Parts of the files of a local dataset."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
 
-    def size(self, key: str) -> int:
-        """Bytes of a file. Raises FileNotFoundError."""
-        return local_file(self.uri, key).stat().st_size
+    def tail(self, key: str, length: int) -> tuple[bytes, int]:
+        """The last bytes of a file, and its size. Raises FileNotFoundError."""
+        size = local_file(self.uri, key).stat().st_size
+        return self.read(key, [(max(0, size - length), size)])[0], size
 
     def read(self, key: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
         """The bytes [start, stop) of each span; fewer where the file ends before."""
@@ -97,9 +108,9 @@ class RemoteParts:
 
         self.store = ObjectStore(uri)
 
-    def size(self, key: str) -> int:
-        """Bytes of an object. Raises FileNotFoundError."""
-        return self.store.size(key)
+    def tail(self, key: str, length: int) -> tuple[bytes, int]:
+        """The last bytes of an object, by one request, and its size. Raises FileNotFoundError."""
+        return self.store.read_tail(key, length)
 
     def read(self, key: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
         """The bytes [start, stop) of each span; spans that lie close together are one request."""

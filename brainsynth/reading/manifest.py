@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from brainsynth.errors import OtherVersion, other_version
+from brainsynth.reading.cache import Cache
 from brainsynth.reading.files import read_file
 from brainsynth.storage.tsv import tsv_lines
 from brainsynth.storage.untrusted import plain_json
@@ -18,17 +19,23 @@ _SCHEMA = "DatasetManifest/1"
 _FIELDS = {"schema_version", "arrays", "affine", "covariates", "kinds", "units", "files"}
 
 
-def finished(uri: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """The manifest of a finished dataset and the lines of its participants.tsv.
+def finished(uri: str, cache: str | None = None) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """The manifest of a finished dataset and the lines of its participants.tsv, which the folder `cache` may keep.
 
     Raises:
         FileNotFoundError: it is not finished.
         ValueError: either is damaged, or of another version (OtherVersion).
     """
     manifest = _read_manifest(uri)
-    data = read_file(uri, "participants.tsv")
-    if hashlib.sha256(data).hexdigest() != manifest["files"]["participants.tsv"]:
+    digest = manifest["files"]["participants.tsv"]
+    kept = None if cache is None else Cache(cache, manifest["shards_digest"])
+    data = kept.get(digest) if kept else None
+    fresh = data is None
+    data = read_file(uri, "participants.tsv") if data is None else data
+    if hashlib.sha256(data).hexdigest() != digest:
         raise ValueError(f"{uri}/participants.tsv is not the table that dataset.json names; run the job again")
+    if kept and fresh:
+        kept.put(digest, data)
     return manifest, tsv_lines(data)
 
 

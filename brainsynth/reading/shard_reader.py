@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs import blosc
 
-from brainsynth.reading.files import LocalParts, RemoteParts, is_remote, local_file
+from brainsynth.reading.cache import Cache, CachedParts
+from brainsynth.reading.files import LocalParts, Parts, RemoteParts, is_remote
 
 # As zarr sets it: threads of blosc would compete with the workers of a DataLoader.
 blosc.use_threads = False
@@ -79,12 +80,12 @@ def shard_layout(zarr_json: bytes) -> ShardLayout | None:
 class ShardReader:
     """One array of a dataset; opens files in the process that reads, so it may be pickled and forked."""
 
-    def __init__(self, uri: str, array: str, layout: ShardLayout) -> None:
-        self.uri, self.folder, self.layout = uri, f"dataset.zarr/{array}", layout
+    def __init__(self, uri: str, array: str, layout: ShardLayout, cache: Cache | None = None) -> None:
+        self.uri, self.folder, self.layout, self.cache = uri, f"dataset.zarr/{array}", layout, cache
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"uri": self.uri, "folder": self.folder, "layout": self.layout}
+        return {"uri": self.uri, "folder": self.folder, "layout": self.layout, "cache": self.cache}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -92,7 +93,7 @@ class ShardReader:
 
     def _forget(self) -> None:
         self._pid = os.getpid()
-        self._opened: LocalParts | RemoteParts | None = None
+        self._opened: Parts | None = None
         self._indices: OrderedDict[str, npt.NDArray[np.uint64]] = OrderedDict()
         self._lock = threading.Lock()  # of the indices, for readers that use threads
 
@@ -118,7 +119,7 @@ class ShardReader:
         if self._pid != os.getpid():
             self._forget()  # a client of an object store does not survive a fork
         if self._opened is None:
-            self._opened = RemoteParts(self.uri) if is_remote(self.uri) else LocalParts(self.uri)
+            self._opened = self._parts()
         zeros = ["0"] * len(self.layout.sample_shape)
         key = "/".join([self.folder, "c", str(row // self.layout.samples_per_shard), *zeros])
         known = key in self._indices
@@ -136,20 +137,24 @@ class ShardReader:
                 raise
         return self._encoded(row, flat)  # the shard may have been repaired since its index was read
 
-    def _index(self, parts: LocalParts | RemoteParts, key: str) -> npt.NDArray[np.uint64]:
+    def _parts(self) -> Parts:
+        if not is_remote(self.uri):
+            return LocalParts(self.uri)
+        return RemoteParts(self.uri) if self.cache is None else CachedParts(RemoteParts(self.uri), self.cache, _intact)
+
+    def _index(self, parts: Parts, key: str) -> npt.NDArray[np.uint64]:
         """(chunks, 2) offset and length of every chunk of a shard."""
         with self._lock:
             if key in self._indices:
                 self._indices.move_to_end(key)
                 return self._indices[key]
-        if not is_remote(self.uri):
-            local_file(self.uri, key)
-        end = parts.size(key)
-        length = 16 * self.layout.samples_per_shard * math.prod(self.layout.grid)
-        if end < length + _CRC_BYTES:
+        length = 16 * self.layout.samples_per_shard * math.prod(self.layout.grid) + _CRC_BYTES
+        tail, end = parts.tail(key, length)
+        if len(tail) < length:
             raise LostError("its shard is cut short")
-        (data,) = _checked(parts, key, [(end - length - _CRC_BYTES, end)])
-        index = np.frombuffer(data, "<u8").reshape(-1, 2)
+        if not _intact(tail):
+            raise LostError("its checksum differs")
+        index = np.frombuffer(tail[:-_CRC_BYTES], "<u8").reshape(-1, 2)
         there = index[:, 0] != np.iinfo(np.uint64).max
         if (index[there] > end).any() or (index[there].sum(axis=1) > end).any():
             raise LostError("its shard's index points outside of it")
@@ -170,7 +175,7 @@ class ShardReader:
             raise LostError(f"a chunk cannot be decoded: {error}") from None
 
 
-def _checked(parts: LocalParts | RemoteParts, key: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+def _checked(parts: Parts, key: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
     """What each span holds, without the crc32c that it ends in. Raises LostError when that is another."""
     # Read apart from its checksum: to cut that off afterwards would copy every byte once more.
     wanted = [part for start, stop in spans for part in ((start, stop - _CRC_BYTES), (stop - _CRC_BYTES, stop))]
@@ -179,6 +184,12 @@ def _checked(parts: LocalParts | RemoteParts, key: str, spans: Sequence[tuple[in
         if len(checksum) < _CRC_BYTES or google_crc32c.value(data) != int.from_bytes(checksum, "little"):
             raise LostError("its checksum differs")
     return read[::2]
+
+
+def _intact(data: bytes) -> bool:
+    """True for bytes that end in their crc32c."""
+    body, checksum = data[:-_CRC_BYTES], data[-_CRC_BYTES:]
+    return len(checksum) == _CRC_BYTES and google_crc32c.value(body) == int.from_bytes(checksum, "little")
 
 
 def _overlaps(box: Box, chunk_shape: Sequence[int]) -> Iterator[tuple[tuple[int, ...], Box, Box]]:

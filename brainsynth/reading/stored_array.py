@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from brainsynth.reading.cache import Cache
 from brainsynth.reading.files import is_remote, local_file, read_file, zarr_store
 from brainsynth.reading.shard_reader import Box, LostError, ShardReader, shard_layout
 from brainsynth.storage.untrusted import check_zarr_array
@@ -35,7 +36,7 @@ def whole_numbers(value: Sequence[int] | int, shape: Sequence[int], what: str) -
 class StoredArray:
     """Opened in the process that reads, so it may be pickled and forked. Raises ValueError for metadata that is refused."""
 
-    def __init__(self, uri: str, name: str) -> None:
+    def __init__(self, uri: str, name: str, cache: Cache | None = None) -> None:
         self.uri, self.name = uri, name
         self._opened: tuple[int, Any] | None = None
         """The process, and its zarr.Array."""
@@ -43,7 +44,7 @@ class StoredArray:
         metadata = read_file(uri, key)
         check_zarr_array(metadata, f"{uri}/{key}")
         layout = shard_layout(metadata)
-        self._reader = None if layout is None else ShardReader(uri, name, layout)
+        self._reader = None if layout is None else ShardReader(uri, name, layout, cache)
         self.shape: tuple[int, ...]
         """Of one sample."""
         if layout is None:

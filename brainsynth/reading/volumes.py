@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, cast, overload
 import numpy as np
 import numpy.typing as npt
 
-from brainsynth.reading.files import list_files, local_path, read_file
+from brainsynth.reading.cache import Cache
+from brainsynth.reading.files import is_remote, list_files, local_path, read_file
 from brainsynth.reading.manifest import committed, finished
 from brainsynth.reading.query import Query
 from brainsynth.reading.splits import fixed_split
@@ -47,9 +48,11 @@ class Volumes:
         where: str | None = None,
         partial: bool = False,
         labels: bool = True,
+        cache: str | None = None,
     ) -> None:
         self.uri = uri = uri if "://" in uri else os.path.abspath(local_path(uri))  # a worker may run in another folder
-        self.manifest, lines = self._open(uri, partial)
+        cache = cache if cache is not None and is_remote(uri) else None
+        self.manifest, lines = self._open(uri, partial, cache)
         manifest = self.manifest
         self.array_name: str = array or manifest["arrays"][0]
         if not self.array_name.isidentifier():
@@ -80,13 +83,15 @@ class Volumes:
         if measured and "shards_digest" not in manifest:
             raise ValueError(f"{uri} is not finished: nothing was measured on it yet")
         self._measured = choose(list_files(uri, FOLDER), measured, uri) if measured else None
+        digest = manifest.get("shards_digest")  # an unfinished dataset has none: what it holds may still change
+        self._cache = None if cache is None or digest is None else Cache(cache, digest)
         self._array: StoredArray | None = None
         self._labels: StoredArray | None = None
 
     @staticmethod
-    def _open(uri: str, partial: bool) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    def _open(uri: str, partial: bool, cache: str | None) -> tuple[dict[str, Any], list[dict[str, str]]]:
         try:
-            return finished(uri)
+            return finished(uri, cache)
         except FileNotFoundError:
             if not partial:
                 raise
@@ -152,7 +157,7 @@ class Volumes:
         if not self.label_table:
             raise ValueError(f"{self.uri} holds no label maps")
         if self._labels is None:
-            self._labels = StoredArray(self.uri, DSEG)
+            self._labels = StoredArray(self.uri, DSEG, self._cache)
         return np.asarray(self._labels.read(self.row(index), self._labels.box(start, size)), np.uint8)
 
     @property
@@ -168,7 +173,7 @@ class Volumes:
     def array(self) -> StoredArray:
         """The stored voxels, by row."""
         if self._array is None:
-            self._array = StoredArray(self.uri, self.array_name)
+            self._array = StoredArray(self.uri, self.array_name, self._cache)
         return self._array
 
     @property

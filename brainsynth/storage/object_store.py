@@ -1,4 +1,5 @@
-"""A bucket, or a folder in one (s3://, gs://, az://), by obstore: every request is bounded, repeated and explained.
+"""A bucket, or a folder in one (s3://, gs://, az://, to read also https:// and hf://), by obstore: every request is
+bounded, repeated and explained.
 
 Credentials come from the environment and from nowhere else. The client's own repetitions are off, so that it is known
 here what a failed request may have done. Put-if-absent is only as good as the server: S3, GCS and Azure decide it when
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from brainsynth.errors import StoreError, UserError
+from brainsynth.storage.hub import SCHEME as HUB
+from brainsynth.storage.hub import hub_address, hub_headers
 from brainsynth.storage.keys import check_address, check_key, scrub
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,12 @@ CONNECT_SECONDS = 10
 REQUEST_SECONDS = 600
 """One whole request: 100 MB at 1.4 Mbit/s."""
 _ATTEMPTS_WITHOUT_CREDENTIALS = 3
+_WEB = ("http://", "https://", HUB)
+"""Addresses of web servers, which are only read: a person waits, and what is asked for is small."""
+WEB_ATTEMPTS, WEB_SECONDS = 10, 60
+_ATTEMPTS_WITHOUT_ANSWER = 3
+_WASTE = 10
+"""Parts of an object that lie nearer than the tenth of one are one request: at most so much is read in vain."""
 _TRIES_IN_SILENCE = 6
 _PAGE = 1000
 
@@ -47,6 +56,7 @@ _MACHINE_CREDENTIALS = ("/latest/api/token", "/latest/meta-data", "169.254.", "m
 _VARIABLES = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN), AWS_REGION and AWS_ENDPOINT_URL",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS or GOOGLE_SERVICE_ACCOUNT",
+    HUB: "HF_TOKEN",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY (or AZURE_STORAGE_SAS_KEY)",
 }
 
@@ -80,8 +90,26 @@ class ObjectStore:
         check_key(key, self.uri)
         starts, ends = [start for start, _ in spans], [stop for _, stop in spans]
 
+        gap = sum(ends) - sum(starts)
+        gap //= _WASTE * max(1, len(spans))
+
         def get() -> list[bytes]:
-            return [bytes(part) for part in self.store.get_ranges(key, starts=starts, ends=ends)]
+            return [bytes(part) for part in self.store.get_ranges(key, starts=starts, ends=ends, coalesce=gap)]
+
+        return self._repeat("read", key, get)
+
+    def read_tail(self, key: str, length: int) -> tuple[bytes, int]:
+        """The last bytes of the object, in one request, and the object's size. Raises FileNotFoundError."""
+        from obstore.store import AzureStore
+
+        check_key(key, self.uri)
+        if isinstance(self.store, AzureStore):  # knows no ranges from the end
+            size = self.size(key)
+            return self.read_spans(key, [(max(0, size - length), size)])[0], size
+
+        def get() -> tuple[bytes, int]:
+            answer = self.store.get(key, options={"range": {"suffix": length}})
+            return bytes(answer.bytes()), int(answer.meta["size"])
 
         return self._repeat("read", key, get)
 
@@ -226,9 +254,12 @@ def _judge(error: Exception, uri: str) -> _Failure:
         )
     if "builder error" in said:
         return _Failure(text, "an http:// address is used only with AWS_ALLOW_HTTP=true (AZURE_ALLOW_HTTP=true)")
+    if "TimedOut" in source and uri.startswith(_WEB):
+        remedy = "check the address and the network; a server that is busy may answer later"
+        return _Failure(f"no answer within {WEB_SECONDS} s", remedy, _ATTEMPTS_WITHOUT_ANSWER)
     if isinstance(error, _StillWriting) or status in _PASSING_STATUS or code in _PASSING_CODES or status is None:
         remedy = "check the address, the permissions and the network; the same command resumes once the store answers"
-        return _Failure(text, remedy, ATTEMPTS)
+        return _Failure(text, remedy, WEB_ATTEMPTS if uri.startswith(_WEB) else ATTEMPTS)
     return _Failure(text, "check the address and the permissions")
 
 
@@ -243,10 +274,16 @@ def open_client(uri: str, retries: int) -> Any:
         _check_not_forked()
     options: Any = {
         "connect_timeout": datetime.timedelta(seconds=CONNECT_SECONDS),
-        "timeout": datetime.timedelta(seconds=REQUEST_SECONDS),
+        "timeout": datetime.timedelta(seconds=WEB_SECONDS if uri.startswith(_WEB) else REQUEST_SECONDS),
     }
     # Options that are given replace those of the environment.
-    if any(os.environ.get(name, "").lower() in ("1", "true", "yes") for name in ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP")):
+    address = hub_address(uri) if uri.startswith(HUB) else uri
+    if uri.startswith(HUB):
+        options["default_headers"] = hub_headers()
+    # Whoever writes http:// asks for it, and nothing secret is sent to it; a bucket's endpoint is sent the key's name.
+    if address.startswith("http://") or any(
+        os.environ.get(name, "").lower() in ("1", "true", "yes") for name in ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP")
+    ):
         options["allow_http"] = True
     backoff: Any = {
         "init_backoff": datetime.timedelta(seconds=FIRST_PAUSE_SECONDS),
@@ -255,7 +292,7 @@ def open_client(uri: str, retries: int) -> Any:
     repetitions: Any = {"max_retries": retries, "backoff": backoff}
     reason = ""
     try:
-        return from_url(uri, client_options=options, retry_config=repetitions)
+        return from_url(address, client_options=options, retry_config=repetitions)
     except Exception as error:
         reason = scrub(str(error).partition("\n")[0])
     raise UserError(f"cannot open {uri}: {reason}")

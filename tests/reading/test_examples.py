@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from brainsynth import cli
 from brainsynth.export.formats import FORMATS
 from brainsynth.reading.volumes import Volumes
+from tests.servers.static import StaticServer
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "reading.md"
@@ -22,6 +23,7 @@ TEXTS = [page.read_text() for page in (PAGE, DOCS / "tutorials" / "monai.md")]
 EXAMPLES = re.findall(r"^##? ([^\n]+)\n|^```python\n(.*?)^```$", "\n".join(TEXTS), flags=re.DOTALL | re.MULTILINE)
 COMMANDS = [line for block in re.findall(r"^```bash\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
             for line in block.splitlines() if line.startswith("brainsynth ")]  # fmt: skip
+ADDRESS = "https://data.example.org/brains"
 NEEDS = {"torchio": "torchio", ".xarray()": "dask"}
 
 
@@ -36,7 +38,7 @@ def named() -> list[tuple[str, str]]:
 def test_the_page_has_an_example_of_every_reader() -> None:
     assert {heading for heading, _ in named()} >= {
         "By index, and as a table", "PyTorch", "MONAI", "TorchIO", "xarray and dask", "Ray Data",
-        "During generation", "Train on it in MONAI",
+        "By URL", "During generation", "Train on it in MONAI",
     }  # fmt: skip
 
 
@@ -52,6 +54,9 @@ def test_an_example_runs(
     for sign, module in NEEDS.items():
         if sign in code:
             pytest.importorskip(module, reason=f"{module} is not installed: `pip install brainsynth[readers]`")
+    server = StaticServer(finished) if ADDRESS in code else None
+    code = code.replace(ADDRESS, server.url) if server else code
+    monkeypatch.setenv("HOME", str(tmp_path))  # a cache is made there
     if "ray_dataset" in code:
         request.getfixturevalue("ray_cluster")
     (tmp_path / "example.py").write_text(code)
