@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import urllib.parse
 
 from brainsynth.errors import UserError
 
@@ -27,6 +28,11 @@ def hub_address(uri: str) -> str:
 
 
 def hub_headers() -> dict[str, str]:
-    """What the hub is sent with each request: the token of the environment (HF_TOKEN), for datasets that are not public."""
+    """What the hub is sent with each request: the token of the environment (HF_TOKEN), for datasets that are not public.
+
+    It is not sent over an unencrypted connection to another machine.
+    """
     token = os.environ.get("HF_TOKEN", "").strip()
-    return {"Authorization": f"Bearer {token}"} if token else {}
+    endpoint = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", _HUB))
+    private = endpoint.scheme == "https" or endpoint.hostname in ("127.0.0.1", "::1", "localhost")
+    return {"Authorization": f"Bearer {token}"} if token and private else {}

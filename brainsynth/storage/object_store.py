@@ -42,7 +42,7 @@ _WEB = ("http://", "https://", HUB)
 WEB_ATTEMPTS, WEB_SECONDS = 10, 60
 _ATTEMPTS_WITHOUT_ANSWER = 3
 _WASTE = 10
-"""Parts of an object that lie nearer than the tenth of one are one request: at most so much is read in vain."""
+"""Parts of an object that lie nearer than the tenth of one are one request: at most a tenth more is read than is needed."""
 _TRIES_IN_SILENCE = 6
 _PAGE = 1000
 
@@ -280,7 +280,7 @@ def open_client(uri: str, retries: int) -> Any:
     address = hub_address(uri) if uri.startswith(HUB) else uri
     if uri.startswith(HUB):
         options["default_headers"] = hub_headers()
-    # Whoever writes http:// asks for it, and nothing secret is sent to it; a bucket's endpoint is sent the key's name.
+    # An http:// address asks for it, and nothing secret is sent there; a bucket's endpoint is sent the key's name.
     if address.startswith("http://") or any(
         os.environ.get(name, "").lower() in ("1", "true", "yes") for name in ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP")
     ):
