@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+from collections import defaultdict
 from typing import Any
 
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from brainsynth.cohort.scan import MISSING_LABELS, ScanRejected, load_labelled_s
 from brainsynth.cohort.source import Cells, Source, label_folder, not_read, person_of, read_source, source_table
 from brainsynth.config.schema import PrepareConfig, SourceConfig
 from brainsynth.covariates.distribution import check_distribution
-from brainsynth.covariates.schema import Covariate, did_you_mean, is_number, matching
+from brainsynth.covariates.schema import Covariate, did_you_mean, is_number, matching, plain
 from brainsynth.errors import UserError
 from brainsynth.labels import LabelTable
 from brainsynth.manifest import SampleRecord, describe_sample
@@ -80,7 +81,8 @@ def plan_cohort(config: PrepareConfig) -> CohortWork:
     more = [f"… and {len(left_out) - SHOWN} more"] if len(left_out) > SHOWN else []
     work = CohortWork(root, plan, samples, CohortPreparer, arguments)
     work.late, work.left_out = late, source.left_out
-    work.warnings = [*unmatched_exclusions(source, config.source.exclude), *left_out[:SHOWN], *more]
+    work.warnings = [*unmatched_exclusions(source, config.source.exclude), *look_alikes(source)]
+    work.warnings += [*left_out[:SHOWN], *more]
     work.warnings += too_few(samples, config)
     work.preview = "\n".join(
         [
@@ -154,8 +156,9 @@ def too_few(samples: pd.DataFrame, config: PrepareConfig) -> list[str]:
     usable = usable[~schema.out_of_range(usable)]
     for c in schema.covariates:
         known = usable[c.name].map(lambda value, c=c: c.kind == "continuous" or c.category(value) is not None)
-        usable = usable[known if config.missing_covariates == "reject" else known | usable[c.name].isna()]
-        usable = usable[usable[c.name].notna()] if config.missing_covariates == "reject" else usable
+        unknown = usable[c.name].isna()
+        taken = known & ~unknown if config.missing_covariates == "reject" else known | unknown
+        usable = usable[taken.astype(bool)]  # of a table without rows `map` gives objects, which would name columns
     found = [
         f"no scan is in the {split} split, so trainings will refuse this cohort: change split_seed or validation_fraction"
         for split in ("train", "validation")
@@ -170,14 +173,30 @@ def too_few(samples: pd.DataFrame, config: PrepareConfig) -> list[str]:
 
 
 def unmatched_exclusions(source: Source, exclude: dict[str, tuple[str, ...]]) -> list[str]:
-    """One sentence for each value of `source.exclude` that no row has: a typing error lets everything through."""
+    """One sentence for each value of `source.exclude` that no row has, or that some rows write otherwise: they stay."""
     found = []
     for column, values in exclude.items():
         cells = {scan.cells[column] or "n/a" for scan in source.scans}
+        kept = {cell for cell in cells if not any(_names(cell, value) for value in values)}
         for value in values:
+            alike = sorted(repr(cell) for cell in kept if plain(cell) == plain(value))
             if not any(_names(cell, value) for cell in cells):
                 found.append(f"source.exclude: no row has {column} = {value!r}{did_you_mean(value, cells)}")
+            elif alike:
+                found.append(
+                    f"source.exclude: {column} = {value!r} does not exclude {', '.join(alike)}; list each spelling"
+                )
     return found
+
+
+def look_alikes(source: Source) -> list[str]:
+    """A sentence where ids differ only in case or leading zeros: a person with two ids may be on both sides of the split."""
+    people: dict[str, set[str]] = defaultdict(set)
+    for person in {person_of(scan.subject) for scan in source.scans}:
+        people[person.casefold().removeprefix("sub-").lstrip("0")].add(person)
+    alike = [" and ".join(map(repr, sorted(ids))) for _, ids in sorted(people.items()) if len(ids) > 1]
+    more = f", and {len(alike) - 10} more" if len(alike) > 10 else ""
+    return [f"read as different people, though the ids look alike: {', '.join(alike[:10])}{more}"] if alike else []
 
 
 def sample_ids(source: Source) -> list[str]:

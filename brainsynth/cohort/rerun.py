@@ -1,11 +1,14 @@
 """The same command again: scans that were missing and are there now are read, scans that changed on disk are named.
 
+And when all is read: scans that are copies of each other.
+
 A file is read only where its size or time is another one than the record has; its digest decides.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from pathlib import Path
 
 import pandas as pd
@@ -78,3 +81,13 @@ def _is_another(sample: SampleRecord, which: str, file: str) -> bool:
     if (known.get(f"{which}_bytes"), known.get(f"{which}_mtime")) == (status.st_size, round(status.st_mtime, 6)):
         return False
     return file_sha256(Path(file)) != known[f"{which}_sha256"]
+
+
+def copies(store: Store, plan: Plan, samples: pd.DataFrame) -> list[str]:
+    """`a = b` of scans whose files are the same, byte for byte: one of them has another scan's covariates."""
+    same: dict[str, list[int]] = defaultdict(list)
+    for shard in sorted(committed_of(store, plan)):
+        for sample in read_commit(store, plan, shard).samples:
+            if sample.status == "ok" and "source_sha256" in sample.extra:
+                same[str(sample.extra["source_sha256"])].append(sample.row)
+    return [" = ".join(samples["sample_id"].iloc[rows]) for rows in same.values() if len(rows) > 1]

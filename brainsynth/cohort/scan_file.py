@@ -37,6 +37,16 @@ _UNITS = {0: ("unknown", 1.0), 1: ("metre", 1000.0), 2: ("mm", 1.0), 3: ("microm
 _HEADER_BYTES = 540
 _PIECE = 1 << 20
 _READ_ERRORS = (OSError, EOFError, zlib.error, HeaderDataError, ValueError, TypeError, KeyError, OverflowError)
+_OTHERS = (
+    (0, b"\0\5\x16\7", "not an image: metadata of macOS (AppleDouble, `._…`)"),
+    (128, b"DICM", "a DICOM file: convert the series to NIfTI (dcm2niix)"),
+    (0, b"NRRD", "an NRRD file: convert it to NIfTI"),
+    (0, b"\x89HDF", "an HDF5 file (MINC 2?): convert it to NIfTI"),
+    (0, b"\x1f\x8b", "compressed twice: unpack it once"),
+    (0, b"XSym\n", "missing file: a link of a Windows share (XSym), its content is not here"),
+    (0, b"IntxLNK", "missing file: a link of a Windows share (IntxLNK), its content is not here"),
+)
+"""(offset, first bytes, reason) of files that take the place of a scan."""
 Affine = npt.NDArray[np.float64]
 
 
@@ -59,7 +69,9 @@ def read_volume(
     """
     try:
         if not file.is_file():
-            raise FileRejected(f"missing file{_dangling(file)}")
+            raise FileRejected(
+                "not a file: a folder, or a device" if file.exists() else f"missing file{_dangling(file)}"
+            )
         size = file.stat().st_size
         if size > max_mib << 20:
             raise FileRejected(f"file larger than {max_mib} MiB")
@@ -122,8 +134,13 @@ def _what_it_is(head: bytes) -> str:
         return "missing file: a Git LFS pointer, its content is not here (git lfs pull)"
     if b"/annex/objects/" in head[:256]:
         return "missing file: a git-annex pointer, its content is not here (datalad get, or git annex get)"
-    if head[:4] == b"\0\5\x16\7":
-        return "not an image: metadata of macOS (AppleDouble, `._…`)"
+    if len(head) == 348 and head[:4] in (b"\x5c\1\0\0", b"\0\0\1\x5c"):
+        return (
+            "an ANALYZE header (left and right unknown), its voxels are elsewhere: convert the pair to one NIfTI file"
+        )
+    for place, mark, what in _OTHERS:
+        if head[place:].startswith(mark):
+            return what
     return "unreadable: neither a NIfTI nor an MGH file"
 
 

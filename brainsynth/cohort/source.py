@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import glob
 import logging
+import os
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -84,7 +86,7 @@ def _rows(path: Path, what: str, wanted: list[str | None]) -> tuple[tuple[str, .
     if table.empty:
         raise UserError(f"{path}: the table has no rows")
     rows = [(int(line), dict(zip(columns, cells, strict=True))) for line, *cells in table.itertuples(name=None)]
-    unnamed = [line for line, cells in rows if not cells[str(wanted[0])]]
+    unnamed = [line for line, cells in rows if not person_of(cells[str(wanted[0])] or "")]
     if unnamed:
         raise UserError(f"{path}: rows without {wanted[0]}: {lines_of(unnamed)}")
     return columns, rows
@@ -146,7 +148,21 @@ def _read_table(path: Path, source: SourceConfig) -> Source:
         )
         for line, cells in rows
     ]
+    _check_scans(path, scans)
     return Source(str(path), columns, tuple(scans))
+
+
+def _check_scans(path: Path, scans: list[Scan]) -> None:
+    """One file is one scan: of two rows that name it, one has the covariates of another person or visit."""
+    lines: dict[str, list[int]] = defaultdict(list)
+    for scan in scans:
+        if scan.image:
+            lines[os.path.normpath(scan.image)].append(scan.line)
+    twice = [
+        f"{lines_of(places)}: {image}" for image, places in lines.items() if len(places) > 1 and os.path.isfile(image)
+    ]
+    if twice:
+        raise problems_error(f"{path}: more than one row names the same scan; correct the paths or delete rows", twice)
 
 
 def _read_folder(folder: Path, source: SourceConfig) -> Source:
@@ -227,8 +243,18 @@ def _images(folder: Path, person: str) -> dict[Path, str]:
         image: image.parents[1].name if image.parents[1].name.startswith("ses-") else ""
         for pattern in ("anat/*_T1w.nii*", "ses-*/anat/*_T1w.nii*")
         for image in sorted((folder / label).glob(pattern))
-        if image.name.endswith((".nii", ".nii.gz")) and not image.name.startswith(".")
+        if image.name.endswith((".nii", ".nii.gz")) and not image.name.startswith(".") and not _of_another(image)
     }
+
+
+def _of_another(image: Path) -> str:
+    """How the name of a scan contradicts the folders that it lies in; empty where it does not."""
+    for folder in (image.parents[1].name, image.parents[2].name):
+        entity = folder[:4]
+        said = re.search(rf"(?:^|_)({entity}[^_]+)_", image.name) if entity in ("sub-", "ses-") else None
+        if said and said[1] != folder:
+            return f"its name says {said[1]}, its folder {folder}"
+    return ""
 
 
 def _nothing_there(folder: Path, person: str, session: str) -> str:
@@ -254,6 +280,8 @@ def _left_out(
                 name = str(image.relative_to(folder))
                 if image.name.startswith("."):
                     found.append((name, "not a scan: a hidden file (`._…` is metadata of macOS)"))
+                elif _of_another(image):
+                    found.append((name, _of_another(image)))
                 elif image.name.endswith((".nii", ".nii.gz")):
                     found.append((name, f"no row of {PARTICIPANTS} names this session"))
     return found

@@ -273,6 +273,10 @@ def _hint(kind: str, given: Any) -> str:
     """What to write instead of a word that only looks like a truth value or a number."""
     if kind == "bool_type" and str(given).lower() in ("yes", "no", "on", "off", "y", "n"):
         return f"; {given} is text (YAML 1.2): write true or false"
+    if kind == "string_type" and isinstance(given, bool | int | float):
+        return "; in quotation marks it is text"
+    if kind == "tuple_type" and isinstance(given, str | int | float):
+        return f"; a list of one is written [{given}]"
     if kind in ("int_type", "float_type") and isinstance(given, str) and re.fullmatch(r"[-+]?[0-9][0-9_:]*", given):
         plain = f" {int(given)}" if given.lstrip("+-").isdecimal() and len(given) <= _MAX_NUMBER else ""
         return f", and {given} is text: write the number{plain} in decimal digits, without leading zeros, _ and :"

@@ -13,7 +13,7 @@ from brainsynth.config.gate import GateConfig, GateFitConfig
 from brainsynth.config.training import DecoderChoice, Precision
 from brainsynth.covariates.constraints import Constraint
 from brainsynth.covariates.names import folded, refusal, reserved
-from brainsynth.covariates.schema import CovariateSchema
+from brainsynth.covariates.schema import CovariateSchema, did_you_mean
 from brainsynth.records import left_out_at, record
 from brainsynth.volume import VolumeSpec
 
@@ -193,6 +193,12 @@ class PrepareConfig:
         taken = reserved(self.covariates.names)
         if taken:
             raise ValueError(refusal(taken))
+        strays = [name for name in self.source.columns if name not in self.covariates.names]
+        if strays:
+            raise ValueError(
+                f"source.columns: {strays[0]!a} is not a covariate{did_you_mean(strays[0], self.covariates.names)}; it is "
+                "written `covariate: column`"
+            )
         look_alikes = folded(self.covariates.names)
         if look_alikes:
             raise ValueError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -139,14 +140,19 @@ def _number_hint(text: str) -> str:
 
 def did_you_mean(text: str, choices: Collection[str]) -> str:
     """What an error adds where a text nearly is one of the choices: in another case, with a space, as 01 for 1."""
-
-    def plain(cell: str) -> str:
-        bare = cell.strip().casefold()
-        return str(float(bare)) if is_number(bare) else bare
-
     by_plain = {plain(choice): choice for choice in choices}
     close = difflib.get_close_matches(plain(text), by_plain, n=1)
-    return f"; did you mean {by_plain[close[0]]!r}?" if close else ""
+    if not close:
+        return ""
+    choice = by_plain[close[0]]
+    same = unicodedata.normalize("NFC", text) == unicodedata.normalize("NFC", choice)
+    return f"; did you mean {choice!r}{', in other Unicode code points: ' + ascii(choice) if same else ''}?"
+
+
+def plain(cell: str) -> str:
+    """What is equal in texts that people take for the same: without case and spaces, `01` as `1`."""
+    bare = unicodedata.normalize("NFC", cell.strip()).casefold()
+    return str(float(bare)) if is_number(bare) else bare
 
 
 def row_names(values: pd.Series) -> Iterator[str]:

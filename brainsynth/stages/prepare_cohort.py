@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from brainsynth.cohort.prepare import CohortWork, plan_cohort
-from brainsynth.cohort.rerun import rows_to_read_again
+from brainsynth.cohort.rerun import copies, rows_to_read_again
 from brainsynth.config.schema import PrepareConfig
 from brainsynth.errors import UserError
 from brainsynth.executors.dataset import dry_run, make_dataset
@@ -25,6 +25,14 @@ def run(config: PrepareConfig) -> None:
         _look_again(work, config.reread_changed)
     manifest = make_dataset(work, config.runtime)
     _name_left_out(work)
+    same = copies(work.store, work.plan, work.samples)
+    if same:
+        log.warning(
+            "the same scan under more than one name, byte for byte (perhaps on both sides of the split): %s%s; "
+            "delete the rows that are wrong",
+            ", ".join(same[:10]),
+            ", …" if len(same) > 10 else "",
+        )
     if manifest.num_rejected:
         log.info("rejected scans, each with its reason: %s/rejects.tsv", config.output)
     if manifest.num_ok == 0:

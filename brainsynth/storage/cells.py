@@ -126,6 +126,9 @@ def _cell(text: str) -> str | None:
 
 
 def _header(names: Sequence[str], where: str) -> list[str]:
+    unnamed = [place for place, name in enumerate(names, start=1) if not name]
+    if len(unnamed) > 1:
+        raise UserError(f"{where}: columns without a name: {', '.join(map(str, unnamed))}; delete them, or name them")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"{where}: the header has {', '.join(map(repr, twice))} more than once")
@@ -211,6 +214,8 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
 def _as_text(value: Any) -> str | None:
     if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value)):
         return None
+    if isinstance(value, bytes):  # how older writers (Impala, Spark, R) store text: without saying that it is text
+        value = value.decode("utf-8")
     if isinstance(value, str):
         return _cell(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:

@@ -133,6 +133,10 @@ STAND_INS = {
     "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "missing file: a Git LFS"),
     "macOS metadata": (b"\0\5\x16\7\0\2\0\0Mac OS X        ", "metadata of macOS"),
     "web page": (b"<!DOCTYPE html><html>404</html>", "neither a NIfTI nor an MGH"),
+    "DICOM": (bytes(128) + b"DICM" + bytes(600), "a DICOM file: convert the series to NIfTI"),
+    "ANALYZE header": (struct.pack("<i", 348) + bytes(344), "an ANALYZE header .left and right unknown"),
+    "packed twice": (gzip.compress(gzip.compress(bytes(900))), "compressed twice"),
+    "link of a share": (b"XSym\n0012\nabc" + b" " * 1000, "missing file: a link of a Windows share"),
     "empty": (b"", "empty file"),
 }
 
@@ -154,4 +158,10 @@ def test_a_file_that_stands_for_a_scan_is_named_as_what_it_is(tmp_path: Path, ki
 def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, target: str, message: str) -> None:
     os.symlink(target, tmp_path / "scan.nii")
     with pytest.raises(FileRejected, match=f"^missing file: {message}"):
+        read_volume(tmp_path / "scan.nii", 64)
+
+
+def test_a_folder_in_the_place_of_a_scan_is_named_as_one(tmp_path: Path) -> None:
+    (tmp_path / "scan.nii").mkdir()
+    with pytest.raises(FileRejected, match="^not a file: a folder"):
         read_volume(tmp_path / "scan.nii", 64)

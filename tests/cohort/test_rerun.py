@@ -137,11 +137,12 @@ def test_a_copy_with_another_time_is_the_same_scan(
 
 
 def test_a_cohort_without_a_single_scan_is_a_failure(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("participant_id,image,age\na,none.nii,40\nb,none.nii,41\n")
+    (tmp_path / "t.csv").write_text("participant_id,image,age\na,none.nii,40\nb,nor.nii,41\n")
     with pytest.raises(UserError, match=r"no scan of the cohort is usable.*rejects.tsv"):
         prepare(tmp_path / "t.csv", tmp_path / "cohort")
     assert set(reasons(tmp_path / "cohort")) == {"a", "b"}
     store(tmp_path / "none.nii", head(1).astype(np.int16))
+    store(tmp_path / "nor.nii", head(2).astype(np.int16))
     assert len(open_dataset(str(prepare(tmp_path / "t.csv", tmp_path / "cohort")))) == 2
 
 
@@ -162,3 +163,14 @@ def test_a_cohort_of_the_former_rule_says_how_to_resume_it(bids: Path, tmp_path:
     ):
         prepare(bids, root)
     prepare(bids, root, intensity_rule="percentiles")
+
+
+def test_a_scan_that_two_people_share_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in (1, 2, 3):
+        store(scan_of(tmp_path / "bids", number), head(min(number, 2)).astype(np.int16))
+    (tmp_path / "bids/participants.tsv").write_text("participant_id\tage\nsub-01\t41\nsub-02\t42\nsub-03\t43\n")
+    prepare(tmp_path / "bids", tmp_path / "cohort")
+    assert (
+        "the same scan under more than one name, byte for byte (perhaps on both sides of the split): 02 = 03;"
+        in caplog.text
+    )

@@ -118,6 +118,30 @@ def test_an_exclude_that_matches_nothing_is_reported(tmp_path: Path) -> None:
         planned(path, exclude={"QC": ("fail",)})
 
 
+def test_a_spelling_that_an_exclude_does_not_reach_is_reported(tmp_path: Path) -> None:
+    path = table(tmp_path, "participant_id,image,age,qc\na,s.nii,20,fail\nb,s.nii,21,Fail \nc,s.nii,22,pass\n")
+    work = plan_cohort(config_of(path, exclude={"qc": ("fail",)}))
+    assert "source.exclude: qc = 'fail' does not exclude 'Fail '; list each spelling" in work.warnings
+    assert not [w for w in plan_cohort(config_of(path, exclude={"qc": ("fail", "Fail ")})).warnings if "exclude" in w]
+
+
+@pytest.mark.parametrize("rows", ["a,s.nii,60.5,F", "a,s.nii,,F", "a,s.nii,61,"])
+@pytest.mark.parametrize("missing", ["reject", "keep"])
+def test_a_table_without_one_usable_row_is_planned_as_such(tmp_path: Path, rows: str, missing: Any) -> None:
+    """A whole column of decimal commas, say: every row is accounted for, with its reason."""
+    path = table(tmp_path, "participant_id;image;age;sex\n" + rows.replace(",", ";").replace(".", ",") + "\n")
+    config = replace(config_of(path, AGE, categorical("sex", "F", "M")), missing_covariates=missing)
+    work = plan_cohort(config)
+    assert len(work.samples) == 1
+    assert any("trainings will refuse this cohort" in warning for warning in work.warnings)
+
+
+def test_letters_in_another_composition_are_named_as_that(tmp_path: Path) -> None:
+    composed, decomposed = "K\u00f6ln", "Ko\u0308ln"
+    (problem,) = categorical("site", composed, "Bonn").problems(pd.Series([decomposed]), allow_out_of_range=False)
+    assert problem.endswith(f"did you mean {composed!r}, in other Unicode code points: 'K\\xf6ln'?")
+
+
 def test_a_number_that_is_none_is_named_and_the_others_stay_numbers(tmp_path: Path) -> None:
     cells = ["40", "41,5", "None", "nan", "1_0", " 50 ", "inf", "0x10", "٤٠"]
     rows = "".join(f'p{n},s.nii,"{cell}"\n' for n, cell in enumerate(cells))
@@ -154,6 +178,15 @@ def test_rows_to_generate_are_read_by_the_same_rules(tmp_path: Path) -> None:
     assert "line 2: dx = 'none' is not one of None, MCI; did you mean 'None'?" in str(error.value)
     assert "line 2: site = '1' is not one of 01, 02; did you mean '01'?" in str(error.value)
     assert "line 3: age = 'forty' is not a finite number" in str(error.value)
+
+
+def test_text_of_parquet_that_is_stored_as_bytes_is_text(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"participant_id": [b"sub-01", "Zo\u00eb".encode()], "image": b"s.nii", "age": [30.0, 31.0]})
+    frame.to_parquet(tmp_path / "t.parquet")
+    assert list(planned(tmp_path / "t.parquet")["subject"]) == ["sub-01", "Zo\u00eb"]
+    frame.assign(image=b"\xff").to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="cannot be read as a table"):
+        planned(tmp_path / "t.parquet")
 
 
 # Columns that are not ours ---------------------------------------------------------------------------------------------
@@ -281,3 +314,47 @@ def test_several_sessions_and_one_row_are_said(tmp_path: Path, scan: Path, caplo
     with caplog.at_level(logging.WARNING):
         assert list(planned(folder)["age"]) == [60, 60, 50]
     assert "1 people have several sessions and one row" in caplog.text
+
+
+def test_a_column_for_a_covariate_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"source.columns: 'agee' is not a covariate; did you mean 'age'\?"):
+        config_of(tmp_path / "t.csv", columns={"agee": "age_at_scan"})
+
+
+def test_two_rows_of_one_scan_are_refused(tmp_path: Path, scan: Path) -> None:
+    shutil.copy(scan, tmp_path / "s.nii.gz")
+    path = table(tmp_path, "participant_id,image,age\na,s.nii.gz,20\nb,t.nii.gz,21\nc,./s.nii.gz,22\n")
+    with pytest.raises(UserError, match=r"more than one row names the same scan(.|\n)*lines 2, 4"):
+        planned(path)
+
+
+def test_a_scan_whose_name_is_that_of_another_person_or_visit_is_left_out(tmp_path: Path, scan: Path) -> None:
+    root = folder_of(tmp_path, scan, "sub-01", "sub-02", "sub-02/ses-1")
+    shutil.copy(scan, root / "sub-01/anat/sub-02_T1w.nii.gz")
+    shutil.copy(scan, root / "sub-02/ses-1/anat/sub-02_ses-2_T1w.nii.gz")
+    table(root, "participant_id\tage\nsub-01\t30\nsub-02\t31\n", "participants.tsv")
+    source = read_source(SourceConfig(path=str(root)))
+    assert [Path(scan.image).name for scan in source.scans] == [
+        "sub-01_T1w.nii.gz",
+        "sub-02_T1w.nii.gz",
+        "sub-02_ses-1_T1w.nii.gz",
+    ]
+    assert source.left_out == (
+        ("sub-01/anat/sub-02_T1w.nii.gz", "its name says sub-02, its folder sub-01"),
+        ("sub-02/ses-1/anat/sub-02_ses-2_T1w.nii.gz", "its name says ses-2, its folder ses-1"),
+    )
+
+
+def test_ids_that_look_alike_are_reported(tmp_path: Path) -> None:
+    path = table(
+        tmp_path, "participant_id,image,age\nP01,s.nii,20\np01,s.nii,21\n7,s.nii,22\n007,s.nii,23\nx,s.nii,24\n"
+    )
+    warnings = [w for w in plan_cohort(config_of(path)).warnings if "look alike" in w]
+    assert warnings == [
+        "read as different people, though the ids look alike: '007' and '7', 'P01' and 'p01'",
+    ]
+
+
+def test_an_id_that_names_nobody_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="rows without participant_id: line 3"):
+        planned(table(tmp_path, "participant_id,image,age\na,s.nii,20\nsub-,s.nii,21\n"))

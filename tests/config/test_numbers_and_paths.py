@@ -76,6 +76,21 @@ def test_truth_values(tmp_path: Path, text: str) -> None:
         loaded(tmp_path, runtime=f"{{workers: 0, exact_rewrites: {text}}}")
 
 
+@pytest.mark.parametrize(
+    ("exclude", "message"),
+    [
+        ("{qc: [0]}", "in quotation marks it is text"),
+        ("{qc: fail}", "a list of one is written .fail."),
+        ("{qc: 1.0}", "1.0"),
+    ],
+)
+def test_a_number_for_a_text_and_a_word_for_a_list_are_explained(tmp_path: Path, exclude: str, message: str) -> None:
+    text = COHORT.format(name="age").replace("{path: t.csv}", f"{{path: t.csv, exclude: {exclude}}}")
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=rf"c.yaml:1: source.exclude.qc.*{message}"):
+        load_config(tmp_path / "c.yaml", PrepareConfig)
+
+
 def test_words_that_are_no_numbers_are_categories(tmp_path: Path) -> None:
     numbers, texts = "kind: continuous, low: 0, high: 9", "kind: categorical, categories: [no, 01, 1:30]"
     text = COHORT.format(name="site").replace(numbers, texts)

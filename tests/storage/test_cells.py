@@ -63,6 +63,7 @@ REFUSED = {
     "two stray quotes": ('id,age,note\na,1,"motion\nb,2,ok\nc,3,ok"\nd,4,x\n', "line 2: .* ends only in line 4"),
     "quotes in one column": ('id,note,age\na,"x,1\nb,y",2\n', "line 2: .* ends only in line 3"),
     "a column twice": ("id,age,age\na,1,2\n", "'age' more than once"),
+    "columns without a name": ("id,age,,\na,1,,\n", "columns without a name: 3, 4; delete them, or name them"),
     "nothing": ("", "it is empty"),
     "only blank lines": ("\n\n\n", "it is empty"),
     "a binary file": (b"\x00\x01\x02\x00\xff", "NUL bytes"),
