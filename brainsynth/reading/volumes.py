@@ -269,8 +269,21 @@ def chosen_places(index: Any, count: int) -> int | list[int]:
     if several.dtype.kind == "b":
         if len(several) != count:
             raise IndexError(f"a mask of {len(several)} values for a dataset with {count} volumes")
+        if hasattr(index, "iloc"):
+            several = several[_places_of_labels(index.index, count)]
         return [int(place) for place in np.flatnonzero(several)]
     return [cast(int, chosen_places(int(place), count)) for place in several]
+
+
+def _places_of_labels(labels: Any, count: int) -> npt.NDArray[np.intp]:
+    """Where in a Series of pandas each volume's row is: rows of `dataset.table` that were sorted keep their labels."""
+    places = np.argsort(labels, kind="stable")
+    if not np.array_equal(np.asarray(labels)[places], np.arange(count)):
+        raise IndexError(
+            f"a mask of pandas whose labels are not those of dataset.table, 0 to {count - 1}: of values in the dataset's "
+            "order, give mask.to_numpy()"
+        )
+    return places
 
 
 def _no_index(index: Any) -> str:

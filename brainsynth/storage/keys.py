@@ -25,7 +25,8 @@ _SECRET_IN_TEXT = (
 _OF_DESKTOP = re.compile(
     r"\._.*|\.DS_Store|\.localized|Icon\r|\.(Spotlight-V100|Trashes|fseventsd|TemporaryItems|DocumentRevisions-V100)"
     r"|\.apdisk|__MACOSX|Thumbs\.db(:encryptable)?|ehthumbs(_vista)?\.db|[Dd]esktop\.ini|\$RECYCLE\.BIN"
-    r"|System Volume Information|\.directory|\.Trash-\d+|\.nfs[0-9a-f]{16,}|@eaDir|\.snapshot|lost\+found",
+    r"|System Volume Information|\.directory|\.Trash-\d+|\.nfs[0-9a-f]{16,}|@eaDir|\.snapshot|lost\+found"
+    r"|\.fuse_hidden[0-9a-f]+|\.ipynb_checkpoints|\.~lock\..*#|~\$.+",
 )
 
 

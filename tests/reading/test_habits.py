@@ -43,6 +43,8 @@ def opened(finished: Path) -> SyntheticDataset:
         (np.array(MASK), [1, 4]),
         (MASK, [1, 4]),
         (pd.Series(MASK), [1, 4]),
+        (pd.Series(MASK)[::-1], [1, 4]),
+        (pd.Series(MASK).sort_values(), [1, 4]),
         (torch.tensor([7, 8]), [7, 8]),
         (torch.tensor(MASK), [1, 4]),
     ],
@@ -79,6 +81,16 @@ def test_anything_else_is_one_sentence(index: Any, opened: SyntheticDataset) -> 
         with pytest.raises(TypeError, match="is indexed by a number, a slice, a list of numbers or a mask") as refusal:
             operator.getitem(dataset, index)
         assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "labels", [range(1, COUNT + 1), [0] * COUNT, [f"syn{n}" for n in range(COUNT)]], ids=["1", "0", "a"]
+)
+def test_a_mask_of_another_table_is_refused(labels: Any, opened: SyntheticDataset) -> None:
+    mask = pd.Series(MASK, index=list(labels))
+    with pytest.raises(IndexError, match="labels are not those of dataset.table, 0 to 34: .* give mask.to_numpy"):
+        opened[mask]
+    assert len(opened[mask.to_numpy()]) == 2
 
 
 @pytest.mark.parametrize("index", [COUNT, -COUNT - 1, [0, COUNT], [True], np.array([False, True])], ids=repr)

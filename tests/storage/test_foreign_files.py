@@ -26,6 +26,7 @@ DESKTOP = [
     ".DS_Store", "._dataset.json", "Thumbs.db", "commits/.DS_Store", "commits/._shard-000000.json", "desktop.ini",
     "dataset.zarr/t1w/.DS_Store", "dataset.zarr/t1w/c/0/0/0/._0", ".Trash-1000/info/x", "@eaDir/plan.json", "Icon\r",
     "quality/._measured-00.parquet", "repairs/Thumbs.db", ".nfs0000000000a1b2c3", ".fseventsd/0001",
+    ".fuse_hidden0000002a00000001", ".ipynb_checkpoints/README-checkpoint.md", ".~lock.participants.tsv#", "~$x.xlsx",
 ]  # fmt: skip
 
 
