@@ -119,6 +119,19 @@ def test_lost_labels_are_an_error_and_never_background(pairs: Store) -> None:
     assert dataset[0]["labels"].any()
 
 
+def test_a_shard_of_the_value_for_lost_data_is_no_label_map(pairs: Store) -> None:
+    """Whole and valid by its checksums, as what a worker writes for a row that it gave up."""
+    plan, _ = plan_of()
+    labels = stored_rows(plan, range(4, 8))[1]
+    labels[1] = LOST
+    pairs.write(LABELS, encode_shard(plan, plan.arrays[1], labels))
+    dataset = open_dataset(pairs.uri)
+    assert dataset.label_map(4).any()
+    with pytest.raises(ValueError, match=r"the label map of row 5 is lost or damaged.*it holds no volume"):
+        dataset.label_map(5)
+    assert ("corrupt", LABELS) in {(p.kind, p.key) for p in verify_dataset(pairs).problems}
+
+
 def test_a_row_that_is_set_aside_has_neither(tmp_path: Path) -> None:
     def poison(rows: range) -> None:
         if 5 in rows:
