@@ -91,7 +91,7 @@ class Line:
             "kl_weight": 0.0,
             "perceptual_weight": 0.0,
         }
-        config["crops"] = {"cells": 4, "balance": "sex"}
+        config["crops"] = {"cells": 4, "balance": "sex", "critics_alone": 1}
         return config
 
     def latents(self) -> dict[str, Any]:

@@ -151,14 +151,17 @@ class CropsConfig:
     """Of the L1 distance of the critic's features of result and scan."""
     penalty_weight: float = 10.0
     """Of the critic's gradient penalty (R1 by finite differences)."""
+    critics_alone: int = 50
+    """Steps from `losses.adversarial_start` on in which critics learn and generators rest; in as many more steps the critics'
+    part of the loss grows."""
     balance: str | None = None
     """A binary or categorical covariate: scans of each of its values are drawn equally often. None: each scan is."""
 
     def __post_init__(self) -> None:
         if not 4 <= self.cells <= 64 or not 0 <= self.noise <= 1:
             raise ValueError("cells must be between 4 and 64, and noise between 0 and 1")
-        if min(self.pooled_weight, self.matching_weight, self.penalty_weight) < 0:
-            raise ValueError("pooled_weight, matching_weight and penalty_weight cannot be negative")
+        if min(self.pooled_weight, self.matching_weight, self.penalty_weight, self.critics_alone) < 0:
+            raise ValueError("pooled_weight, matching_weight, penalty_weight and critics_alone cannot be negative")
 
 
 @record

@@ -33,8 +33,6 @@ from brainsynth.training.state import TrainingState
 
 VALIDATED, JUDGED = 8, 12
 """Scans that are rebuilt in a validation, and crops of each split that the critics judge then."""
-ALONE, JOINS = 50, 150
-"""Steps that the critics learn before the generators hear of them, and steps in which their part of the loss grows."""
 PROBE = 0.02
 """SD of the noise that must not change a critic's mind."""
 CRITIC_CLIP = 5.0
@@ -84,16 +82,19 @@ class PyramidTask:
         batches = [self._on_device(batch) for batch in crops.batches(scans)]
         since = step - weights.adversarial_start if weights.adversarial_weight > 0 else -1
         self._pace(critics=since >= 0)
-        with autocast(self.worker.device, self.precision):
+        alone = self.crops_config.critics_alone
+        # A generator that was trained with critics before would lose its texture to the L1 in the meantime.
+        rest = 0 <= since < alone
+        with autocast(self.worker.device, self.precision), torch.set_grad_enabled(not rest):
             made = [volume.float() for volume in self.learner.parallel([batch.condition for batch in batches])]
-        share = min(1.0, max(0.0, (since - ALONE) / JOINS))
+        share = min(1.0, max(0.0, (since - alone + 1) / max(1, alone)))
         values, loss = self._distances(batches, made, share)
         seen = [relu(volume) for volume in made]
         if share > 0:
             judged, matched = self._judged(batches, seen)
             values |= {"adversarial": judged, "matching": matched}
             loss = loss + share * (weights.adversarial_weight * judged + self.crops_config.matching_weight * matched)
-        values["gradient_norm"] = self.learner.update(loss)
+        values["gradient_norm"] = loss.new_zeros(()) if rest else self.learner.update(loss)
         if since >= 0:
             values |= self._critic_step(batches, [volume.detach() for volume in seen])
         return {"loss": loss, **values}

@@ -16,6 +16,7 @@ from brainsynth.config.distillation import DistillConfig
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.errors import UserError
+from brainsynth.gate.file import load_bundle_gate
 from brainsynth.models.loading import load_models
 from brainsynth.stages import (
     distill_decoder,
@@ -28,6 +29,7 @@ from brainsynth.stages import (
 from brainsynth.training.autoencoder import TRAINING
 from brainsynth.training.preemption import Left, Request
 from brainsynth.training.runner import fit
+from tests.integration.test_line import records
 from tests.integration.test_regenerate import brainsynth
 from tests.integration.test_training import curve
 from tests.line import Line, as_config
@@ -104,7 +106,8 @@ def test_left_and_resumed_training_is_the_undisturbed_one(line: Line, pyramid: P
         load_file(p / "autoencoder.safetensors") for p in (tmp_path / "resumed", pyramid / "autoencoder")
     )
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
-    names = set(curve(tmp_path / "resumed")[-1])
+    names = {name for line in curve(tmp_path / "resumed") for name in line}
+    assert {"train/adversarial", "train/matching", "train/discriminator", "train/penalty"} <= names
     assert {"validation/critic_gap_train", "validation/critic_gap_validation", "validation/sharpness_ratio"} <= names
 
 
@@ -163,3 +166,17 @@ def test_a_decoder_that_was_trained_further_takes_the_place_of_the_first(
     with pytest.raises(UserError, match="only a pyramid may take the place of another one"):
         export_bundle.run(as_config(other, ExportConfig, tmp_path))
     assert not (tmp_path / "other").exists()
+
+
+def test_the_gate_learns_from_what_the_pyramid_makes_of_scans(line: Line, pyramid: Path, tmp_path: Path) -> None:
+    config = line.bundle(str(pyramid / "diffusion"), str(tmp_path / "bundle"))
+    for name, reference in (("bundle", "reconstructions"), ("sharp", "scans")):
+        fitted = config | {"output": str(tmp_path / name)}
+        fitted |= {"gate": {"cohort": str(line.root / "cohort"), "reference": reference}}
+        export_bundle.run(as_config(fitted, ExportConfig, tmp_path))
+    gates = [load_bundle_gate(tmp_path / name, read_bundle(tmp_path / name)) for name in ("bundle", "sharp")]
+    assert not np.allclose(gates[0].envelope, gates[1].envelope)
+    root = made(line, tmp_path, tmp_path / "generated", covariates={"draw": 6}, gate={"max_attempts": 2})
+    statuses = [status for _, _, status in records(root)]
+    assert len(statuses) == 6
+    assert set(statuses) <= {"ok", "rejected"}
