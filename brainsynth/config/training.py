@@ -152,8 +152,8 @@ class CropsConfig:
     penalty_weight: float = 10.0
     """Of the critic's gradient penalty (R1 by finite differences)."""
     critics_alone: int = 50
-    """Steps from `losses.adversarial_start` on in which critics learn and generators rest; in as many more steps the critics'
-    part of the loss grows."""
+    """Steps from `losses.adversarial_start` on in which critics learn and generators rest; in as many more steps the part of
+    the critics in the loss grows."""
     balance: str | None = None
     """A binary or categorical covariate: scans of each of its values are drawn equally often. None: each scan is."""
 
