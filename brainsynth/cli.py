@@ -108,6 +108,7 @@ def _generate_config(arguments: argparse.Namespace) -> SynthesisConfig:
         raise UserError("generate: give --count N or --table FILE, not both")
     if (arguments.count is None and arguments.table is None) or arguments.output is None:
         raise UserError("generate: give --config FILE, or --output FOLDER with --count N or --table FILE")
+    _check_set(arguments)
     rows = {"table": arguments.table} if arguments.count is None else {"draw": arguments.count}
     from brainsynth.bundle.recommended import recommended_generation
 
@@ -120,6 +121,14 @@ def _generate_config(arguments: argparse.Namespace) -> SynthesisConfig:
         gpus=arguments.gpus or 0,
         overrides=arguments.set,
     )
+
+
+def _check_set(arguments: argparse.Namespace) -> None:
+    """Refuse a key of --set that an option has set already, perhaps to something else. Raises UserError."""
+    keys = {override.partition("=")[0] for override in arguments.set}
+    for option, same in _SAME.items():
+        if getattr(arguments, option) is not None and keys & same:
+            raise UserError(f"--{option} and --set {min(keys & same)}=… set the same thing: give one of them")
 
 
 def _run_tool(arguments: argparse.Namespace) -> int:
@@ -144,6 +153,14 @@ def _generate(words: argparse.ArgumentParser) -> None:
     group.add_argument("--gpus", type=whole(0), metavar="N", help="GPUs, one a worker; 0 by default")
 
 
+_SAME = {
+    "output": {"output"},
+    "bundle": {"bundle"},
+    "count": {"covariates", "covariates.draw", "covariates.table"},
+    "table": {"covariates", "covariates.draw", "covariates.table"},
+    "workers": {"runtime", "runtime.workers"},
+}
+"""Option of `generate` → keys of --set that say the same."""
 _WITHOUT_CONFIG = ("output", "bundle", "seed", "workers", "gpus")
 
 

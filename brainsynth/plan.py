@@ -230,7 +230,9 @@ def generation_samples(
     if "sample_id" in rows.columns:
         gone = np.flatnonzero(rows["sample_id"].isna())
         if gone.size:
-            raise UserError(f"sample_id is missing in row {', '.join(map(str, gone[:5]))}")
+            raise UserError(
+                f"sample_id is missing in row {', '.join(map(str, gone[:5]))}; row 0 is the first below the header"
+            )
         ids = rows["sample_id"].astype(str)
     else:
         ids = pd.Series([f"syn{row:0{width}d}" for row in range(len(rows))])
@@ -249,7 +251,8 @@ def _noise_names(rows: pd.DataFrame, ids: pd.Series) -> Iterable[str]:
     """What each row's noise is named after."""
     if "noise_seed" not in rows.columns:
         return ids
-    return [f"noise{whole_number(value, f'noise_seed in row {row}')}" for row, value in enumerate(rows["noise_seed"])]
+    where = "noise_seed in row {} (row 0 is the first)"
+    return [f"noise{whole_number(value, where.format(row))}" for row, value in enumerate(rows["noise_seed"])]
 
 
 def whole_number(value: Any, what: str) -> int:

@@ -127,5 +127,7 @@ def covariate_rows(source: CovariateSource, bundle: BundleSpec) -> pd.DataFrame:
     known = {*bundle.covariates.names, *ROW_COLUMNS, "extrapolated"}
     ignored = [str(name) for name in table.columns if name not in known]
     if ignored:
-        log.warning("%s: ignored, as the model does not know them: %s", path, ", ".join(ignored))
+        log.warning(
+            "%s: ignored, as the model does not know them: %s", path, ", ".join(name or "(no name)" for name in ignored)
+        )
     return bundle.covariates.validate(table, path, source.allow_extrapolation, keep=ROW_COLUMNS)

@@ -70,6 +70,11 @@ def test_people_of_a_table(
         (["--output", "x"], "generate: give --config FILE, or --output FOLDER with --count N or --table FILE"),
         (["--count", "2"], "generate: give --config FILE, or --output FOLDER with --count N or --table FILE"),
         (["--count", "2", "--table", "t.csv", "--output", "x"], "generate: give --count N or --table FILE, not both"),
+        (["--count", "2", "--output", "x", "--set", "output=y"], "--output and --set output=… set the same thing"),
+        (
+            ["--count", "2", "--output", "x", "--set", "covariates.draw=5"],
+            "--count and --set covariates.draw=… set the same",
+        ),
         (["--count", "0", "--output", "x"], "argument --count: 0: must be at least 1"),
         (["--count", "2", "--output", "x", "--workers", "-1"], "argument --workers: -1: must be at least 0"),
         (["--count", "2", "--output", "x", "--workers", "3", "--gpus", "2"], "starts one worker a GPU"),
