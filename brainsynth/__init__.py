@@ -11,7 +11,10 @@ from brainsynth.version import __version__ as __version__
 
 __all__ = [
     "BundleSpec",
+    "Covariate",
+    "CovariateSchema",
     "GenerateConfig",
+    "GeneratorSpec",
     "OtherVersion",
     "Sample",
     "ShardSampler",
@@ -19,6 +22,7 @@ __all__ = [
     "UserError",
     "VerifyReport",
     "VolumeReader",
+    "VolumeSpec",
     "bundle_folder",
     "generate_dataset",
     "load_config",
@@ -32,9 +36,11 @@ __all__ = [
 
 if TYPE_CHECKING:
     from brainsynth.bundle.files import bundle_folder, read_bundle
+    from brainsynth.bundle.generator import GeneratorSpec
     from brainsynth.bundle.spec import BundleSpec
     from brainsynth.config.load import load_config
     from brainsynth.config.schema import GenerateConfig
+    from brainsynth.covariates.schema import Covariate, CovariateSchema
     from brainsynth.errors import OtherVersion, UserError
     from brainsynth.reading.dataset import SyntheticDataset, open_dataset
     from brainsynth.reading.monai import VolumeReader, monai_items
@@ -43,10 +49,14 @@ if TYPE_CHECKING:
     from brainsynth.stages.generate import generate_dataset
     from brainsynth.stages.sample import Sample, sample
     from brainsynth.storage.verify import VerifyReport, verify_dataset
+    from brainsynth.volume import VolumeSpec
 
 _PLACES = {
     "BundleSpec": "bundle.spec.BundleSpec",
+    "Covariate": "covariates.schema.Covariate",
+    "CovariateSchema": "covariates.schema.CovariateSchema",
     "GenerateConfig": "config.schema.GenerateConfig",
+    "GeneratorSpec": "bundle.generator.GeneratorSpec",
     "OtherVersion": "errors.OtherVersion",
     "Sample": "stages.sample.Sample",
     "ShardSampler": "reading.torch.ShardSampler",
@@ -54,6 +64,7 @@ _PLACES = {
     "UserError": "errors.UserError",
     "VerifyReport": "storage.verify.VerifyReport",
     "VolumeReader": "reading.monai.VolumeReader",
+    "VolumeSpec": "volume.VolumeSpec",
     "bundle_folder": "bundle.files.bundle_folder",
     "generate_dataset": "stages.generate.generate_dataset",
     "load_config": "config.load.load_config",

@@ -16,14 +16,20 @@ import pandas as pd
 import torch
 
 from brainsynth.bundle.files import bundle_folder, read_bundle
+from brainsynth.bundle.generator import (
+    Generator,
+    GeneratorSpec,
+    described,
+    generator_folder,
+    is_generator,
+    open_generator,
+)
 from brainsynth.errors import UserError, WorkerBroken
 from brainsynth.gate.drawn import Drawn
 from brainsynth.manifest import SampleRecord
 from brainsynth.models import device as devices
-from brainsynth.models.loading import load_models
-from brainsynth.models.sampling import sample_rows
-from brainsynth.models.schedule import NoiseSchedule
-from brainsynth.plan import GeneratorSettings, Plan, ShardSpec, attempt_seed, generation_identity
+from brainsynth.models.bundle_generator import BundleGenerator
+from brainsynth.plan import GenerationIdentity, GeneratorSettings, Plan, ShardSpec, attempt_seed, generation_identity
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_samples
 from brainsynth.storage.filesystem import open_store
@@ -55,16 +61,13 @@ class VolumeGenerator:
         self.identity = generation_identity(plan)
         devices.set_threads(settings.threads, settings.workers)
         self.device = devices.choose_device(settings.use_gpu)
-        folder = bundle_folder(settings.bundle)
-        self.bundle = read_bundle(folder)
+        self.generator = built_generator(settings, self.identity)
+        self.bundle, folder = described(self.generator, settings.bundle), generator_folder(self.generator)
         if self.bundle.digest != self.identity.bundle:
-            raise UserError(f"the bundle {folder} changed while the dataset was being made")
-        precision, rewrites = self.identity.precision, settings.exact_rewrites
-        self.autoencoder, self.denoiser = load_models(
-            folder, self.bundle, self.device, precision, rewrites, self.identity.decoder
-        )
-        devices.explain(self.device, precision, rewrites)
-        self.schedule = NoiseSchedule(self.bundle.schedule)
+            raise UserError(f"{settings.bundle} changed while the dataset was being made")
+        self.generator.load(str(self.device))
+        self.maps: npt.NDArray[np.uint8] | None = None
+        self._makes_labels = isinstance(self.bundle, GeneratorSpec) and self.bundle.labels is not None
         self.labeller: Labeller | None = None
         self.gatekeeper: Gatekeeper | None = None
         if self.identity.gate is not None:
@@ -122,12 +125,13 @@ class VolumeGenerator:
             seeds = [attempt_seed(int(seed), attempt) for seed in part["seed"]]
             volumes = self.volumes(part.assign(seed=seeds), seconds)
             began = time.monotonic()
-            for place, volume in zip(waiting, volumes, strict=True):
+            for index, (place, volume) in enumerate(zip(waiting, volumes, strict=True)):
                 verdict = None
                 if self.gatekeeper is not None:
                     asked = {name: float(rows[name].iloc[place]) for name in self.gatekeeper.rules.tolerance}
                     verdict = self.gatekeeper.judge(self._as_read(volume), asked)
                 drawn[place].add(volume, verdict)
+                drawn[place].labels = None if self.maps is None else self.maps[index]
             if self.gatekeeper is not None:
                 seconds["gate_s"] = seconds.get("gate_s", 0.0) + time.monotonic() - began
             waiting = [place for place in waiting if drawn[place].refused]
@@ -162,20 +166,31 @@ class VolumeGenerator:
         devices.free_memory()
         log.warning("out of memory: the micro-batch is now %d", self.micro_batch)
 
-    @torch.no_grad()
     def volumes(self, rows: pd.DataFrame, seconds: dict[str, float]) -> Images:
-        """(B, X, Y, Z) float32 images in [0, 1]."""
-        began = time.monotonic()
-        context = torch.from_numpy(self.bundle.covariates.encode(rows)).to(self.device)
-        seeds, shape = rows["seed"].tolist(), self.bundle.latents.shape_cxyz
-        with devices.autocast(self.device, self.identity.precision):
-            z = sample_rows(self.denoiser, context, seeds, shape, self.schedule, self.identity.sampler)
-            middle = time.monotonic()
-            x = self.autoencoder.decode(z, context, seeds)
-        images: Images = x[:, 0].cpu().numpy()
-        seconds["sample_s"] += middle - began
-        seconds["decode_s"] += time.monotonic() - middle
-        return images
+        """(B, X, Y, Z) float32 images in [0, 1]; the generator's label maps of them, if it makes any, are in `maps`."""
+        began, decoded = time.monotonic(), getattr(self.generator, "decode_s", 0.0)
+        made = self.generator.sample(rows, [int(seed) for seed in rows["seed"]])
+        images, self.maps = made if isinstance(made, tuple) else (made, None)
+        decode_s = getattr(self.generator, "decode_s", 0.0) - decoded
+        wanted = (len(rows), *self.plan.volume.shape_xyz)
+        labelled = self.maps is not None and self.maps.shape == wanted and self.maps.dtype == np.uint8
+        if images.shape != wanted or images.dtype.kind != "f" or (self._makes_labels and not labelled):
+            and_labels = " and uint8 label maps of that shape" if self._makes_labels else ""
+            raise UserError(
+                f"{self.settings.bundle}: sample() must give float volumes {wanted}{and_labels}, and gave {images.dtype} "
+                f"{images.shape}"
+            )
+        seconds["sample_s"] += time.monotonic() - began - decode_s
+        seconds["decode_s"] += decode_s
+        return images.astype(np.float32, copy=False)
+
+
+def built_generator(settings: GeneratorSettings, identity: GenerationIdentity) -> Generator:
+    """The generator of a plan: a bundle, or a class of another package."""
+    if is_generator(settings.bundle):
+        return open_generator(settings.bundle, identity.options)
+    folder = bundle_folder(settings.bundle)
+    return BundleGenerator(folder, read_bundle(folder), identity, settings.exact_rewrites)
 
 
 def seconds_per_volume(plan: Plan, samples: pd.DataFrame, settings: GeneratorSettings) -> float:

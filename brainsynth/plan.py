@@ -11,6 +11,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import field
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -92,13 +93,16 @@ class GenerationIdentity:
     """A generation plan's `identity`, typed. What is at its default since it was introduced later is not written."""
 
     bundle: str
-    """The bundle's digest."""
-    sampler: SamplerConfig
+    """The digest of the bundle, or of the generator."""
+    sampler: Annotated[SamplerConfig | None, left_out_at(None)] = None
+    """Of a bundle, always there; a generator of another package samples in its own way."""
     precision: Precision
     base_seed: int
     noise: Literal["philox4x64"] = "philox4x64"
     gate: Annotated[GateRules | None, left_out_at(None)] = None
     decoder: Annotated[DecoderChoice, left_out_at("own")] = "own"
+    options: Annotated[dict[str, str | int | float | bool], left_out_at({})] = field(default_factory=dict)
+    """With which a generator of another package was built."""
 
 
 @record

@@ -10,10 +10,20 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from brainsynth.bundle.files import bundle_folder, check_bundle_files, check_decoder, read_bundle
-from brainsynth.bundle.spec import GATE_FILE, BundleSpec
+from brainsynth.bundle.generator import (
+    GeneratorSpec,
+    ModelSpec,
+    check_generator_files,
+    described,
+    generator_folder,
+    is_generator,
+    open_generator,
+)
+from brainsynth.bundle.spec import GATE_FILE
 from brainsynth.config.gate import GateConfig
 from brainsynth.config.schema import SHIPPED_BUNDLE, CovariateSource, GenerateConfig, SynthesisConfig
 from brainsynth.errors import UserError
+from brainsynth.labels import LabelTable
 from brainsynth.models.sampler_rules import check_bundle_sampler
 from brainsynth.plan import (
     ROW_COLUMNS,
@@ -44,11 +54,7 @@ def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None) -
     Raises:
         UserError: bad bundle, table, covariates or sampler.
     """
-    folder = bundle_folder(config.bundle)
-    bundle = read_bundle(folder)
-    check_bundle_files(folder, bundle)
-    check_decoder(folder, bundle, config.decoder)
-    check_bundle_sampler(bundle, config.sampler)
+    folder, bundle = planned_model(config)
     if rows is None:
         assert isinstance(config, GenerateConfig), "a config without covariates needs rows"
         rows = covariate_rows(config.covariates, bundle)
@@ -76,12 +82,16 @@ def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None) -
         base_seed=config.base_seed,
         gate=None if config.gate is None else planned_rules(config.gate, folder, bundle),
         decoder=config.decoder,
+        options=config.options,
     )
     volume = dataclasses.replace(bundle.volume, dtype=config.stored_dtype)
-    plan = generation_plan(identity, volume, bundle.covariates, samples, config.samples_per_shard)
+    plan = generation_plan(
+        identity, volume, bundle.covariates, samples, config.samples_per_shard, bundle_labels(bundle)
+    )
     settings = GeneratorSettings(
         root=resolve_uri(config.output, "output"),
-        bundle=config.bundle if config.bundle == SHIPPED_BUNDLE else str(folder),  # each node has its own copy
+        # Each node has its own copy of the bundled model, and imports a generator by its name.
+        bundle=config.bundle if config.bundle == SHIPPED_BUNDLE or is_generator(config.bundle) else str(folder),
         micro_batch=config.runtime.micro_batch,
         threads=config.runtime.threads_per_worker,
         workers=config.runtime.workers,
@@ -91,6 +101,43 @@ def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None) -
     return Work(settings.root, plan, samples, volume_generator, {"plan": plan, "settings": settings})
 
 
+def planned_model(config: SynthesisConfig) -> tuple[Path, ModelSpec]:
+    """The bundle or the generator that a config names, checked, and its folder. Raises UserError."""
+    if is_generator(config.bundle):
+        other = [
+            name
+            for name, given in (
+                ("sampler", config.sampler is not None),
+                ("decoder", config.decoder != "own"),
+                ("precision", config.precision != "float32"),
+            )
+            if given
+        ]
+        if other:
+            raise UserError(
+                f"{', '.join(other)}: these are keys for bundles, and {config.bundle} is a generator: leave them out, and "
+                "give what its class takes under options"
+            )
+        generator = open_generator(config.bundle, config.options)
+        described_by = described(generator, config.bundle)
+        check_generator_files(generator, described_by)
+        return generator_folder(generator), described_by
+    if config.options:
+        raise UserError("options: they are for a generator's class (bundle: module:Class), and bundle names a bundle")
+    folder = bundle_folder(config.bundle)
+    bundle = read_bundle(folder)
+    check_bundle_files(folder, bundle)
+    check_decoder(folder, bundle, config.decoder)
+    assert config.sampler is not None, "the config of a bundle has a sampler"
+    check_bundle_sampler(bundle, config.sampler)
+    return folder, bundle
+
+
+def bundle_labels(bundle: ModelSpec) -> LabelTable | None:
+    """The table of the label maps that a generator makes itself."""
+    return bundle.labels if isinstance(bundle, GeneratorSpec) else None
+
+
 def volume_generator(plan: Plan, settings: GeneratorSettings) -> VolumeGenerator:
     """The maker of a planned generation, which needs torch; each worker builds its own."""
     from brainsynth.generate import VolumeGenerator
@@ -98,7 +145,7 @@ def volume_generator(plan: Plan, settings: GeneratorSettings) -> VolumeGenerator
     return VolumeGenerator(plan, settings)
 
 
-def planned_rules(config: GateConfig, folder: Path, bundle: BundleSpec) -> GateRules:
+def planned_rules(config: GateConfig, folder: Path, bundle: ModelSpec) -> GateRules:
     """What the bundle's gate may refuse. Raises UserError when it has none, or the config does not suit it."""
     from brainsynth.gate.file import load_bundle_gate  # and with it SciPy's image filters: only a dataset with a gate
     from brainsynth.gate.rules import gate_rules
@@ -111,7 +158,7 @@ def planned_rules(config: GateConfig, folder: Path, bundle: BundleSpec) -> GateR
     return gate_rules(config, load_bundle_gate(folder, bundle), bundle.weights[GATE_FILE])
 
 
-def covariate_rows(source: CovariateSource, bundle: BundleSpec) -> pd.DataFrame:
+def covariate_rows(source: CovariateSource, bundle: ModelSpec) -> pd.DataFrame:
     """The validated rows to generate, from a table or drawn from the bundle's distribution."""
     if source.draw is not None:
         if bundle.distribution is None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brainsynth.audit.memorisation import OTHERS, Null
-from brainsynth.bundle.files import bundle_folder, read_bundle
+from brainsynth.bundle.generator import model_spec
 from brainsynth.config.audit import AuditConfig
 from brainsynth.errors import UserError
 from brainsynth.instruments.measurement import check_same_grid, open_volumes
@@ -83,7 +83,7 @@ def _check_cohort(config: AuditConfig, plan: Plan, reference: SyntheticDataset) 
         raise UserError(
             f"bundle: name the bundle that {config.dataset} was generated with; it says whether reference is its cohort"
         )
-    spec = read_bundle(bundle_folder(config.bundle))
+    spec = model_spec(config.bundle, plan.identity.get("options"))
     if spec.digest != plan.identity["bundle"]:
         raise UserError(
             f"bundle: {config.dataset} was made with another one ({str(plan.identity['bundle'])[:12]}…) than "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Protocol
 
 from brainsynth.bundle.spec import BUNDLE_FILE, BundleSpec
 from brainsynth.config.schema import SHIPPED_BUNDLE
@@ -51,7 +52,15 @@ def _inside(folder: Path, name: str) -> Path:
     return path
 
 
-def check_bundle_files(folder: Path, spec: BundleSpec) -> None:
+class HasWeights(Protocol):
+    """What names files by their digests."""
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """File name → sha256."""
+
+
+def check_bundle_files(folder: Path, spec: HasWeights) -> None:
     """Raises UserError when a weight file is missing or is not the one that the bundle names."""
     for name, sha in spec.weights.items():
         path = _inside(folder, name)

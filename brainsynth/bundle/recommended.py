@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from brainsynth.bundle.files import bundle_folder, read_bundle
+from brainsynth.bundle.generator import is_generator
 from brainsynth.bundle.spec import GATE_FILE, BundleSpec
 from brainsynth.config.load import build_config
 from brainsynth.config.schema import GenerateConfig, RecommendedConfig, SynthesisConfig
@@ -48,7 +49,7 @@ def recommended_generation(
 
     Args:
         output: folder or URI of the dataset.
-        bundle: folder of a bundle, or the name of the bundled model.
+        bundle: folder of a bundle, the name of the bundled model, or a generator.
         covariates: keys of `CovariateSource`: `{"draw": 64}` or `{"table": "rows.csv"}`; None where the caller has rows.
         seed: another number is other people and other brains.
         workers: processes; 0 works in this one without Ray; by default one a GPU, else two where there are two cores.
@@ -62,23 +63,19 @@ def recommended_generation(
         raise UserError("--workers and --gpus must be 0 or more")
     if gpus and workers is not None and workers != gpus:
         raise UserError(f"--gpus {gpus} starts one worker a GPU: leave --workers out, or give --workers {gpus}")
-    folder = bundle_folder(bundle)
-    spec = read_bundle(folder)
-    advice = recommended(folder, spec)
     if workers is None:
         workers = gpus or min(2, os.cpu_count() or 1)
-    runtime: dict[str, Any] = {"workers": workers, "micro_batch": advice.micro_batch}
+    runtime: dict[str, Any] = {"workers": workers}
+    value: dict[str, Any] = {"bundle": bundle, "output": output, "base_seed": seed, "runtime": runtime}
+    if not is_generator(bundle):
+        folder = bundle_folder(bundle)
+        spec = read_bundle(folder)
+        advice = recommended(folder, spec)
+        runtime["micro_batch"] = advice.micro_batch
+        value |= {"sampler": to_dict(advice.sampler), "samples_per_shard": advice.samples_per_shard}
+        value |= {} if advice.gate is None or GATE_FILE not in spec.weights else {"gate": to_dict(advice.gate)}
     if gpus:
         runtime |= {"gpus_per_worker": 1.0, "cpus_per_worker": 1.0, "micro_batch": 8}
-    value = {
-        "bundle": bundle,
-        "output": output,
-        "sampler": to_dict(advice.sampler),
-        "base_seed": seed,
-        "samples_per_shard": advice.samples_per_shard,
-        "runtime": runtime,
-        **({} if advice.gate is None or GATE_FILE not in spec.weights else {"gate": to_dict(advice.gate)}),
-    }
     if covariates is None:
         return build_config(value, SynthesisConfig, overrides, "the options")
     value["covariates"] = covariates | ({"draw_seed": seed} if "draw" in covariates else {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from brainsynth.bundle.spec import BundleSpec
+from brainsynth.bundle.generator import ModelSpec
 from brainsynth.config.release import ReleaseConfig
 from brainsynth.manifest import DatasetManifest, ModelRecord
 from brainsynth.plan import Plan
@@ -63,7 +63,7 @@ class Facts:
     plan: Plan
     manifest: DatasetManifest
     model: ModelRecord
-    bundle: BundleSpec
+    bundle: ModelSpec
     audit: AuditSummary
     verified: str
     """The first line that verify said."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from brainsynth.bundle.generator import GeneratorSpec, ModelSpec
 from brainsynth.cards.facts import MARK, SOFTWARE, Facts, grid
 
 _HUB_LICENCES = (
@@ -72,18 +73,33 @@ def dataset_card(facts: Facts) -> str:
     )
 
 
+def _kind(spec: ModelSpec) -> str:
+    if isinstance(spec, GeneratorSpec):
+        return "A generator of T1-weighted brain MRI, conditioned on covariates, from another package than brainsynth."
+    return (
+        "A latent diffusion model of T1-weighted brain MRI: an autoencoder, and a denoiser that is conditioned on "
+        "covariates."
+    )
+
+
+def _networks(spec: ModelSpec) -> str:
+    if isinstance(spec, GeneratorSpec):
+        return f"- weights and code: {spec.content}\n"
+    return f"- denoiser: {getattr(spec.diffusion, 'kind', 'unet')}; prediction: {spec.schedule.prediction}\n"
+
+
 def model_card(facts: Facts) -> str:
     """MODEL_CARD.md: the model behind the images. Its weights are not part of the release."""
     spec, plan = facts.bundle, facts.plan
-    sampler = ", ".join(f"{key} {value}" for key, value in plan.identity["sampler"].items())
+    sampler = ", ".join(f"{key} {value}" for key, value in plan.identity.get("sampler", {}).items())
     provenance = "".join(f"| {key} | {value} |\n" for key, value in sorted(spec.provenance.items()))
     people = f"{spec.distribution.n_rows} rows" if spec.distribution else "not known"
     return (
-        f"# The model: {spec.name}\n\nA latent diffusion model of T1-weighted brain MRI: an autoencoder, and a denoiser "
-        "that is conditioned on covariates. Its images are AI-generated and of no real person. **Not for diagnosis.**\n\n"
+        f"# The model: {spec.name}\n\n{_kind(spec)} Its images are AI-generated and of no real person. **Not for "
+        "diagnosis.**\n\n"
         f"- bundle digest {spec.digest}; weights are not part of this release\n- licence: {spec.licence}\n"
-        f"- grid: {grid(plan)}\n- sampler here: {sampler}; precision {plan.identity['precision']}\n"
-        f"- denoiser: {getattr(spec.diffusion, 'kind', 'unet')}; prediction: {spec.schedule.prediction}\n\n"
+        f"- grid: {grid(plan)}\n- sampler here: {sampler or 'of the generator'}; precision {plan.identity['precision']}\n"
+        f"{_networks(spec)}\n"
         f"## Training data\n\n{spec.training_data}\n\nCovariates were known of: {people}.\n\n"
         f"## Covariates\n\n{_columns(facts, split=False)}\n"
         f"## Use\n\n{_list(facts.config.intended_use)}\n## Limits\n\n{_list(facts.limits)}\n"

@@ -361,10 +361,14 @@ class SynthesisConfig:
     """How rows become volumes, wherever the rows come from."""
 
     bundle: str = SHIPPED_BUNDLE
-    """Folder of a bundle, or `t1w-2mm`: the bundled one."""
+    """Folder of a bundle, or `t1w-2mm`: the bundled one; or a generator, `module:Class` or `generator:NAME`
+    (docs/tutorials/other-generators.md)."""
+    options: dict[str, str | int | float | bool] = field(default_factory=dict)
+    """Keyword arguments of a generator's class; part of a dataset's identity."""
     output: str
     """Folder or URI of the dataset."""
-    sampler: SamplerConfig
+    sampler: SamplerConfig | None = None
+    """How a bundle is sampled; a generator of another package has none."""
     base_seed: int = 0
     """With each row's id it makes the row's seed: another number is other brains."""
     precision: Precision = "float32"
@@ -382,6 +386,8 @@ class SynthesisConfig:
     def __post_init__(self) -> None:
         if self.samples_per_shard < 1:
             raise ValueError("samples_per_shard must be at least 1")
+        if self.sampler is None and ":" not in self.bundle.replace("://", ""):
+            raise ValueError("the key sampler is missing: a bundle needs one")
 
 
 @record

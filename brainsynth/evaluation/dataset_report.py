@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from brainsynth.bundle.files import bundle_folder, read_bundle
+from brainsynth.bundle.generator import model_spec
 from brainsynth.covariates.distribution import CovariateDistribution
 from brainsynth.errors import UserError
 from brainsynth.gate.report import gate_section
@@ -41,7 +41,7 @@ def report_dataset(root: str, bundle: str | None) -> Path | None:
     if plan.kind != "generated":
         raise UserError(f"{root} holds {plan.kind} data; a generation report is of a generated dataset")
     dataset = open_input(root, "dataset")
-    spec = None if bundle is None else read_bundle(bundle_folder(bundle))
+    spec = None if bundle is None else model_spec(bundle, plan.identity.get("options"))
     if spec is not None and spec.digest != plan.identity["bundle"]:
         raise UserError(f"{bundle} is not the bundle that {root} was made with")
     page = Page("brainsynth generation report", f"{root} · plan {plan.fingerprint[:16]}")
@@ -131,13 +131,15 @@ def _facts(shards_parquet: bytes, dataset: SyntheticDataset, plan: Plan) -> dict
     runtime = [json.loads(text) for text in shards["runtime"]]
     busy_s = sum(entry["make_s"] for entry in runtime)
     manifest = dataset.manifest
-    sampler = plan.identity["sampler"]
-    extras = "".join(f", {k} {v}" for k, v in sampler.items() if k not in ("method", "steps", "guidance_scale"))
+    sampler = plan.identity.get("sampler")
+    extras = "".join(f", {k} {v}" for k, v in (sampler or {}).items() if k not in ("method", "steps", "guidance_scale"))
     return {
         "planned = ok + rejected + failed": f"{manifest['num_samples']} = {manifest['num_ok']} + "
         f"{manifest['num_rejected']} + {manifest['num_failed']}",
         "volume": f"{'×'.join(map(str, plan.volume.shape_xyz))} at {plan.volume.spacing_mm[0]:g} mm, {plan.volume.dtype}",
-        "sampler": f"{sampler['method']}, {sampler['steps']} steps, guidance {sampler['guidance_scale']:g}{extras}, "
+        "sampler": "the generator's own"
+        if sampler is None
+        else f"{sampler['method']}, {sampler['steps']} steps, guidance {sampler['guidance_scale']:g}{extras}, "
         f"{plan.identity['precision']}",
         "base seed": plan.identity["base_seed"],
         "shards": f"{len(shards)}, {shards['size_bytes'].sum() / 1e6:.1f} MB",

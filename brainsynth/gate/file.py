@@ -11,7 +11,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from brainsynth.bundle.spec import GATE_FILE, BundleSpec
+from brainsynth.bundle.generator import ModelSpec
+from brainsynth.bundle.spec import GATE_FILE
 from brainsynth.errors import UserError
 from brainsynth.gate.features import COARSE_MM, blocks
 from brainsynth.gate.gate import GateSpec, QualityGate
@@ -105,7 +106,7 @@ def load_gate(path: Path) -> QualityGate:
     return gate_from_tensors(from_dict(GateSpec, body, str(path)), tensors, str(path))
 
 
-def load_bundle_gate(folder: Path, bundle: BundleSpec) -> QualityGate:
+def load_bundle_gate(folder: Path, bundle: ModelSpec) -> QualityGate:
     """The gate of a bundle whose files were checked. Raises UserError when it is damaged or for another grid."""
     gate = load_gate(folder / GATE_FILE)
     if (gate.spec.volume.shape_xyz, gate.spec.volume.spacing_mm) != (bundle.volume.shape_xyz, bundle.volume.spacing_mm):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from brainsynth.bundle.files import bundle_folder, read_bundle
+from brainsynth.bundle.generator import model_spec
 from brainsynth.config.schema import SHIPPED_BUNDLE, GenerateConfig, SynthesisConfig
 from brainsynth.errors import UserError
 from brainsynth.executors.dataset import dry_run, make_dataset
@@ -34,7 +34,7 @@ def run(config: SynthesisConfig, rows: pd.DataFrame | None = None) -> Path | Non
     """
     work = plan_generation(config, rows)
     make_dataset(work, config.runtime)
-    bundle = read_bundle(bundle_folder(config.bundle))
+    bundle = model_spec(config.bundle, config.options)
     model = ModelRecord(
         bundle=bundle.digest, name=bundle.name, licence=bundle.licence, training_data=bundle.training_data
     )
@@ -91,7 +91,7 @@ def generate_dataset(
     if not isinstance(rows, pd.DataFrame):
         return run(made)
     extrapolates = config is not None and config.covariates.allow_extrapolation
-    schema = read_bundle(bundle_folder(made.bundle)).covariates
+    schema = model_spec(made.bundle, made.options).covariates
     return run(made, schema.validate(rows, "rows", allow_out_of_range=extrapolates, keep=ROW_COLUMNS))
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
-from brainsynth.bundle.files import bundle_folder, check_bundle_files, read_bundle
+from brainsynth.bundle.files import bundle_folder
+from brainsynth.bundle.generator import is_generator, model_spec
 from brainsynth.config.job import DAMAGED
 from brainsynth.errors import UserError
 from brainsynth.generate import VolumeGenerator
@@ -66,14 +66,13 @@ def regenerate(uri: str, bundle: str, rows: list[int], use_gpu: bool = False) ->
     plan = read_plan(store)
     if plan.kind != "generated":
         raise UserError(f"{uri} was not generated (it is {plan.kind}): run the job that made it again")
-    folder = bundle_folder(bundle, "--bundle")
-    spec = read_bundle(folder)
+    spec = model_spec(bundle, plan.identity.get("options"), "--bundle")
     if spec.digest != plan.identity["bundle"]:
         raise UserError(
             f"{uri} was made with another bundle: its plan names {str(plan.identity['bundle'])[:12]}…, "
-            f"{folder} is {spec.digest[:12]}…"
+            f"{bundle} is {spec.digest[:12]}…"
         )
-    check_bundle_files(folder, spec)
+    found = bundle if is_generator(bundle) else str(bundle_folder(bundle, "--bundle"))
     makers: dict[GeneratorSettings, VolumeGenerator] = {}
     for row in rows:
         shard = plan.shard(row // plan.samples_per_shard)
@@ -81,17 +80,17 @@ def regenerate(uri: str, bundle: str, rows: list[int], use_gpu: bool = False) ->
             commit = read_commit(store, plan, shard.index)
         except FileNotFoundError:
             raise UserError(f"row {row} is not made yet: shard {shard.index} has no commit record") from None
-        settings = _settings(uri, folder, commit, use_gpu)
+        settings = _settings(uri, found, commit, use_gpu)
         if settings not in makers:
             makers[settings] = VolumeGenerator(plan, settings)
         yield _compare(store, plan, shard, commit, makers[settings], row)
 
 
-def _settings(uri: str, bundle: Path, commit: ShardManifest, use_gpu: bool) -> GeneratorSettings:
+def _settings(uri: str, bundle: str, commit: ShardManifest, use_gpu: bool) -> GeneratorSettings:
     """As the rows of a commit record were made; what it does not say yet held before it did."""
     return GeneratorSettings(
         root=uri,
-        bundle=str(bundle),
+        bundle=bundle,
         micro_batch=int(commit.runtime.get("micro_batch", 1)),
         threads=int(commit.runtime.get("threads", 1)),
         workers=1,

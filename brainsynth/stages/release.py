@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from brainsynth.audit.verdict import AUDIT_KEY, AuditRecord, read_audit
-from brainsynth.bundle.files import bundle_folder, file_sha256, read_bundle
-from brainsynth.bundle.spec import BundleSpec
+from brainsynth.bundle.files import file_sha256
+from brainsynth.bundle.generator import ModelSpec, model_spec
 from brainsynth.cards import pages
 from brainsynth.cards.croissant import croissant
 from brainsynth.cards.facts import AuditSummary, Facts, ReleasedFile
@@ -72,7 +72,7 @@ class Checked(NamedTuple):
     plan: Plan
     manifest: DatasetManifest
     model: ModelRecord
-    bundle: BundleSpec
+    bundle: ModelSpec
     audit: AuditRecord
 
 
@@ -92,7 +92,7 @@ def check_release(config: ReleaseConfig) -> Checked:
         manifest = unseal(DatasetManifest, store.read(DATASET_KEY), f"{store.uri}/{DATASET_KEY}")
     except FileNotFoundError:
         raise UserError(f"dataset: {config.dataset} is not finished; run its job again to finish it") from None
-    bundle = read_bundle(bundle_folder(config.bundle))
+    bundle = model_spec(config.bundle, plan.identity.get("options"))
     audit = read_audit(open_store(resolve_uri(config.audit, "audit")))
     problems = []
     if manifest.plan_fingerprint != plan.fingerprint:

@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from brainsynth.bundle.files import bundle_folder, read_bundle
-from brainsynth.bundle.spec import BundleSpec
+from brainsynth.bundle.generator import ModelSpec, model_spec
 from brainsynth.config.load import load_config
 from brainsynth.config.schema import GenerateConfig
 from brainsynth.covariates.sweep import Sweep, check_not_held, held_values, parse_sweep, refuse_outside, sweep_rows
@@ -52,7 +51,7 @@ class Case:
         allow_extrapolation: bool = False,
     ) -> None:
         self.output = local_folder(output, "output")
-        self.bundle: BundleSpec = read_bundle(bundle_folder(config.bundle))
+        self.bundle: ModelSpec = model_spec(config.bundle)
         schema = self.bundle.covariates
         check_not_held(sweeps, hold)
         held = held_values(schema, self.bundle.distribution, hold)

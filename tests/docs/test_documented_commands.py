@@ -38,7 +38,11 @@ EXCEPTIONS = {
 }
 """Why a command does not run in these tests. That it could start is checked all the same."""
 
-ELSEWHERE = {"docs/reading.md": "tests/reading/test_examples.py", "docs/reference/python.md": "tests/test_public.py"}
+ELSEWHERE = {
+    "docs/reading.md": "tests/reading/test_examples.py",
+    "docs/reference/python.md": "tests/test_public.py",
+    "docs/tutorials/other-generators.md": "tests/generators/test_page.py",
+}
 """Pages whose blocks another test runs, verbatim."""
 
 FIRST = "docs/tutorials/own-cohort.md"

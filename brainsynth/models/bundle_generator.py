@@ -1,0 +1,57 @@
+"""A bundle as a generator: covariates → latents → volumes, by its own networks."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from brainsynth.bundle.spec import BundleSpec
+from brainsynth.errors import UserError
+from brainsynth.models import device as devices
+from brainsynth.models.loading import load_models
+from brainsynth.models.sampling import sample_rows
+from brainsynth.models.schedule import NoiseSchedule
+from brainsynth.plan import GenerationIdentity
+
+
+class BundleGenerator:
+    """Samples a bundle as a dataset's identity says."""
+
+    def __init__(self, folder: Path, spec: BundleSpec, identity: GenerationIdentity, exact_rewrites: bool) -> None:
+        self.folder, self.spec, self.identity, self.exact_rewrites = folder, spec, identity, exact_rewrites
+        self.decode_s = 0.0
+        """Seconds of decoding so far."""
+
+    def describe(self) -> BundleSpec:
+        """The bundle's record."""
+        return self.spec
+
+    def load(self, device: str) -> None:
+        """Read, check and place the networks."""
+        self.device = torch.device(device)
+        precision = self.identity.precision
+        self.autoencoder, self.denoiser = load_models(
+            self.folder, self.spec, self.device, precision, self.exact_rewrites, self.identity.decoder
+        )
+        devices.explain(self.device, precision, self.exact_rewrites)
+        self.schedule = NoiseSchedule(self.spec.schedule)
+
+    @torch.no_grad()
+    def sample(self, rows: pd.DataFrame, seeds: list[int]) -> npt.NDArray[np.float32]:
+        """(B, X, Y, Z) float32 images in [0, 1]."""
+        if self.identity.sampler is None:
+            raise UserError("the plan of a bundle's dataset names no sampler")
+        context = torch.from_numpy(self.spec.covariates.encode(rows)).to(self.device)
+        shape = self.spec.latents.shape_cxyz
+        with devices.autocast(self.device, self.identity.precision):
+            z = sample_rows(self.denoiser, context, seeds, shape, self.schedule, self.identity.sampler)
+            began = time.monotonic()
+            x = self.autoencoder.decode(z, context, seeds)
+        images: npt.NDArray[np.float32] = x[:, 0].cpu().numpy()
+        self.decode_s += time.monotonic() - began
+        return images
