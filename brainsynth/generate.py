@@ -29,6 +29,7 @@ from brainsynth.gate.drawn import Drawn
 from brainsynth.manifest import SampleRecord
 from brainsynth.models import device as devices
 from brainsynth.models.bundle_generator import BundleGenerator
+from brainsynth.models.loading import load_labeller
 from brainsynth.plan import GenerationIdentity, GeneratorSettings, Plan, ShardSpec, attempt_seed, generation_identity
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_samples
@@ -69,6 +70,8 @@ class VolumeGenerator:
         self.maps: npt.NDArray[np.uint8] | None = None
         self._makes_labels = isinstance(self.bundle, GeneratorSpec) and self.bundle.labels is not None
         self.labeller: Labeller | None = None
+        if self.identity.labeller is not None:
+            self.labeller = load_labeller(folder, self.device, self.identity.labeller)
         self.gatekeeper: Gatekeeper | None = None
         if self.identity.gate is not None:
             from brainsynth.gate.file import load_bundle_gate  # and with it SciPy's image filters

@@ -103,6 +103,8 @@ class GenerationIdentity:
     decoder: Annotated[DecoderChoice, left_out_at("own")] = "own"
     options: Annotated[dict[str, str | int | float | bool], left_out_at({})] = field(default_factory=dict)
     """With which a generator of another package was built."""
+    labeller: Annotated[str | None, left_out_at(None)] = None
+    """Digest of the record of the labeller that makes the label maps."""
 
 
 @record

@@ -19,6 +19,7 @@ from brainsynth.bundle.generator import (
     is_generator,
     open_generator,
 )
+from brainsynth.bundle.labeller import check_labeller_grid, read_labeller
 from brainsynth.bundle.spec import GATE_FILE
 from brainsynth.config.gate import GateConfig
 from brainsynth.config.schema import SHIPPED_BUNDLE, CovariateSource, GenerateConfig, SynthesisConfig
@@ -75,6 +76,7 @@ def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None) -
     except UserError as error:
         table = config.covariates.table if isinstance(config, GenerateConfig) else None
         raise UserError(f"{table}: {error}" if table else str(error)) from None
+    labeller, labels = planned_labels(config, folder, bundle)
     identity = GenerationIdentity(
         bundle=bundle.digest,
         sampler=config.sampler,
@@ -83,11 +85,10 @@ def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None) -
         gate=None if config.gate is None else planned_rules(config.gate, folder, bundle),
         decoder=config.decoder,
         options=config.options,
+        labeller=labeller,
     )
     volume = dataclasses.replace(bundle.volume, dtype=config.stored_dtype)
-    plan = generation_plan(
-        identity, volume, bundle.covariates, samples, config.samples_per_shard, bundle_labels(bundle)
-    )
+    plan = generation_plan(identity, volume, bundle.covariates, samples, config.samples_per_shard, labels)
     settings = GeneratorSettings(
         root=resolve_uri(config.output, "output"),
         # Each node has its own copy of the bundled model, and imports a generator by its name.
@@ -133,16 +134,28 @@ def planned_model(config: SynthesisConfig) -> tuple[Path, ModelSpec]:
     return folder, bundle
 
 
-def bundle_labels(bundle: ModelSpec) -> LabelTable | None:
-    """The table of the label maps that a generator makes itself."""
-    return bundle.labels if isinstance(bundle, GeneratorSpec) else None
-
-
 def volume_generator(plan: Plan, settings: GeneratorSettings) -> VolumeGenerator:
     """The maker of a planned generation, which needs torch; each worker builds its own."""
     from brainsynth.generate import VolumeGenerator
 
     return VolumeGenerator(plan, settings)
+
+
+def planned_labels(config: SynthesisConfig, folder: Path, bundle: ModelSpec) -> tuple[str | None, LabelTable | None]:
+    """(digest of the labeller, table of the label maps): of the bundle's labeller if the config asks for labels, else the
+    table of those that a generator makes itself. Raises UserError when there is no labeller, or one of another grid."""
+    if isinstance(bundle, GeneratorSpec):
+        if config.labels:
+            raise UserError(
+                f"labels: they are made by a bundle's labeller, and {config.bundle} is a generator, which makes its own or none: "
+                "leave labels out"
+            )
+        return None, bundle.labels
+    if not config.labels:
+        return None, None
+    labeller = read_labeller(folder)
+    check_labeller_grid(labeller, bundle.volume)
+    return labeller.digest, labeller.labels
 
 
 def planned_rules(config: GateConfig, folder: Path, bundle: ModelSpec) -> GateRules:

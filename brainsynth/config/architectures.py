@@ -256,3 +256,22 @@ class DecoderArchitecture:
                 f"space would refine by {last}, and may by 2 to 8"
             )
         return last
+
+
+@record
+class LabellerArchitecture:
+    """A labeller: a U-Net whose first level is a grid of cells of voxels; each further level is twice as coarse."""
+
+    channels: tuple[int, ...]
+    """Per level."""
+    blocks: tuple[int, ...]
+    """Residual blocks of one 3 × 3 × 3 convolution, per level: on the way down and again on the way up; once at the last."""
+    cell: int = 2
+    """Voxels of a cell along each axis: 2 for a 2 mm grid, 4 for one of 1 mm."""
+
+    def __post_init__(self) -> None:
+        _check_size(self.channels, self.cell)
+        if len(self.blocks) != len(self.channels) or not all(1 <= b <= 16 for b in self.blocks):
+            raise ValueError("blocks needs one number per level, between 1 and 16")
+        if self.cell not in (1, 2, 4):
+            raise ValueError("cell must be 1, 2 or 4")

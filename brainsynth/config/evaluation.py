@@ -89,6 +89,8 @@ class TwoSampleConfig:
             raise ValueError("needed are 0 < learning_rate < 1 and 0 <= weight_decay < 1")
 
 
+SEGMENTED = ("ventricles_ml", "lateral_ventricles_ml", "brain_ml")
+"""Sums that a segmentation measures."""
 VENTRICLES = "ventricles"
 """The task of segmenting them."""
 
@@ -144,13 +146,19 @@ class EvaluateConfig:
     """Folder of the measurements (a dataset each for `dataset` and `reference`) and of report.html and report.json."""
     segmentation: SegmentationConfig | None = None
     """Measures `structures`; without it only what the other rulers see is judged."""
+    labeller: str | None = None
+    """Folder of a bundle with a labeller, or `t1w-2mm`: it labels the volumes of both sets, and structures are counted."""
     structures: dict[str, str] = field(default_factory=dict)
-    """Covariate → ventricles_ml, lateral_ventricles_ml or brain_ml, as the segmentation measures them."""
+    """Covariate → ventricles_ml, lateral_ventricles_ml or brain_ml, as the segmentation measures them; or structures that
+    the labeller counts, such as `hippocampus` or `3rd ventricle + 4th ventricle`."""
     tables: dict[str, TableRuler] = field(default_factory=dict)
     """Covariate → volumes that another tool measured."""
     functions: dict[str, str] = field(default_factory=dict)
     """Covariate → `package.module:function` of your own: (X, Y, Z) float32 volume in [0, 1] and its (4, 4) affine in, one
     finite number out (of a two-category covariate the probability of the second). It runs your code: SECURITY.md."""
+    by: str | None = None
+    """A covariate with categories, such as the cohort: adherence and structures are then judged within each of them, as a
+    figure of all together can hide one that the model gets wrong."""
     publish: bool = False
     """Store the measurements in the dataset, for `open_dataset(…, measured=True)`; adds one file to it."""
     usefulness: UsefulnessConfig | None = None
@@ -166,10 +174,11 @@ class EvaluateConfig:
     runtime: RuntimeConfig = RuntimeConfig()
 
     def __post_init__(self) -> None:
-        known = ("ventricles_ml", "lateral_ventricles_ml", "brain_ml")
-        wrong = sorted(set(self.structures.values()) - set(known))
-        if wrong:
-            raise ValueError(f"structures: {', '.join(wrong)} is none of {', '.join(known)}")
+        wrong = sorted(set(self.structures.values()) - set(SEGMENTED))
+        if wrong and self.labeller is None:
+            raise ValueError(
+                f"structures: {', '.join(wrong)} is none of {', '.join(SEGMENTED)}; others need labeller: name a bundle"
+            )
         twice = [n for n in {**self.structures, **self.tables, **self.functions} if self._rulers(n) > 1]
         if twice:
             raise ValueError(f"{', '.join(twice)}: one ruler per covariate, in structures, tables or functions")
@@ -178,7 +187,7 @@ class EvaluateConfig:
                 raise ValueError(f"functions: {name}: {path!r} is not of the form package.module:function")
         if self.usefulness is not None and VENTRICLES in self.usefulness.tasks and self.segmentation is None:
             raise ValueError("usefulness.tasks: ventricles need segmentation: name the file of its weights")
-        if self.structures and self.segmentation is None:
+        if set(self.structures.values()) & set(SEGMENTED) and self.segmentation is None:
             raise ValueError("structures need segmentation: name the file of its weights")
         if self.pairs < 2:
             raise ValueError("pairs must be at least 2")

@@ -329,6 +329,9 @@ class ExportConfig:
     computation does not change."""
     recommended: RecommendedConfig | None = None
     """What `brainsynth generate --count N` uses with this bundle."""
+    labeller: Annotated[str | None, left_out_at(None)] = None
+    """Output folder of `brainsynth train-labeller`: the bundle gets this labeller, also one that was exported before.
+    Datasets may then ask for `labels`. No part of the bundle's digest, as images do not depend on it."""
 
 
 @record
@@ -381,6 +384,8 @@ class SynthesisConfig:
     """The bundle's own decoder, or the distilled one where the bundle has it: cheaper and not quite the same images."""
     gate: GateConfig | None = None
     """Refuse volumes that fail the bundle's quality gate, and draw them again."""
+    labels: Annotated[bool, left_out_at(False)] = False
+    """Store each volume's label map, too, by the bundle's labeller (docs/labels.md)."""
     runtime: RuntimeConfig = RuntimeConfig()
 
     def __post_init__(self) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from brainsynth.config.evaluation import EvaluateConfig
+from brainsynth.config.evaluation import SEGMENTED, EvaluateConfig
 from brainsynth.covariates.arrays import as_numbers
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
+from brainsynth.evaluation.structures import structure_volume
 from brainsynth.instruments.covariate_ruler import CovariateRuler
 from brainsynth.instruments.measured import Measured
 from brainsynth.instruments.own_rulers import MeasuredTable, check_allowed, function_values
@@ -52,12 +53,14 @@ def adherence(
     real: Measured,
     train: npt.NDArray[np.intp],
     held: npt.NDArray[np.intp],
+    within: str = "",
 ) -> tuple[list[Finding], list[Scatter]]:
     """Every covariate that has a ruler: verdicts, and the values themselves.
 
     Args:
         train: rows of `real` that rulers are fitted on.
         held: rows of `real` that give the rulers' own errors.
+        within: what all rows have in common, for the names of the figures.
     """
     findings: list[Finding] = []
     scatters: list[Scatter] = []
@@ -70,7 +73,7 @@ def adherence(
         ids = tuple(made.table["sample_id"])
         scatters.append(
             Scatter(
-                covariate=name,
+                covariate=f"{name}{within}",
                 unit=covariate.unit,
                 ruler=ruler_of(config, name),
                 sample_ids=ids,
@@ -83,15 +86,27 @@ def adherence(
             compare = _numeric if covariate.kind == "continuous" else _category
             subjects = real.table["subject"].to_numpy()[pairs[1]]
             findings += compare(
-                name, covariate.unit, asked[pairs[0]], measured[pairs[0]], known[pairs[1]], own[pairs[1]], subjects
+                f"{name}{within}",
+                covariate.unit,
+                asked[pairs[0]],
+                measured[pairs[0]],
+                known[pairs[1]],
+                own[pairs[1]],
+                subjects,
             )
     return findings, scatters
 
 
 def measured_values(scatters: list[Scatter]) -> pd.DataFrame:
     """sample_id and one `measured_…` column a covariate, in its unit; of two categories the second's probability."""
-    table = pd.DataFrame({"sample_id": scatters[0].sample_ids if scatters else ()})
-    return table.assign(**{f"measured_{scatter.covariate}": scatter.measured for scatter in scatters})
+    if not scatters:
+        return pd.DataFrame({"sample_id": pd.Series(dtype=str)})
+    columns: dict[str, pd.Series] = {}
+    for scatter in scatters:
+        name = f"measured_{scatter.covariate.partition(' (')[0]}"
+        values = pd.Series(scatter.measured, index=list(scatter.sample_ids), dtype=np.float64)
+        columns[name] = pd.concat([columns[name], values]) if name in columns else values
+    return pd.DataFrame(columns).rename_axis("sample_id").reset_index()
 
 
 def check_rulers(config: EvaluateConfig, covariates: CovariateSchema, dataset: str) -> None:
@@ -100,6 +115,9 @@ def check_rulers(config: EvaluateConfig, covariates: CovariateSchema, dataset: s
     Raises UserError for a ruler of no covariate, a structure for a category, a table that does not fit.
     """
     known = {c.name: c for c in covariates.covariates}
+    if config.by is not None and (config.by not in known or known[config.by].kind == "continuous"):
+        categories = ", ".join(c.name for c in covariates.covariates if c.kind != "continuous") or "it has none"
+        raise UserError(f"by: {config.by} is not a covariate of {dataset} that has categories ({categories})")
     for key in ("structures", "tables", "functions"):
         absent = [name for name in getattr(config, key) if name not in known]
         if absent:
@@ -118,7 +136,8 @@ def check_rulers(config: EvaluateConfig, covariates: CovariateSchema, dataset: s
 def ruler_of(config: EvaluateConfig, covariate: str) -> str:
     """What measures a covariate, in words."""
     if covariate in config.structures:
-        return f"segmentation, {config.structures[covariate]}"
+        structure = config.structures[covariate]
+        return f"{'segmentation' if structure in SEGMENTED else 'labeller'}, {structure}"
     if covariate in config.tables:
         return f"table, {' + '.join(config.tables[covariate].columns)}"
     return f"function {config.functions[covariate]}" if covariate in config.functions else "ridge on tissue maps"
@@ -135,7 +154,7 @@ def _measure(
     """One covariate on the dataset and on the reference, in its unit; of two categories, the second's probability."""
     name = covariate.name
     if name in config.structures:
-        measured, own = (m.table[config.structures[name]].to_numpy(np.float64) for m in (made, real))
+        measured, own = (structure_volume(m.table, config.structures[name]) for m in (made, real))
     elif name in config.tables:
         measured, own = (
             MeasuredTable(config.tables[name], which, name, covariate.unit).of(m.table["sample_id"])

@@ -60,6 +60,13 @@ class Measured:
         self.tissue = np.concatenate(list(measured_blocks(root, "tissue")))
         assert len(self.table) == len(self.tissue)
 
+    def where(self, covariate: str, category: str) -> Measured:
+        """The volumes of one category."""
+        rows = np.flatnonzero(self.table[covariate] == category)
+        part = Measured.__new__(Measured)
+        part.table, part.tissue = self.table.iloc[rows].reset_index(drop=True), self.tissue[rows]
+        return part
+
     def split(self, name: str) -> npt.NDArray[np.intp]:
         """Rows of one split. Raises UserError when there are too few."""
         if "split" not in self.table:

@@ -6,7 +6,7 @@ executor and is verified the same way; judging reads kilobytes per volume, never
 Arrays: `histogram` (voxels per intensity bin over [0, 1]), `tissue` (`tissue_features`), `skew` (`left_right_difference`),
 with a feature network `features`, and, where the usefulness test asks for labels, `ventricles` (1 where the segmentation
 finds them). Scalars, in each sample's `extra`: `gradient` (sharpness: mean absolute difference of neighbouring voxels), with
-a segmentation its `table_line`, and what the user's own functions find.
+a segmentation its `table_line`, with a labeller the volume of each structure, and what the user's own functions find.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainsynth.bundle.files import file_sha256
-from brainsynth.config.evaluation import VENTRICLES, EvaluateConfig
+from brainsynth.config.evaluation import SEGMENTED, VENTRICLES, EvaluateConfig
 from brainsynth.errors import UserError
+from brainsynth.instruments.counting import StructureCounter, planned_labeller
 from brainsynth.instruments.feature_network import FeatureNetwork, features_of
 from brainsynth.instruments.measured import BINS
 from brainsynth.instruments.own_rulers import call_functions, load_functions
@@ -67,6 +68,9 @@ def plan_measurement(
     if config.segmentation is not None:
         identity["segmenter"] = file_sha256(Path(weights_file(config.segmentation.segmenter, "segmentation.segmenter")))
         identity["precision"] = config.segmentation.precision
+    if config.labeller is not None:
+        counted = [structure for structure in config.structures.values() if structure not in SEGMENTED]
+        identity["labeller"] = planned_labeller(config.labeller, grid, counted).digest
     if config.functions:
         identity["functions"] = config.functions
     arrays = [vector_array(name, length) for name, length in lengths.items()]
@@ -136,6 +140,7 @@ class VolumeMeasurer:
         set_threads(runtime.threads_per_worker, runtime.workers)
         self.device = choose_device(runtime.gpus_per_worker > 0)
         self.functions = load_functions(config.functions)
+        self.counter = StructureCounter(config.labeller, self.device) if config.labeller is not None else None
         if config.segmentation is not None:
             self.ruler = SegmentationRuler.load(config.segmentation, self.device)
         self.network = network.load(self.device) if network is not None else None
@@ -164,6 +169,8 @@ class VolumeMeasurer:
             if self.labels_ventricles:
                 measured.append(ventricle_mark(labels, fine, grid))
             extra |= {k: v for k, v in table_line(volumes).items() if isinstance(v, str) or math.isfinite(v)}
+        if self.counter is not None:
+            extra |= self.counter.volumes_ml(volume)
         return measured, extra | call_functions(self.functions, volume, self.dataset.affine)
 
 

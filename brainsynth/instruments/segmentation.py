@@ -129,13 +129,46 @@ class SegmentationRuler:
         Raises:
             ValueError: the image is blank; `measure_labelled` flags such a volume instead.
         """
+        fine, target = self._scaled(image, grid)
+        return self.segmenter.labels(fine).cpu().numpy(), target
+
+    def label_map(self, image: F32, grid: VolumeSpec) -> npt.NDArray[np.uint8]:
+        """(X, Y, Z) labels of one volume on its own grid, whose voxels are whole millimetres and have their faces at such.
+
+        Args:
+            image: as for `segment`.
+
+        Raises:
+            ValueError: the image is blank, or the grid is another.
+        """
+        fine, target = self._scaled(image, grid)
+        size = round(grid.spacing_mm[0])
+        first = [
+            (low - 0.5 * one - (origin - 0.5 * size)) / size
+            for low, one, origin in zip(target.origin_mm, target.spacing_mm, grid.origin_mm, strict=True)
+        ]
+        rest = [abs(place - round(place)) for place in first] + [n % size for n in target.shape_xyz]
+        if grid.spacing_mm != (float(size),) * 3 or max(rest) > 1e-3:
+            raise ValueError(
+                f"labels at 1 mm cannot be brought to voxels of {grid.spacing_mm} mm at {grid.origin_mm} mm"
+            )
+        coarse = self.segmenter.coarse_labels(fine, size).cpu().numpy()
+        labels = np.zeros(grid.shape_xyz, np.uint8)
+        inside, of_coarse = [], []
+        for start, length, size_here in zip(map(round, first), coarse.shape, grid.shape_xyz, strict=True):
+            inside.append(slice(max(0, start), min(start + length, size_here)))
+            of_coarse.append(slice(max(0, -start), min(length, size_here - start)))
+        labels[tuple(inside)] = coarse[tuple(of_coarse)]
+        return labels
+
+    def _scaled(self, image: F32, grid: VolumeSpec) -> tuple[torch.Tensor, VolumeSpec]:
+        """The image as the network wants it, and its 1 mm grid."""
         kept = _foreground(image)
         if not kept.any():
             raise ValueError("a blank image cannot be segmented")
         scaled = np.clip(image / np.float32(np.percentile(image[kept], WHITE_PERCENTILE)), 0, 1)
         target = network_grid(kept, grid)
-        fine = torch.from_numpy(np.ascontiguousarray(resample(scaled, grid.affine, target)))
-        return self.segmenter.labels(fine).cpu().numpy(), target
+        return torch.from_numpy(np.ascontiguousarray(resample(scaled, grid.affine, target))), target
 
     def measure_labelled(
         self, image: npt.NDArray[Any], grid: VolumeSpec
@@ -163,9 +196,14 @@ def table_line(volumes: StructureVolumes) -> dict[str, float | str]:
         "ventricles_ml": volumes.ventricles_ml,
         "lateral_ventricles_ml": volumes.lateral_ventricles_ml,
         "brain_ml": volumes.brain_ml,
-        **{f"{name.replace(' ', '_').lower()}_ml": volume for name, volume in volumes.ml.items()},
+        **{structure_column(name): volume for name, volume in volumes.ml.items()},
         "flags": "; ".join(volumes.flags),
     }
+
+
+def structure_column(name: str) -> str:
+    """The column of a structure's volume."""
+    return f"{name.replace(' ', '_').lower()}_ml"
 
 
 def structure_ml(labels: npt.NDArray[np.uint8], voxel_ml: float) -> dict[str, float]:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import platform
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -36,6 +37,17 @@ def set_threads(threads: int, workers: int) -> int:
     chosen = threads or max(1, (os.cpu_count() or 1) // max(1, workers))
     torch.set_num_threads(chosen)
     return chosen
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One CPU thread inside: on small grids oneDNN splits the sums of a convolution over threads, and rounds otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:

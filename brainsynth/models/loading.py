@@ -7,12 +7,15 @@ from pathlib import Path
 import torch
 
 from brainsynth.bundle.files import check_bundle_files, check_decoder
+from brainsynth.bundle.labeller import LABELLER_FILE, read_labeller
 from brainsynth.bundle.spec import AUTOENCODER_FILE, DECODER_FILE, DIFFUSION_FILE, BundleSpec
 from brainsynth.config.training import DecoderChoice, Precision
+from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import layout, round_weights
 from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.distilled_decoder import DistilledDecoder
+from brainsynth.models.labeller import Labeller, VolumeLabeller
 from brainsynth.models.rewrites import rewrite
 from brainsynth.models.selfcheck import ConvolutionShape, check_bfloat16, convolution_shapes
 from brainsynth.models.weights import load_weights
@@ -53,6 +56,27 @@ def load_models(
             if part is not None:
                 round_weights(part)
     return autoencoder, denoiser
+
+
+def load_labeller(folder: Path, device: torch.device, digest: str | None = None) -> VolumeLabeller:
+    """A bundle's labeller on a device, in float32 whatever the images' precision.
+
+    Args:
+        digest: of its record, where it must be this one.
+
+    Raises:
+        UserError: the bundle has none or another one, or its file is damaged.
+    """
+    spec = read_labeller(folder)
+    if digest is not None and spec.digest != digest:
+        raise UserError(
+            f"the dataset's label maps are of another labeller: its plan names {digest[:12]}…, the bundle {folder} has "
+            f"{spec.digest[:12]}…"
+        )
+    network = Labeller(spec.architecture, len(spec.labels.labels) + 1)
+    load_weights(network, folder / LABELLER_FILE)
+    layout(network.float().requires_grad_(False).eval().to(device))
+    return VolumeLabeller(network, spec.labels.indices, device)
 
 
 def _build(spec: BundleSpec, decoder: DecoderChoice) -> tuple[Autoencoder, Denoiser]:

@@ -97,6 +97,24 @@ class Segmenter(nn.Module):
             labels[start : start + _PIECE] = scores.argmax(1)
         return _to_right_anterior_superior(labels.reshape(features.shape[2:]))
 
+    @torch.inference_mode()
+    def coarse_labels(self, image: torch.Tensor, factor: int) -> torch.Tensor:
+        """(X / factor, …) labels of blocks of voxels: of each the class with the largest mean probability.
+
+        Args:
+            image: as for `labels`; axes are multiples of `factor`.
+        """
+        features = self.features(_batch(_to_left_inferior_anterior(image), self)).float()
+        last = self.get_submodule(f"conv{len(_SEGMENTER_DILATIONS)}")
+        assert isinstance(last, nn.Conv3d)
+        assert last.bias is not None
+        weight, bias = last.weight.float(), last.bias.float()
+        slabs = [
+            functional.avg_pool3d(functional.conv3d(slab, weight, bias).softmax(1), factor).argmax(1)[0]
+            for slab in torch.split(features, factor, 2)
+        ]
+        return _to_right_anterior_superior(torch.cat(slabs).to(torch.uint8))
+
 
 def load_segmenter(weights: Path, device: torch.device, precision: Precision = "bfloat16") -> Segmenter:
     """The segmenter with the weights of a safetensors file (`conv0.weight` … `conv9.bias`), ready to predict.

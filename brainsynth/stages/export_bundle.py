@@ -14,16 +14,34 @@ import torch
 from safetensors.torch import load_file, save
 
 from brainsynth.bundle.files import bundle_folder, check_bundle_files, file_sha256, read_bundle
+from brainsynth.bundle.labeller import (
+    LABELLER_FILE,
+    LABELLER_RECORD,
+    LabellerSpec,
+    check_labeller_grid,
+    has_labeller,
+    read_labeller,
+    write_labeller,
+)
 from brainsynth.bundle.recommended import RECOMMENDED_FILE, write_recommended
 from brainsynth.bundle.spec import AUTOENCODER_FILE, BUNDLE_FILE, DECODER_FILE, GATE_FILE, BundleSpec
 from brainsynth.config.distillation import DistillConfig, StepDistillConfig
 from brainsynth.config.schema import ExportConfig
 from brainsynth.errors import UserError
 from brainsynth.gate.fit import reference_rows, write_gate
+from brainsynth.labels import LabelTable
 from brainsynth.models.sampler_rules import check_bundle_sampler
 from brainsynth.records import seal
 from brainsynth.storage.filesystem import local_folder
-from brainsynth.training.runs import AutoencoderRun, DenoiserRun, DiffusionRun, autoencoder_weights, read_run
+from brainsynth.training.runs import (
+    AutoencoderRun,
+    DenoiserRun,
+    DiffusionRun,
+    LabellerRun,
+    autoencoder_weights,
+    read_run,
+)
+from brainsynth.volume import VolumeSpec
 
 log = logging.getLogger(__name__)
 
@@ -31,23 +49,28 @@ log = logging.getLogger(__name__)
 def run(config: ExportConfig) -> None:
     """Trained runs → bundle, its record last; harmless to repeat."""
     files, folder, spec = plan_bundle(config)
+    labeller = plan_labeller(config, folder, spec.volume)
     if (folder / BUNDLE_FILE).exists():
         spec = read_bundle(folder)
         check_bundle_files(folder, spec)
         if config.recommended is not None:  # not part of the digest: it may be improved later
             write_recommended(folder, config.recommended)
+        if labeller is not None:
+            write_labeller(folder, *labeller)
     else:
-        spec = _write(config, files, folder, spec)
+        spec = _write(config, files, folder, spec, labeller)
     log.info("bundle %s: %s (digest %s)", spec.name, config.output, spec.digest[:12])
 
 
 def describe(config: ExportConfig) -> str:
     """What export-bundle would write."""
     _, folder, spec = plan_bundle(config)
+    labeller = plan_labeller(config, folder, spec.volume)
     gate = ""
     if config.gate is not None:
         gate = f" and a quality gate fitted on {len(reference_rows(config.gate, spec)[1])} people's {config.gate.reference}"
-    return f"bundle {spec.name} (digest {spec.digest[:12]}), {len(spec.weights)} weight files{gate} → {folder}"
+    names = "" if labeller is None else f", a labeller of {len(labeller[0].labels.labels)} structures"
+    return f"bundle {spec.name} (digest {spec.digest[:12]}), {len(spec.weights)} weight files{gate}{names} → {folder}"
 
 
 def plan_bundle(config: ExportConfig) -> tuple[dict[str, Path], Path, BundleSpec]:
@@ -138,7 +161,9 @@ def _without_gate(spec: BundleSpec) -> BundleSpec:
     return dataclasses.replace(spec, weights={name: sha for name, sha in spec.weights.items() if name != GATE_FILE})
 
 
-def _write(config: ExportConfig, files: dict[str, Path], folder: Path, spec: BundleSpec) -> BundleSpec:
+def _write(
+    config: ExportConfig, files: dict[str, Path], folder: Path, spec: BundleSpec, labeller: tuple[LabellerSpec, bytes] | None
+) -> BundleSpec:
     with new_bundle(folder) as temporary:
         for name, path in files.items():
             if config.weights == "float16":
@@ -150,6 +175,8 @@ def _write(config: ExportConfig, files: dict[str, Path], folder: Path, spec: Bun
             spec = dataclasses.replace(spec, weights={**spec.weights, GATE_FILE: file_sha256(temporary / GATE_FILE)})
         if config.recommended is not None:
             write_recommended(temporary, config.recommended)
+        if labeller is not None:
+            write_labeller(temporary, *labeller)
         (temporary / BUNDLE_FILE).write_bytes(seal(spec))
     return spec
 
@@ -187,6 +214,40 @@ def new_bundle(folder: Path) -> Iterator[Path]:
         raise
 
 
+def plan_labeller(config: ExportConfig, folder: Path, volume: VolumeSpec) -> tuple[LabellerSpec, bytes] | None:
+    """The labeller that the config adds: its record and its file. Raises UserError where it does not fit the bundle."""
+    if config.labeller is None:
+        return None
+    source = local_folder(config.labeller, "labeller")
+    run = read_run(source, LabellerRun, "train-labeller")
+    path = source / LABELLER_FILE
+    if not path.is_file() or file_sha256(path) != run.weights_sha256:
+        raise UserError(f"{path} is missing or is not the file that run.json names; train again or copy it again")
+    data = _rounded(path) if config.weights == "float16" else path.read_bytes()
+    dice = {key.removeprefix("dice_"): value for key, value in run.metrics.items() if key.startswith("dice_")}
+    spec = LabellerSpec(
+        architecture=run.architecture,
+        labels=LabelTable(
+            labels=tuple(dataclasses.replace(label, values=()) for label in run.labels.labels),
+            source=f"brainsynth labeller, trained on: {run.labels.source}",
+        ),
+        volume=run.volume,
+        weights_sha256=hashlib.sha256(data).hexdigest(),
+        provenance={
+            "config": run.config_digest,
+            "cohort_fingerprint": run.cohort_fingerprint,
+            "scans": run.scans,
+            "steps": run.steps,
+        },
+        dice=dice,
+        dice_scans=run.validation_scans,
+    )
+    check_labeller_grid(spec, volume)
+    if has_labeller(folder) and read_labeller(folder).digest != spec.digest:
+        raise UserError(f"labeller: {folder} holds another labeller; give another output folder")
+    return spec, data
+
+
 def check_empty(folder: Path) -> None:
     """Raises UserError when there is something in the folder."""
     if folder.exists() and any(folder.iterdir()):
@@ -222,7 +283,8 @@ def write_distilled(folder: Path, spec: BundleSpec, source: Path, trained: Path,
             shutil.copyfile((trained if file == name else source) / file, temporary / file)
         if spec.few_steps is None and (source / RECOMMENDED_FILE).is_file():
             shutil.copyfile(source / RECOMMENDED_FILE, temporary / RECOMMENDED_FILE)
-        if name == DECODER_FILE and (source / RECOMMENDED_FILE).exists():
-            shutil.copyfile(source / RECOMMENDED_FILE, temporary / RECOMMENDED_FILE)
+        if has_labeller(source):
+            for file in (LABELLER_FILE, LABELLER_RECORD):
+                shutil.copyfile(source / file, temporary / file)
         (temporary / BUNDLE_FILE).write_bytes(seal(spec))
     return spec

@@ -43,6 +43,10 @@ JOBS = {
     "train-autoencoder": Job("training.AutoencoderTrainConfig", "prepared cohort → autoencoder"),
     "encode-latents": Job("schema.EncodeConfig", "prepared cohort + autoencoder → latents, their shift and scale"),
     "train-diffusion": Job("training.DiffusionTrainConfig", "latents → conditional denoiser"),
+    "train-labeller": Job(
+        "labelling.LabellerTrainConfig",
+        "prepared cohort with label maps → labeller, which names the structures of a volume",
+    ),
     "export-bundle": Job("schema.ExportConfig", "trained runs → bundle: all that generation needs"),
     "generate": Job("schema.GenerateConfig", "bundle + covariates → dataset of synthetic brains, and its report"),
     "evaluate": Job(

@@ -24,6 +24,7 @@ from brainsynth.errors import UserError
 from brainsynth.models.embedder import Embedder
 from brainsynth.progress import in_minutes
 from brainsynth.records import record
+from brainsynth.training.warping import blur
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ def picture(persons: Tensor, spacing_mm: tuple[float, ...], rng: torch.Generator
     turn = uniform(-_TURN_DEGREES, _TURN_DEGREES, 3) * math.pi / 180
     images = _move(persons, turn, uniform(-_SHIFT_MM, _SHIFT_MM, 3), _VIEW_WARP_MM, spacing_mm, rng)
     images = torch.where((uniform(0, 1, 1, 1, 1) < 0.5).to(device), images.flip(1), images)
-    blurred = _blur(images, _BLUR_FWHM_MM / 2.3548, spacing_mm)
+    blurred = blur(images, _BLUR_FWHM_MM / 2.3548, spacing_mm)
     images = torch.lerp(images, blurred, uniform(0, 1, 1, 1, 1).to(device))
     gamma = torch.exp(uniform(math.log(_GAMMA[0]), math.log(_GAMMA[1]), 1, 1, 1)).to(device)
     noise = torch.randn(images.shape, generator=rng).to(device) * uniform(0, _NOISE, 1, 1, 1).to(device)
@@ -171,15 +172,3 @@ def _move(
     field = (field * amplitude[:, None, None, None, None]).movedim(1, -1) / half
     grid = (grid + field.flip(-1)).to(images.device)
     return functional.grid_sample(images[:, None], grid, align_corners=False)[:, 0]
-
-
-def _blur(images: Tensor, sigma_mm: float, spacing_mm: tuple[float, ...]) -> Tensor:
-    out = images[:, None]
-    for axis, spacing in enumerate(spacing_mm):
-        width = sigma_mm / spacing
-        reach = max(1, int(3 * width + 0.5))
-        kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=images.device) / width) ** 2)
-        shape, padding = [1, 1, 1, 1, 1], [0, 0, 0]
-        shape[axis + 2], padding[axis] = -1, reach
-        out = functional.conv3d(out, (kernel / kernel.sum()).view(shape), padding=padding)
-    return out[:, 0]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from brainsynth.config.distillation import DistillConfig, StepDistillConfig
+from brainsynth.config.labelling import LabellerTrainConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.storage.filesystem import local_folder
 from brainsynth.storage.whole_file import reported_when_full
@@ -18,7 +19,7 @@ from brainsynth.training.preemption import Preempted, never
 from brainsynth.training.runs import Finished, Run, finished, training_digest, write_run
 
 log = logging.getLogger(__name__)
-TrainConfig = AutoencoderTrainConfig | DiffusionTrainConfig | DistillConfig | StepDistillConfig
+TrainConfig = AutoencoderTrainConfig | DiffusionTrainConfig | DistillConfig | StepDistillConfig | LabellerTrainConfig
 C = TypeVar("C", bound=TrainConfig)
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import nn
 
 from brainsynth.bundle.files import file_sha256
+from brainsynth.bundle.labeller import LABELLER_FILE
 from brainsynth.bundle.spec import (
     AUTOENCODER_FILE,
     DECODER_FILE,
@@ -20,11 +21,12 @@ from brainsynth.bundle.spec import (
     DistilledSpec,
     LatentSpec,
 )
-from brainsynth.config.architectures import AnyAutoencoderArchitecture, DenoiserArchitecture
+from brainsynth.config.architectures import AnyAutoencoderArchitecture, DenoiserArchitecture, LabellerArchitecture
 from brainsynth.config.training import AutoencoderTrainConfig, ScheduleConfig, TrainRuntimeConfig
 from brainsynth.covariates.distribution import CovariateDistribution
 from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.errors import UserError
+from brainsynth.labels import LabelTable
 from brainsynth.models.weights import save_weights
 from brainsynth.plan import Plan
 from brainsynth.records import digest, record, seal, to_dict, unseal
@@ -138,7 +140,31 @@ class StepDistillRun:
     elapsed_s: float
 
 
-Run = AutoencoderRun | DenoiserRun | DiffusionRun | DistillRun | StepDistillRun
+@record
+class LabellerRun:
+    """A trained labeller."""
+
+    config_digest: str
+    architecture: LabellerArchitecture
+    volume: VolumeSpec
+    labels: LabelTable
+    cohort_fingerprint: str
+    scans: int
+    """Of the training split."""
+    validation_scans: int
+    """On which its metrics were measured."""
+    steps: int
+    weights_sha256: str
+    metrics: dict[str, float]
+    elapsed_s: float
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """sha256 by file name."""
+        return {LABELLER_FILE: self.weights_sha256}
+
+
+Run = AutoencoderRun | DenoiserRun | DiffusionRun | DistillRun | StepDistillRun | LabellerRun
 
 
 def training_digest(config: Any, data_fingerprint: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 from brainsynth.config.audit import AuditConfig
 from brainsynth.config.distillation import DistillConfig, StepDistillConfig
 from brainsynth.config.evaluation import EvaluateConfig
+from brainsynth.config.labelling import LabellerTrainConfig
 from brainsynth.config.load import load_config
 from brainsynth.config.release import ReleaseConfig
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PhantomConfig, PrepareConfig
@@ -21,6 +22,8 @@ REPO = Path(__file__).parents[2]
 CLASSES = {
     "phantoms": PhantomConfig,
     "cohort": PrepareConfig,
+    "cohort-labels": PrepareConfig,
+    "labeller": LabellerTrainConfig,
     "autoencoder": AutoencoderTrainConfig,
     "latents": EncodeConfig,
     "diffusion": DiffusionTrainConfig,

@@ -167,12 +167,17 @@ def shrunk(path: Path, config: dict[str, Any]) -> dict[str, Any]:
             "runtime": LOCAL,
         }
         config = {
-            k: v for k, v in config.items() if k not in ("segmentation", "structures", "usefulness", "trajectories")
+            k: v
+            for k, v in config.items()
+            if k not in ("segmentation", "structures", "usefulness", "trajectories", "by")
         }
     elif kind == "audit":
         small = {"false_alarm_rate": 0.1, "pictures": False}
         small["runtime"] = {"workers": 0, "threads_per_worker": 1, "micro_batch": 16}
         config = {k: v for k, v in config.items() if k not in ("same_person", "embedder")}
+    elif kind == "labeller":
+        small = {"architecture": {"channels": [8, 8], "blocks": [1, 1]}, "runtime": TRAINING}
+        small["optimisation"] = config["optimisation"] | {"steps": 2}
     elif kind == "distill-decoder":
         small = line.distillation()
     elif kind == "distill-steps":

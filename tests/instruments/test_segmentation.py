@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
+from scipy import ndimage
 
 from brainsynth.config.evaluation import SegmentationConfig
 from brainsynth.errors import UserError
@@ -97,23 +99,43 @@ def test_boxes_are_measured_to_a_voxel(ruler: SegmentationRuler) -> None:
     assert found.brain_ml * 1000 == pytest.approx(100 * 110 * 90 - lateral - third, abs=1e-6)
 
 
-def test_the_real_network_class_counts_boxes_to_a_voxel(tmp_path: Path) -> None:
-    """The same boxes through all ten layers: weights that pass intensities on, and scores best at the nearest level."""
+def level_network(folder: Path) -> SegmentationRuler:
+    """The real network, with weights that pass intensities on, and scores best at the nearest level."""
     state = {name: torch.zeros_like(tensor) for name, tensor in Segmenter().state_dict().items()}
     for index in range(9):
         state[f"conv{index}.weight"][0, 0, 1, 1, 1] = 1
     state["conv9.bias"][:] = -9
     for label, level in LEVELS.items():
         state["conv9.weight"][label, 0], state["conv9.bias"][label] = level, -(level**2) / 2
-    save_file(state, tmp_path / "w.safetensors")
-    config = SegmentationConfig(segmenter=str(tmp_path / "w.safetensors"), precision="float32")
-    loaded = SegmentationRuler.load(config, CPU)
+    save_file(state, folder / "w.safetensors")
+    config = SegmentationConfig(segmenter=str(folder / "w.safetensors"), precision="float32")
+    return SegmentationRuler.load(config, CPU)
+
+
+def test_the_real_network_class_counts_boxes_to_a_voxel(tmp_path: Path) -> None:
+    """The same boxes through all ten layers."""
+    loaded = level_network(tmp_path)
     assert len(loaded.weights_sha256) == 64
     small = boxes()[30:90, 40:100, 25:75]
     found = measured(loaded, small, grid(shape=small.shape))
     assert found.ml["lateral ventricle"] * 1000 == pytest.approx(20 * 31 * 11, abs=1e-6)
     assert found.ml["cerebral cortex"] * 1000 == pytest.approx(60 * 60 * 5, abs=1e-6)
     assert found.flags == ("landmarks missing", "implausible brain", "brain cut off")
+
+
+def test_a_label_map_is_on_the_grid_of_its_image(tmp_path: Path) -> None:
+    """Also where the brain reaches the edge of the grid; voxels at borders may be of either side."""
+    image = boxes()[10:110:2, 0:130:2, 0:110:2]
+    on = VolumeSpec(shape_xyz=image.shape, spacing_mm=(2.0,) * 3, origin_mm=(-60.0, 4.0, -17.0))
+    labels = level_network(tmp_path).label_map(image, on)
+    wanted = np.array(list(LEVELS))[np.abs(image[..., None] - list(LEVELS.values())).argmin(-1)]
+    assert labels.shape == image.shape
+    assert labels.dtype == np.uint8
+    inner = ndimage.maximum_filter(wanted, 3) == ndimage.minimum_filter(wanted, 3, mode="constant", cval=-1)
+    assert set(np.unique(wanted[inner])) == set(LEVELS) - {THIRD}
+    assert np.array_equal(labels[inner], wanted[inner])
+    with pytest.raises(ValueError, match="cannot be brought to voxels"):
+        level_network(tmp_path).label_map(image, dataclasses.replace(on, spacing_mm=(2.5,) * 3))
 
 
 def test_scale_place_and_neighbours_change_nothing(ruler: SegmentationRuler) -> None:

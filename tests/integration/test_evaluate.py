@@ -75,12 +75,14 @@ def config_of(dataset: str, reference: str, output: Path, **changes: Any) -> dic
     } | changes
 
 
-def shuffle_labels(folder: Path) -> None:
+def shuffle_labels(folder: Path, only: str = "") -> None:
+    """Values of everyone, or of one sex, go to others of it."""
     path = folder / "participants.tsv"
     table = pd.read_csv(path, sep="\t")
-    order = np.random.default_rng(0).permutation(len(table))
+    rows = np.flatnonzero(table["sex"] == only) if only else np.arange(len(table))
+    order = np.random.default_rng(0).permutation(rows)
     columns = [c for c in table.columns if c != "participant_id"]
-    table[columns] = table[columns].to_numpy()[order]
+    table.loc[rows, columns] = table.loc[order, columns].to_numpy()
     table.to_csv(path, sep="\t", index=False)
 
 
@@ -155,6 +157,23 @@ def test_shuffled_labels_are_seen(cohorts: tuple[Path, Path, str]) -> None:
     assert not found[R].as_real
     assert not found[AGE_R].as_real
     assert found[SHARP].as_real
+
+
+def test_within_categories_a_fault_of_one_is_seen_which_the_figure_of_all_blurs(
+    cohorts: tuple[Path, Path, str],
+) -> None:
+    found = judged(cohorts, "women", lambda folder: shuffle_labels(folder, "F"), by="sex")
+    women, men = (found[f"ventricular_volume (sex {sex}): r of measured with asked"] for sex in "FM")
+    assert not women.as_real
+    assert women.value < 0.5
+    assert men.as_real
+    assert men.value > 0.8
+    assert women.n + men.n == 90
+    assert R not in found
+    assert "sex: AUC of measured for asked" in found
+    assert not any(metric.startswith("sex (sex") for metric in found)
+    measured = pd.read_csv(cohorts[0] / "women-evaluation" / "measured.tsv", sep="\t")
+    assert measured["measured_ventricular_volume"].notna().all()
 
 
 @pytest.mark.slow

@@ -1,0 +1,63 @@
+"""Knobs of the labeller's training; the same rules as in schema.py."""
+
+from __future__ import annotations
+
+from brainsynth.config.architectures import LabellerArchitecture
+from brainsynth.config.training import OptimisationConfig, TrainRuntimeConfig, check_shares
+from brainsynth.records import record
+
+
+@record
+class LabelAugmentation:
+    """What a scan may look like otherwise. Each amount is drawn evenly up to the one here."""
+
+    box_xyz: tuple[int, int, int] | None = None
+    """Voxels of a random box around a place in the head, of which a step sees no more; the whole scan by default."""
+    warp_probability: float = 0.5
+    """Share of scans that are turned, shifted, resized and warped."""
+    turn_degrees: float = 8.0
+    shift_mm: float = 8.0
+    size_ratio: float = 1.12
+    """Largest factor of the size along an axis, and 1 over the smallest."""
+    warp_mm: float = 4.0
+    """Farthest that a smooth warp moves a voxel."""
+    mirror: bool = True
+    """Half of the scans are mirrored; structures named left and right change sides. Off where a side has no other."""
+    bias: float = 0.3
+    """Standard deviation of the logarithm of a smooth bias field."""
+    blur_mm: float = 4.0
+    """Full width at half maximum of a Gaussian: generated volumes are softer than scans."""
+    gamma: float = 1.4
+    """Largest exponent of the intensities, and 1 over the smallest."""
+    gain: float = 1.2
+    """Largest factor of the intensities, and 1 over the smallest."""
+    noise: float = 0.06
+    """Standard deviation, where white matter is about 0.8."""
+
+    def __post_init__(self) -> None:
+        amounts = (self.turn_degrees, self.shift_mm, self.warp_mm, self.bias, self.blur_mm, self.noise)
+        if min(amounts) < 0 or min(self.size_ratio, self.gamma, self.gain) < 1:
+            raise ValueError("amounts must be at least 0, and size_ratio, gamma and gain at least 1")
+        if not 0 <= self.warp_probability <= 1 or (self.box_xyz is not None and min(self.box_xyz) < 1):
+            raise ValueError("need warp_probability between 0 and 1 and a box_xyz of at least one voxel")
+
+
+@record
+class LabellerTrainConfig:
+    """`brainsynth train-labeller`."""
+
+    cohort: str
+    """A prepared cohort with label maps (docs/labels.md)."""
+    output: str
+    """Folder of weights, checkpoints, curves and pictures."""
+    architecture: LabellerArchitecture
+    optimisation: OptimisationConfig
+    augmentation: LabelAugmentation = LabelAugmentation()
+    dice_weight: float = 1.0
+    """Of the soft Dice loss; that of the cross-entropy is 1."""
+    runtime: TrainRuntimeConfig = TrainRuntimeConfig()
+
+    def __post_init__(self) -> None:
+        if self.dice_weight < 0:
+            raise ValueError("dice_weight must be at least 0")
+        check_shares(self.optimisation, self.runtime)
