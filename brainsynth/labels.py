@@ -69,6 +69,11 @@ class Label:
         return round(255 * r), round(255 * g), round(255 * b)
 
 
+def volume_columns(structures: str) -> list[str]:
+    """The manifest's columns of structures that are named with ` + ` between. Raises ValueError for what cannot be a name."""
+    return [Label(index=1, name=name.strip()).column for name in structures.split("+")]
+
+
 @record
 class LabelTable:
     """The structures of a dataset's label maps; part of its plan, and so of its fingerprint."""

@@ -13,9 +13,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainsynth.covariates.schema import Covariate, CovariateSchema
-from brainsynth.instruments.counting import counted_columns
 from brainsynth.instruments.segmentation import structure_column
-from brainsynth.labels import VOLUME_PREFIX
+from brainsynth.labels import VOLUME_PREFIX, volume_columns
 from brainsynth.metrics.finding import LEAST, Finding, finding
 from brainsynth.models.segmenter import STRUCTURES
 
@@ -78,7 +77,7 @@ def structure_columns(made: pd.DataFrame, real: pd.DataFrame) -> dict[str, str]:
 
 def structure_volume(table: pd.DataFrame, structure: str) -> F64:
     """(N,) ml of what the key `structures` of an evaluation names: a column, or counted structures with ` + ` between."""
-    columns = [structure] if structure in table else counted_columns(structure)
+    columns = [structure] if structure in table else volume_columns(structure)
     return np.asarray(table[columns].to_numpy(np.float64).sum(axis=1), np.float64)
 
 

@@ -11,8 +11,7 @@ import torch
 from brainsynth.bundle.files import bundle_folder
 from brainsynth.bundle.labeller import LabellerSpec, check_labeller_grid, read_labeller
 from brainsynth.errors import UserError
-from brainsynth.labels import VOLUME_PREFIX, Label
-from brainsynth.models.loading import load_labeller
+from brainsynth.labels import VOLUME_PREFIX, volume_columns
 from brainsynth.volume import VolumeSpec
 
 
@@ -20,7 +19,7 @@ def planned_labeller(bundle: str, grid: VolumeSpec, structures: Iterable[str]) -
     """The record of a bundle's labeller.
 
     Args:
-        structures: what it must know, each as `counted_columns` takes it.
+        structures: what it must know, each as `volume_columns` takes it.
 
     Raises:
         UserError: the bundle has no labeller, or it is of another grid or does not know a structure.
@@ -29,27 +28,24 @@ def planned_labeller(bundle: str, grid: VolumeSpec, structures: Iterable[str]) -
     check_labeller_grid(spec, grid)
     known = {label.column for label in spec.labels.labels}
     for structure in structures:
-        for column in counted_columns(structure):
-            if column not in known:
-                names = ", ".join(label.name for label in spec.labels.labels)
-                raise UserError(
-                    f"structures: {column.removeprefix(VOLUME_PREFIX)} is not a structure of the labeller; it knows {names}"
-                )
+        try:
+            lacking = [
+                column.removeprefix(VOLUME_PREFIX) for column in volume_columns(structure) if column not in known
+            ]
+        except ValueError:
+            raise UserError(f"structures: {structure!a} is not a list of structures with + between them") from None
+        if lacking:
+            names = ", ".join(label.name for label in spec.labels.labels)
+            raise UserError(f"structures: {', '.join(lacking)} is not a structure of the labeller; it knows {names}")
     return spec
-
-
-def counted_columns(structure: str) -> list[str]:
-    """The columns of structures with ` + ` between their names. Raises UserError for what cannot be a name."""
-    try:
-        return [Label(index=1, name=name.strip()).column for name in structure.split("+")]
-    except ValueError:
-        raise UserError(f"structures: {structure!a} is not a list of structures with + between them") from None
 
 
 class StructureCounter:
     """A loaded labeller that measures volumes."""
 
     def __init__(self, bundle: str, device: torch.device) -> None:
+        from brainsynth.models.loading import load_labeller  # and with it every network
+
         folder = bundle_folder(bundle, "labeller")
         self.spec = read_labeller(folder)
         self.label = load_labeller(folder, device, self.spec.digest)

@@ -162,7 +162,11 @@ def _without_gate(spec: BundleSpec) -> BundleSpec:
 
 
 def _write(
-    config: ExportConfig, files: dict[str, Path], folder: Path, spec: BundleSpec, labeller: tuple[LabellerSpec, bytes] | None
+    config: ExportConfig,
+    files: dict[str, Path],
+    folder: Path,
+    spec: BundleSpec,
+    labeller: tuple[LabellerSpec, bytes] | None,
 ) -> BundleSpec:
     with new_bundle(folder) as temporary:
         for name, path in files.items():
