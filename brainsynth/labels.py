@@ -70,7 +70,7 @@ class Label:
 
 
 def volume_columns(structures: str) -> list[str]:
-    """The manifest's columns of structures that are named with ` + ` between. Raises ValueError for what cannot be a name."""
+    """The manifest's columns of structures, named with ` + ` between. Raises ValueError for what cannot be a name."""
     return [Label(index=1, name=name.strip()).column for name in structures.split("+")]
 
 
