@@ -147,7 +147,7 @@ def planned_labels(config: SynthesisConfig, folder: Path, bundle: ModelSpec) -> 
     if isinstance(bundle, GeneratorSpec):
         if config.labels:
             raise UserError(
-                f"labels: they are made by a bundle's labeller, and {config.bundle} is a generator, which makes its own or none: "
+                f"labels: a bundle's labeller makes them, and {config.bundle} is a generator, which makes its own or none: "
                 "leave labels out"
             )
         return None, bundle.labels
