@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -10,11 +10,9 @@ from tests.chaos.ledger import Ledger
 
 
 @pytest.fixture(scope="session")
-def ledger(request: pytest.FixtureRequest) -> Iterator[Ledger]:
-    """Where a test notes what it found; the table is written at the end of a full run."""
-    book = Ledger(keep=request.config.getoption("--chaos"))
-    yield book
-    book.write()
+def ledger(request: pytest.FixtureRequest) -> Ledger:
+    """Where a test notes what it found; a full run writes the table."""
+    return Ledger(keep=request.config.getoption("--chaos"))
 
 
 @pytest.fixture(scope="session")

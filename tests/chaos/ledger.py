@@ -41,8 +41,9 @@ class Ledger:
         self.findings: list[Finding] = []
 
     def record(self, finding: Finding) -> None:
-        """Note a finding."""
+        """Note a finding, and write it at once: a run that is cut off keeps what it found."""
         self.findings.append(finding)
+        self.write()
 
     def write(self) -> None:
         """Merge into benchmarks/results/reliability.json by (promise, fault), and put the table into docs/reliability.md."""
