@@ -275,6 +275,8 @@ def _hint(kind: str, given: Any) -> str:
         return f"; {given} is text (YAML 1.2): write true or false"
     if kind == "string_type" and isinstance(given, bool | int | float):
         return "; in quotation marks it is text"
+    if kind in ("int_type", "int_from_float") and isinstance(given, float) and given.is_integer():
+        return f"; write {int(given)}, without a decimal point or an exponent"
     if kind == "tuple_type" and isinstance(given, str | int | float):
         return f"; a list of one is written [{given}]"
     if kind in ("int_type", "float_type") and isinstance(given, str) and re.fullmatch(r"[-+]?[0-9][0-9_:]*", given):

@@ -29,6 +29,7 @@ from brainsynth.storage.filesystem import local_folder, resolve_uri
 from brainsynth.training.diverged import Diverged
 from brainsynth.training.preemption import Left, Request
 from brainsynth.training.runner import C, I, TrainConfig, Training, fit
+from brainsynth.training.runs import training_folder
 
 log = logging.getLogger(__name__)
 _LOOK_S = 0.5
@@ -134,6 +135,7 @@ def train(training: Training[C, I], config: C) -> None:
         UserError: before a worker starts, whatever can be refused then.
     """
     config = _with_absolute_places(config)
+    training_folder(config.output)
     training.check(config)
     runtime = config.runtime
     check_this_machine(runtime.workers, runtime.cpus_per_worker, float(runtime.use_gpu))
@@ -144,7 +146,8 @@ def train(training: Training[C, I], config: C) -> None:
 
 
 def describe_training(config: TrainConfig) -> str:
-    """What a training would do, in a line."""
+    """What a training would do, in a line. Raises UserError for an output that is another thing's folder."""
+    training_folder(config.output)
     options, runtime = config.optimisation, config.runtime
     return (
         f"{options.steps} steps of batch {options.batch_size} in {options.precision} on {runtime.workers} workers"

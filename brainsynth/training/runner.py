@@ -11,12 +11,11 @@ from typing import Generic, Protocol, TypeVar
 from brainsynth.config.distillation import DistillConfig, StepDistillConfig
 from brainsynth.config.labelling import LabellerTrainConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
-from brainsynth.storage.filesystem import local_folder
 from brainsynth.storage.whole_file import reported_when_full
 from brainsynth.training.diverged import check_not_diverged
 from brainsynth.training.loop import Report, Task, Worker, run, unreported
 from brainsynth.training.preemption import Preempted, never
-from brainsynth.training.runs import Finished, Run, finished, training_digest, write_run
+from brainsynth.training.runs import Finished, Run, finished, training_digest, training_folder, write_run
 
 log = logging.getLogger(__name__)
 TrainConfig = AutoencoderTrainConfig | DiffusionTrainConfig | DistillConfig | StepDistillConfig | LabellerTrainConfig
@@ -58,8 +57,8 @@ def fit(training: Training[C, I], config: C, report: Report = unreported, preemp
         Diverged: it is not finite any more, or was so before.
         Left: `preempted` asked for it; all steps done are saved.
     """
+    folder = training_folder(config.output)
     inputs = training.check(config)
-    folder = local_folder(config.output, "output")
     config_digest = training_digest(config, inputs.fingerprint)
     with reported_when_full(folder, "the training's output"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from brainsynth.bundle.files import file_sha256
 from brainsynth.bundle.labeller import LABELLER_FILE
 from brainsynth.bundle.spec import (
     AUTOENCODER_FILE,
+    BUNDLE_FILE,
     DECODER_FILE,
     DIFFUSION_FILE,
     BundleSpec,
@@ -30,6 +31,8 @@ from brainsynth.labels import LabelTable
 from brainsynth.models.weights import save_weights
 from brainsynth.plan import Plan
 from brainsynth.records import digest, record, seal, to_dict, unseal
+from brainsynth.storage.commit import PLAN_KEY
+from brainsynth.storage.filesystem import local_folder
 from brainsynth.storage.whole_file import replaced
 from brainsynth.volume import VolumeSpec
 
@@ -191,6 +194,15 @@ def read_run(folder: Path, cls: type[T], job: str, older: tuple[type[U], ...] = 
         with contextlib.suppress(UserError):
             return unseal(other, data, str(path))
     return unseal(cls, data, str(path))
+
+
+def training_folder(output: str) -> Path:
+    """The folder of a training's output. Raises UserError where it is that of a dataset or a bundle."""
+    folder = local_folder(output, "output")
+    for file, what in ((PLAN_KEY, "dataset"), (BUNDLE_FILE, "bundle")):
+        if (folder / file).is_file():
+            raise UserError(f"output: {folder} is the folder of a {what} ({file}); give another output folder")
+    return folder
 
 
 def finished(folder: Path, config_digest: str, cls: type[Run], older: tuple[type[Run], ...] = ()) -> bool:

@@ -70,6 +70,12 @@ def test_a_leading_zero_is_explained(tmp_path: Path) -> None:
         loaded(tmp_path, base_seed="0100")
 
 
+@pytest.mark.parametrize("text", ["1e3", "1000.0", "1.0E+3"])
+def test_a_whole_number_with_an_exponent_or_a_point_is_explained(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match="base_seed: .*; write 1000, without a decimal point or an exponent"):
+        loaded(tmp_path, base_seed=text)
+
+
 @pytest.mark.parametrize("text", ["yes", "no", "on", "Off", "y"])
 def test_truth_values(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=f"{text} is text .*: write true or false"):

@@ -150,6 +150,18 @@ def test_an_unfinished_training_is_a_start_by_its_newest_checkpoint(line: Line, 
     assert all(torch.allclose(made[name], averaged[f"ema.autoencoder.{name}"], atol=1e-6) for name in made)
 
 
+@pytest.mark.parametrize("what", ["dataset", "bundle"])
+def test_a_training_does_not_write_into_the_folder_of_another_thing(line: Line, tmp_path: Path, what: str) -> None:
+    file = {"dataset": "plan.json", "bundle": "bundle.json"}[what]
+    (tmp_path / file).write_text("{}")
+    config = as_config(line.autoencoder(str(tmp_path)), AutoencoderTrainConfig, tmp_path)
+    before = sorted(tmp_path.iterdir())
+    for action in (train_autoencoder.run, train_autoencoder.describe):
+        with pytest.raises(UserError, match=rf"is the folder of a {what} \({file}\); give another output folder"):
+            action(config)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 @pytest.mark.parametrize("job", ["autoencoder", "diffusion"])
 def test_a_batch_larger_than_the_training_split_is_refused(line: Line, tmp_path: Path, job: str) -> None:
     folder = tmp_path / "run"
