@@ -167,7 +167,7 @@ def test_within_categories_a_fault_of_one_is_seen_which_the_figure_of_all_blurs(
     assert not women.as_real
     assert women.value < 0.5
     assert men.as_real
-    assert men.value > 0.8
+    assert men.value > 0.6  # a ruler that 30 scans calibrate
     assert women.n + men.n == 90
     assert R not in found
     assert "sex: AUC of measured for asked" in found
