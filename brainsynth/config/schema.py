@@ -20,7 +20,7 @@ from brainsynth.volume import VolumeSpec
 SHIPPED_BUNDLE = "t1w-2mm"
 """Name of the bundled model, in `brainsynth/bundled/`."""
 
-ExportFormat = Literal["nifti", "bids", "ome-zarr", "webdataset"]
+ExportFormat = Literal["nifti", "bids", "ome-zarr", "nifti-zarr", "dicom", "webdataset"]
 """What `brainsynth export --to` writes."""
 
 

@@ -48,6 +48,8 @@ class FileFormat:
     """Of a second file with the label map, in formats that do not hold it in the first one."""
     write_labels: Callable[[Path, Iterable[ExportedVolume]], None] | None = None
     """Writes that file."""
+    needs: str = ""
+    """A library that the base install has not; the extra that has it is called as the format (pyproject.toml)."""
     subjects_per_file: int = 1
     bids_sidecar: bool = False
     """Whether T1w.json lies next to the files."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from brainsynth.config.schema import ExportFormat
-from brainsynth.export import nifti, ome_zarr, webdataset
+from brainsynth.export import dicom, nifti, nifti_zarr, ome_zarr, webdataset
 from brainsynth.export.file_format import FileFormat
 
 FORMATS: dict[ExportFormat, FileFormat] = {
@@ -18,5 +18,7 @@ FORMATS: dict[ExportFormat, FileFormat] = {
         label_folder="derivatives/labels/",
     ),
     "ome-zarr": ome_zarr.FORMAT,
+    "nifti-zarr": nifti_zarr.FORMAT,
+    "dicom": dicom.FORMAT,
     "webdataset": webdataset.FORMAT,
 }

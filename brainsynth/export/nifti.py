@@ -16,6 +16,9 @@ from brainsynth.volume import VolumeSpec
 GZIP_LEVEL = 1
 
 
+HEADER_BYTES = 348
+
+
 def nifti_bytes(image: npt.NDArray[np.float32 | np.uint8], volume: VolumeSpec, synthetic: bool) -> bytes:
     """(X, Y, Z) intensities or labels (uint8) → an uncompressed .nii: sform and qform are the affine (code 2, aligned)."""
     nifti = nibabel.Nifti1Image(image, volume.affine)

@@ -7,11 +7,13 @@ is not there.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
 from typing import Literal
 
 from brainsynth.config.schema import ExportFormat
 from brainsynth.errors import UserError, problems_error
+from brainsynth.export.formats import FORMATS
 from brainsynth.manifest import MODEL_KEY, ModelRecord, SampleRecord
 from brainsynth.plan import Plan
 from brainsynth.reading.dataset import SyntheticDataset, open_dataset
@@ -83,6 +85,7 @@ def plan_export(
         UserError: there is no dataset of volumes, it is damaged or not finished (and `partial` is not given), nobody is
             chosen, or `output` holds something else.
     """
+    _check_library(to)
     uri, folder = resolve_uri(uri, "uri"), str(local_folder(output, "output"))
     check_apart(uri, folder, "output")
     store = open_store(uri)
@@ -105,6 +108,12 @@ def plan_export(
     made = ExportPlan(uri, folder, plan, read_model(store, plan), wanted, subjects)
     check_output(made)
     return made
+
+
+def _check_library(to: ExportFormat) -> None:
+    library = FORMATS[to].needs
+    if library and importlib.util.find_spec(library) is None:
+        raise UserError(f"--to {to} needs {library}, which is not installed: pip install 'brainsynth[{to}]'")
 
 
 def begin(export: ExportPlan) -> None:

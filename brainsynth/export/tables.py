@@ -92,7 +92,8 @@ def _description(export: ExportPlan) -> dict[str, Any]:
     synthetic = export.plan.kind == "generated"
     what = f"plan {export.plan.fingerprint}"
     if synthetic:
-        what = f"AI-generated images of no real person, made by a latent diffusion model ({_model(export)}); {what}"
+        kind = "a latent diffusion model" if "sampler" in export.plan.identity else "a generator"
+        what = f"AI-generated images of no real person, made by {kind} ({_model(export)}); {what}"
     made = {"Name": "brainsynth", "Version": __version__, "Description": what}
     licence = {"License": export.model.licence} if export.model else {}
     name = "Synthetic T1w brain MRI (AI-generated)" if synthetic else "Prepared T1w brain MRI"

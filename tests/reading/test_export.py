@@ -199,6 +199,8 @@ run_export(plan_export(*sys.argv[1:4]))
     [
         ("bids", 11),
         pytest.param("ome-zarr", 3, marks=pytest.mark.slow),
+        pytest.param("nifti-zarr", 3, marks=pytest.mark.slow),
+        ("dicom", 3),
         pytest.param("webdataset", 1, marks=pytest.mark.slow),
     ],
 )
@@ -227,7 +229,7 @@ def test_what_was_cut_changed_or_lost_since_is_written_again(to: str, finished: 
     output = tmp_path / "output"
     export(finished, output, to, where="age < 40")
     whole = tree(output)
-    volumes = [name for name in whole if name.endswith((".nii.gz", ".tar", "/c/0/0/0"))]
+    volumes = [name for name in whole if name.endswith((".nii.gz", ".tar", "/c/0/0/0", ".dcm"))]
     assert volumes
     first = output / volumes[0]
     untouched = {name: (output / name).stat().st_mtime_ns for name in volumes[1:]}
