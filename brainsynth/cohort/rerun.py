@@ -14,9 +14,10 @@ from pathlib import Path
 import pandas as pd
 
 from brainsynth.cohort.scan import MISSING_LABELS, file_sha256
+from brainsynth.errors import UserError
 from brainsynth.manifest import SampleRecord
 from brainsynth.plan import Plan
-from brainsynth.storage.commit import committed_of, read_commit
+from brainsynth.storage.commit import committed_of, read_commit, read_plan, read_samples
 from brainsynth.storage.filesystem import Store
 
 CLOCK_S = 60.0
@@ -81,6 +82,27 @@ def _is_another(sample: SampleRecord, which: str, file: str) -> bool:
     if (known.get(f"{which}_bytes"), known.get(f"{which}_mtime")) == (status.st_size, round(status.st_mtime, 6)):
         return False
     return file_sha256(Path(file)) != known[f"{which}_sha256"]
+
+
+def changed_rows(store: Store, samples: pd.DataFrame) -> str:
+    """What a cohort's table says now that it did not say when the cohort was planned, for an error; empty if unknown."""
+    try:
+        before = read_samples(store, read_plan(store))
+    except UserError:  # the folder is not a cohort, or is damaged, which the error that this is for says
+        return ""
+    if list(before.columns) != list(samples.columns):
+        return ""
+    rows = min(len(before), len(samples))
+    old, new = before.iloc[:rows].astype(object), samples.iloc[:rows].astype(object)
+    differs = (old != new) & ~(old.isna() & new.isna())
+    shown = [
+        f"\n  {new['sample_id'][row]}: {name} was {old[name][row]!r}, is {new[name][row]!r}"
+        for row in differs.index[differs.any(axis=1)][:5]
+        for name in differs.columns[differs.loc[row]]
+    ]
+    return (
+        "".join(["\nThe table is another one (a corrected table makes another cohort):", *shown[:10]]) if shown else ""
+    )
 
 
 def copies(store: Store, plan: Plan, samples: pd.DataFrame) -> list[str]:

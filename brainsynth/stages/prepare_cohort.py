@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from brainsynth.cohort.prepare import CohortWork, plan_cohort
-from brainsynth.cohort.rerun import copies, rows_to_read_again
+from brainsynth.cohort.rerun import changed_rows, copies, rows_to_read_again
 from brainsynth.config.schema import PrepareConfig
 from brainsynth.errors import UserError
 from brainsynth.executors.dataset import dry_run, make_dataset
@@ -45,7 +45,7 @@ def _is_there(work: CohortWork) -> bool:
         return check_plan(work.store, work.plan)
     except UserError as error:
         if "identity.intensity_rule: the folder has None" not in str(error):
-            raise
+            raise UserError(f"{error}{changed_rows(work.store, work.samples)}") from None
         raise UserError(
             f"{error}\nThe cohort was made before intensity rules had names: `intensity_rule: percentiles` in the config "
             "resumes it, another output folder makes one by the rule of today"

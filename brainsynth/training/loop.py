@@ -175,8 +175,7 @@ def run(
             if time.monotonic() - shown > 5 or last:
                 shown = time.monotonic()
                 log.info("%s", _progress(done, config.steps, start, shown - began, scalars))
-        save_now = done % config.checkpoint_every == 0 or last
-        if save_now:
+        if save_now := done % config.checkpoint_every == 0 or last:
             saved = done
             save(done)
         if done % config.validate_every == 0 or last:

@@ -174,3 +174,15 @@ def test_a_scan_that_two_people_share_is_named(tmp_path: Path, caplog: pytest.Lo
         "the same scan under more than one name, byte for byte (perhaps on both sides of the split): 02 = 03;"
         in caplog.text
     )
+
+
+def test_a_corrected_table_is_refused_with_the_rows_that_changed(bids: Path, tmp_path: Path) -> None:
+    prepare(bids, tmp_path / "cohort")
+    (bids / "participants.tsv").write_text("participant_id\tage\nsub-01\t47\nsub-02\t42\nsub-03\tn/a\n")
+    with pytest.raises(UserError, match="another plan") as error:
+        prepare(bids, tmp_path / "cohort")
+    assert str(error.value).splitlines()[-2:] == ["  01: age was 41.0, is 47.0", "  03: age was 43.0, is nan"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").write_text("x")
+    with pytest.raises(UserError, match="is not empty .* give a new or empty output folder$"):
+        prepare(bids, tmp_path / "other")
