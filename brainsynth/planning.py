@@ -154,7 +154,7 @@ def planned_labels(config: SynthesisConfig, folder: Path, bundle: ModelSpec) -> 
     if not config.labels:
         return None, None
     labeller = read_labeller(folder)
-    check_labeller_grid(labeller, bundle.volume)
+    check_labeller_grid(labeller.volume, bundle.volume)
     return labeller.digest, labeller.labels
 
 

@@ -1,7 +1,7 @@
 """Label maps for the cohort of configs/t1w-2mm, by the segmentation network, and how well a labeller that learnt them does.
 
     python -m recipes.t1w_2mm_labels maps [--data FOLDER] [--cohort runs/t1w-2mm/cohort] [--most N]
-    python -m recipes.t1w_2mm_labels figures --labeller runs/t1w-2mm/bundle [--generated FOLDER] [--most N]
+    python -m recipes.t1w_2mm_labels figures --labeller runs/t1w-2mm/bundle-labels [--generated FOLDER] [--most N]
 
 `maps` reads the prepared cohort (the intensities that a labeller will see), and writes a map of every scan to
 runs/t1w-2mm/labels, dseg.tsv, and the cohort's table with the column `dseg`, for configs/t1w-2mm/1-cohort-labels.yaml.

@@ -70,11 +70,11 @@ def write_labeller(folder: Path, spec: LabellerSpec, weights: bytes) -> None:
         write_whole(folder / name, data)
 
 
-def check_labeller_grid(spec: LabellerSpec, volume: VolumeSpec) -> None:
-    """Raises UserError when the labeller was trained on another grid than the bundle's volumes have."""
-    if dataclasses.replace(spec.volume, dtype=volume.dtype) != volume:
+def check_labeller_grid(trained: VolumeSpec, volume: VolumeSpec) -> None:
+    """Raises UserError when a labeller was trained on another grid than the bundle's volumes have."""
+    if dataclasses.replace(trained, dtype=volume.dtype) != volume:
         raise UserError(
-            f"labeller: it was trained on volumes of {spec.volume.shape_xyz} voxels of {spec.volume.spacing_mm} mm from "
-            f"{spec.volume.origin_mm} mm, and the bundle makes {volume.shape_xyz} of {volume.spacing_mm} mm from "
+            f"labeller: it learns from volumes of {trained.shape_xyz} voxels of {trained.spacing_mm} mm from "
+            f"{trained.origin_mm} mm, and the bundle makes {volume.shape_xyz} of {volume.spacing_mm} mm from "
             f"{volume.origin_mm} mm; train it on a cohort with the bundle's grid"
         )

@@ -53,11 +53,17 @@ class LabellerTrainConfig:
     architecture: LabellerArchitecture
     optimisation: OptimisationConfig
     augmentation: LabelAugmentation = LabelAugmentation()
+    bundle: str | None = None
+    """A bundle, or `t1w-2mm`; with `bundle_output`, which becomes a copy of it that has this labeller, in float16."""
+    bundle_output: str | None = None
+    """Folder of that copy, new. Its digest is that of `bundle`."""
     dice_weight: float = 1.0
     """Of the soft Dice loss; that of the cross-entropy is 1."""
     runtime: TrainRuntimeConfig = TrainRuntimeConfig()
 
     def __post_init__(self) -> None:
+        if (self.bundle is None) != (self.bundle_output is None):
+            raise ValueError("bundle and bundle_output need each other")
         if self.dice_weight < 0:
             raise ValueError("dice_weight must be at least 0")
         check_shares(self.optimisation, self.runtime)

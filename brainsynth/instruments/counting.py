@@ -25,7 +25,7 @@ def planned_labeller(bundle: str, grid: VolumeSpec, structures: Iterable[str]) -
         UserError: the bundle has no labeller, or it is of another grid or does not know a structure.
     """
     spec = read_labeller(bundle_folder(bundle, "labeller"))
-    check_labeller_grid(spec, grid)
+    check_labeller_grid(spec.volume, grid)
     known = {label.column for label in spec.labels.labels}
     for structure in structures:
         try:

@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 def run(config: ExportConfig) -> None:
     """Trained runs → bundle, its record last; harmless to repeat."""
     files, folder, spec = plan_bundle(config)
-    labeller = plan_labeller(config, folder, spec.volume)
+    labeller = _planned_labeller(config, folder, spec)
     if (folder / BUNDLE_FILE).exists():
         spec = read_bundle(folder)
         check_bundle_files(folder, spec)
@@ -65,7 +65,7 @@ def run(config: ExportConfig) -> None:
 def describe(config: ExportConfig) -> str:
     """What export-bundle would write."""
     _, folder, spec = plan_bundle(config)
-    labeller = plan_labeller(config, folder, spec.volume)
+    labeller = _planned_labeller(config, folder, spec)
     gate = ""
     if config.gate is not None:
         gate = f" and a quality gate fitted on {len(reference_rows(config.gate, spec)[1])} people's {config.gate.reference}"
@@ -218,16 +218,28 @@ def new_bundle(folder: Path) -> Iterator[Path]:
         raise
 
 
-def plan_labeller(config: ExportConfig, folder: Path, volume: VolumeSpec) -> tuple[LabellerSpec, bytes] | None:
-    """The labeller that the config adds: its record and its file. Raises UserError where it does not fit the bundle."""
+def _planned_labeller(config: ExportConfig, folder: Path, spec: BundleSpec) -> tuple[LabellerSpec, bytes] | None:
     if config.labeller is None:
         return None
-    source = local_folder(config.labeller, "labeller")
+    return plan_labeller(
+        local_folder(config.labeller, "labeller"), folder, spec.volume, half=config.weights == "float16"
+    )
+
+
+def plan_labeller(source: Path, folder: Path, volume: VolumeSpec, *, half: bool) -> tuple[LabellerSpec, bytes]:
+    """A trained labeller for a bundle: its record and its file. Raises UserError where it does not fit the bundle.
+
+    Args:
+        source: output folder of the training.
+        folder: of the bundle, which may have this labeller already.
+        volume: the bundle's grid.
+        half: store its weights in float16.
+    """
     run = read_run(source, LabellerRun, "train-labeller")
     path = source / LABELLER_FILE
     if not path.is_file() or file_sha256(path) != run.weights_sha256:
         raise UserError(f"{path} is missing or is not the file that run.json names; train again or copy it again")
-    data = _rounded(path) if config.weights == "float16" else path.read_bytes()
+    data = _rounded(path) if half else path.read_bytes()
     dice = {key.removeprefix("dice_"): value for key, value in run.metrics.items() if key.startswith("dice_")}
     spec = LabellerSpec(
         architecture=run.architecture,
@@ -246,7 +258,7 @@ def plan_labeller(config: ExportConfig, folder: Path, volume: VolumeSpec) -> tup
         dice=dice,
         dice_scans=run.validation_scans,
     )
-    check_labeller_grid(spec, volume)
+    check_labeller_grid(spec.volume, volume)
     if has_labeller(folder) and read_labeller(folder).digest != spec.digest:
         raise UserError(f"labeller: {folder} holds another labeller; give another output folder")
     return spec, data

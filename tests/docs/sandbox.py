@@ -178,6 +178,7 @@ def shrunk(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     elif kind == "labeller":
         small = {"architecture": {"channels": [8, 8], "blocks": [1, 1]}, "runtime": TRAINING}
         small["optimisation"] = config["optimisation"] | {"steps": 2}
+        config = {key: value for key, value in config.items() if key not in ("bundle", "bundle_output")}
     elif kind == "distill-decoder":
         small = line.distillation()
     elif kind == "distill-steps":

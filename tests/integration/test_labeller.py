@@ -137,6 +137,29 @@ def test_a_bundle_gets_a_labeller_without_another_digest(line: Line, made: Made,
     assert read_labeller(tmp_path / "later") == read_labeller(made.bundle)
 
 
+def test_any_bundle_gets_a_copy_with_the_labeller(line: Line, made: Made, tmp_path: Path) -> None:
+    """Also one that was imported, whose training is not here."""
+    source, copy = line.root / "bundle", tmp_path / "copy"
+    config = training(made.root, "again", steps=2) | {"bundle": str(source), "bundle_output": str(copy)}
+    for _ in range(2):
+        train_labeller.run(as_config(config, LabellerTrainConfig, tmp_path))
+    assert read_bundle(copy) == read_bundle(source)
+    assert read_labeller(copy).labels == read_labeller(made.bundle).labels
+    planned = plan_generation(
+        as_config(line.generate(tmp_path / "d", bundle=str(copy), labels=True), GenerateConfig, tmp_path)
+    )
+    assert planned.plan.labels is not None
+    assert f"→ {copy}" in train_labeller.describe(as_config(config, LabellerTrainConfig, tmp_path))
+    for wrong, says in (
+        ({"bundle_output": str(source)}, "is also bundle or output"),
+        ({"bundle_output": str(made.root)}, "is not empty and is not a bundle"),
+        ({"bundle": None}, "bundle and bundle_output need each other"),
+        ({"bundle": "t1w-2mm"}, "labeller: it learns from volumes of"),
+    ):
+        with pytest.raises(UserError, match=says):
+            train_labeller.run(as_config(config | wrong, LabellerTrainConfig, tmp_path))
+
+
 def test_its_record_says_what_it_names_and_how_well(made: Made) -> None:
     spec = read_labeller(made.bundle)
     assert [label.name for label in spec.labels.labels] == ["CSF", "Grey-Matter", "White-Matter", "Ventricles"]
