@@ -106,15 +106,15 @@ def degrade(coarse_B1XYZ: Tensor, level_B: Tensor) -> Tensor:  # noqa: N803
 def _balanced(dataset: SyntheticDataset, covariate: str | None) -> npt.NDArray[np.int64]:
     """Scans in an order to be gone through again and again: those of rarer values come several times.
 
-    Raises UserError where the covariate has no values to balance.
+    Where the value is not known, a scan comes once.
     """
     everyone = np.arange(len(dataset), dtype=np.int64)
     if covariate is None:
         return everyone
-    values = dataset.table[covariate].astype(str).to_numpy()
-    groups = [everyone[values == value] for value in np.unique(values)]
-    most = max(len(group) for group in groups)
-    return np.concatenate([np.resize(group, most) for group in groups])
+    values = dataset.table[covariate]
+    groups = [everyone[values == value] for value in values.dropna().unique()]
+    most = max((len(group) for group in groups), default=0)
+    return np.concatenate([everyone[values.isna()], *(np.resize(group, most) for group in groups)])
 
 
 def check_balance(crops: CropsConfig, schema: CovariateSchema) -> None:

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.functional import avg_pool3d
 
 from brainsynth import open_dataset
 from brainsynth.bundle.files import read_bundle
+from brainsynth.config.architectures import PyramidArchitecture, UpsamplerArchitecture
 from brainsynth.config.distillation import DistillConfig
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig
-from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
+from brainsynth.config.training import AutoencoderTrainConfig, CropsConfig, DiffusionTrainConfig
 from brainsynth.errors import UserError
 from brainsynth.gate.file import load_bundle_gate
 from brainsynth.models.loading import load_models
@@ -26,7 +28,10 @@ from brainsynth.stages import (
     train_autoencoder,
     train_diffusion,
 )
+from brainsynth.storage.commit import read_plan
+from brainsynth.storage.filesystem import open_store
 from brainsynth.training.autoencoder import TRAINING
+from brainsynth.training.crops import Crops
 from brainsynth.training.preemption import Left, Request
 from brainsynth.training.runner import fit
 from tests.integration.test_line import records
@@ -180,3 +185,32 @@ def test_the_gate_learns_from_what_the_pyramid_makes_of_scans(line: Line, pyrami
     statuses = [status for _, _, status in records(root)]
     assert len(statuses) == 6
     assert set(statuses) <= {"ok", "rejected"}
+
+
+def test_crops_are_where_their_places_say_at_every_phase(line: Line) -> None:
+    architecture = PyramidArchitecture(
+        kind="pyramid", stages=(UpsamplerArchitecture(width=8),) * 2, intensity_scale=1.5
+    )
+    dataset = open_dataset(str(line.root / "cohort"), split="train")
+    schema = read_plan(open_store(str(line.root / "cohort"))).covariates
+    crops = Crops(dataset, schema, architecture, CropsConfig(cells=4, balance="sex"), mirror=False)
+    torch.manual_seed(0)
+    scans = crops.indices(16, 0, 0)
+    coarse, fine = crops.batches(scans)
+    phases = set()
+    for batch, factor in ((coarse, 4), (fine, 2)):
+        torch.testing.assert_close(batch.coarse, avg_pool3d(batch.target, 2))
+        exact = batch.level == 0
+        assert torch.equal(batch.degraded[exact], batch.coarse[exact])
+        assert 0 < int(exact.sum()) < 16
+        grid = [size // factor for size in dataset.volume(0).shape]
+        for number, place in enumerate(batch.places[:, [0, 2, 3], 0, 0, 0].numpy()):
+            origin = [round(((p + 1) / 2 * n - 0.5) * factor) for p, n in zip(place, grid, strict=True)]
+            phases.add((factor, origin[0] % factor))
+            cut = tuple(slice(o, o + 4 * factor) for o in origin)
+            voxels = torch.from_numpy(dataset.volume(int(scans[number]))[cut])[None, None] * 1.5
+            target = voxels if factor == 2 else avg_pool3d(voxels, 2)
+            torch.testing.assert_close(batch.target[number : number + 1], target)
+    assert phases == {(4, 0), (4, 1), (4, 2), (4, 3), (2, 0), (2, 1)}
+    sexes = dataset.table["sex"].to_numpy()[crops.order]
+    assert (sexes == "F").sum() == (sexes == "M").sum() >= len(dataset) / 2
