@@ -118,5 +118,6 @@ FORMAT = FileFormat(
     about="`sub-<id>/NNNN.dcm`: a DICOM series of axial slices, Synthetic Data (0008,001C) set, without label maps; "
     "intensity 1 is the integer 2048 (255 or 65535 of datasets that store integers)",
     write=_write,
+    holds_labels=False,
     needs="pydicom",
 )

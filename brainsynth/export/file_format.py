@@ -44,6 +44,8 @@ class FileFormat:
     """What the files are, for the read-me of an export."""
     write: Callable[[Path, Iterable[ExportedVolume]], None]
     """Writes one file, or a folder, under a temporary name."""
+    holds_labels: bool = True
+    """Whether label maps are exported at all: in the files, or in second ones."""
     label_path: str = ""
     """Of a second file with the label map, in formats that do not hold it in the first one."""
     write_labels: Callable[[Path, Iterable[ExportedVolume]], None] | None = None

@@ -32,7 +32,7 @@ def tables(export: ExportPlan, subjects: list[Subject]) -> dict[str, bytes]:
 
 def _label_tables(export: ExportPlan, kind: FileFormat) -> dict[str, bytes]:
     """dseg.tsv and, where the label maps are a derivative of their own, what BIDS wants of one."""
-    if export.plan.labels is None:
+    if export.plan.labels is None or not kind.holds_labels:
         return {}
     description = _description(export)
     name = f"Label maps: {description['Name']}"
@@ -121,9 +121,9 @@ def _readme(export: ExportPlan, subjects: list[Subject]) -> str:
     )
     licence = f"- licence of the model: {model.licence}; trained on: {model.training_data}\n" if model else ""
     chosen = export.record.where or "all subjects"
-    labels = (
-        "" if plan.labels is None else f"- label maps: {len(plan.labels.labels)} structures, by {plan.labels.source}\n"
-    )
+    labels = ""
+    if plan.labels is not None and FORMATS[export.record.format].holds_labels:
+        labels = f"- label maps: {len(plan.labels.labels)} structures, by {plan.labels.source}\n"
     split = f", split {export.record.split}" if export.record.split else ""
     return (
         f"# {_description(export)['Name']}\n\n{whose}\n\n"

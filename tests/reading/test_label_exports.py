@@ -115,6 +115,14 @@ def test_without_labels_nothing_of_them_is_written(to: str, finished: Path, tmp_
     assert [name for name in tree(tmp_path) if "dseg" in name or "labels" in name] == []
 
 
+def test_a_format_without_label_maps_does_not_speak_of_them(labelled: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pydicom", reason="pydicom is not installed")
+    export(labelled, tmp_path, "dicom", where="age < 32")
+    assert "without label maps" in (tmp_path / "README.md").read_text()
+    assert "label maps: 3 structures" not in (tmp_path / "README.md").read_text()
+    assert [name for name in tree(tmp_path) if "dseg" in name] == []
+
+
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_damaged_label_map_takes_its_image_with_it(to: str, labelled: Path, tmp_path: Path) -> None:
     """Neither is exported without the other; repaired, the same command adds both."""
