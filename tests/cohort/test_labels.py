@@ -140,6 +140,7 @@ def test_every_bad_label_map_is_one_reject_with_its_reason(labelled_folder: Path
     good, template = voxels(map_of(labelled_folder, 1)), rows_of(labelled_folder).iloc[0]
     kinds = [*REASONS, "whole floats"]
     rows = pd.DataFrame([dict(template, participant_id=kind) for kind in kinds])
+    rows["image"] = [shutil.copy(template["image"], tmp_path / f"scan-{place}.nii.gz") for place in range(len(kinds))]
     rows["dseg"] = [bad_map(kind, good, tmp_path) for kind in REASONS] + [
         save(good.astype(np.float64), tmp_path / "whole.nii.gz")
     ]

@@ -127,7 +127,7 @@ BAD = {
     "elsewhere": "nothing of the image lies on the configured grid",
     "big": "file larger than 1 MiB",
     "gone": "missing file",
-    "folder": "missing file",
+    "folder": "not a file: a folder",
     "unnamed": "missing file",
     "noage": "missing covariate: age",
     "nothing": "missing covariate: age, sex",
@@ -182,8 +182,8 @@ def bad_image(kind: str, good: Path, folder: Path) -> str:
         path.mkdir()
     elif kind == "unnamed":
         return ""
-    elif kind != "gone":
-        return str(good)
+    elif kind != "gone":  # a file of its own: a scan is in one row only
+        shutil.copy(good, path)
     return str(path)
 
 
