@@ -76,6 +76,8 @@ def test_a_row_is_the_same_volume_in_every_micro_batch_and_alone(line: Line, pyr
     one, four = (made(line, pyramid, tmp_path / str(size), runtime={**LOCAL, "micro_batch": size}) for size in (1, 4))
     first, second = open_dataset(str(one)).volumes(), open_dataset(str(four)).volumes()
     assert np.abs(first - second).max() <= 2.0**-11  # the denoiser's rounding; the decoder takes one at a time
+    rounded = open_dataset(str(made(line, pyramid, tmp_path / "bfloat16", precision="bfloat16"))).volumes()
+    assert 0 < np.abs(rounded - first).mean() < 0.02  # the denoiser's
     done = brainsynth("regenerate", four, "--bundle", pyramid / "bundle", "--random", "12")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "12 of 12 rows have the voxels that their records name" in done.stdout
