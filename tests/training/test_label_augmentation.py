@@ -96,10 +96,11 @@ def test_boxes_lie_in_the_scan_on_whole_cells_and_reach_all_of_the_head() -> Non
 def test_the_losses_are_those_of_the_formulas_and_absent_structures_do_not_count() -> None:
     torch.manual_seed(0)
     scores, classes = torch.randn(500, 5), torch.randint(0, 4, (500,))
-    values = label_losses(scores, classes)
+    values, plain = label_losses(scores, classes, balance=0.5), label_losses(scores, classes)
     p, hot = scores.softmax(1).numpy(), np.eye(5)[classes.numpy()]
     overlap = (2 * (p * hot).sum(0) + 1) / (p.sum(0) + hot.sum(0) + 1)
     assert float(values["dice_loss"]) == pytest.approx(1 - overlap[1:4].mean(), rel=1e-5)
+    assert float(plain["cross_entropy"]) == pytest.approx(-np.log((p * hot).sum(1)).mean(), rel=1e-5)
     weight = 1 / np.sqrt(hot.sum(0))[classes.numpy()]
     assert float(values["cross_entropy"]) == pytest.approx(
         np.average(-np.log((p * hot).sum(1)), weights=weight), rel=1e-5
