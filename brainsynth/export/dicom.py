@@ -27,7 +27,7 @@ _EMPTY = (
     "PatientBirthDate", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyID", "ScanOptions",
     "RepetitionTime", "EchoTime", "EchoTrainLength", "PositionReferenceIndicator", "Laterality",
 )  # fmt: skip
-"""What every image must have, and nobody knows of these."""
+"""What every image must have, though it is not known here."""
 _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 
 

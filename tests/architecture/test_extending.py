@@ -128,7 +128,7 @@ def test_an_export(copy: Copy, tmp_path: Path) -> None:
         ''',
     )
     formats = "brainsynth/export/formats.py"
-    copy.replace(formats, "import nifti,", "import npy, nifti,")
+    copy.replace(formats, "import dicom, nifti,", "import dicom, npy, nifti,")
     copy.replace(formats, '    "nifti": nifti.FORMAT,\n', '    "nifti": nifti.FORMAT,\n    "npy": npy.FORMAT,\n')
     copy.replace("brainsynth/config/schema.py", '"webdataset"]', '"webdataset", "npy"]')
     assert {name.replace("npy.py", "NAME.py") for name in copy.changed} == named_files("An export")
