@@ -224,6 +224,19 @@ def _vary(words: argparse.ArgumentParser) -> None:
     _extrapolation(words)
 
 
+def _recipe(words: argparse.ArgumentParser) -> None:
+    words.add_argument("--bundle", default=SHIPPED_BUNDLE, metavar="FOLDER", help="that the dataset was made with")
+    words.add_argument("--output", required=True, metavar="FILE", help="ends in .recipe")
+
+
+def _materialise(words: argparse.ArgumentParser) -> None:
+    words.add_argument("recipe", help="a file that `brainsynth recipe` wrote, on a path that every worker reaches")
+    words.add_argument("--output", required=True, metavar="URI", help="the new dataset")
+    words.add_argument("--workers", type=whole(0), default=2, metavar="N", help="0: in this process, without Ray")
+    words.add_argument("--micro-batch", type=whole(1), default=2, metavar="N", help="volumes at a time")
+    words.add_argument("--cache", metavar="FOLDER", help="where the recipe is unpacked, instead of next to it")
+
+
 def _cohort(words: argparse.ArgumentParser) -> None:
     words.add_argument("--bundle", default=SHIPPED_BUNDLE, metavar="FOLDER", help="whose distribution is drawn from")
     words.add_argument("--rows", required=True, type=whole(1), metavar="N", help="how many")
@@ -270,6 +283,8 @@ TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any], bool]] = {
     "report": ("write report.html and report.json of a generated dataset again", _report, True),
     "export": ("copy volumes into other formats, checked as they are read; resumes", _export, True),
     "vary": ("one covariate or two varied, noise held fixed: a series and its pictures", _vary, False),
+    "recipe": ("plan, manifest and bundle of a dataset in one file, from which others make its volumes", _recipe, True),
+    "materialise": ("make all volumes of a recipe, checked against its manifest; resumes", _materialise, False),
     "cohort": ("draw a described cohort into a table that generate takes", _cohort, False),
     "view": ("look at a dataset in the browser: filter, scroll slices, compare asked with measured", _view, True),
 }

@@ -6,11 +6,15 @@ does not survive a fork, forkserver and spawn. Credentials of one come from the 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from brainsynth.errors import UserError
 from brainsynth.reading.volumes import Volumes
+
+RECIPE = ".recipe"
+"""Of files that hold plan, manifest and bundle of a dataset instead of its volumes (docs/recipe.md)."""
 
 
 class SyntheticDataset(Volumes):
@@ -82,6 +86,7 @@ def open_dataset(
 
     Args:
         uri: the dataset's root folder: a path, `s3://…`, `gs://…`, `az://…`, `https://…`, or `hf://datasets/OWNER/NAME`.
+            Or a file `….recipe`, whose volumes are made when they are first read.
         split: `train`, `validation` or `test`; all by default. A prepared cohort has its own, without `test`; of others, it
             follows from the subject's id (80, 10 and 10 %).
         array: which array; the first (`t1w`) by default.
@@ -99,7 +104,20 @@ def open_dataset(
         UserError: `where` is not a condition; an object store refuses access, has no such bucket or does not answer. A
             ValueError, too.
     """
+    if str(uri).endswith(RECIPE):
+        return _of_recipe(str(uri), cache, split=split, measured=measured, where=where, labels=labels)
     return SyntheticDataset(str(uri), split, array, measured, where, partial, labels, cache)
+
+
+def _of_recipe(path: str, cache: str | None, **options: Any) -> SyntheticDataset:
+    try:  # by its name: reading alone needs no networks
+        stage = importlib.import_module("brainsynth.stages.recipe")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{path} is a recipe: its volumes are made here, which needs {error.name}; pip install 'brainsynth[generate]'"
+        ) from None
+    opened: SyntheticDataset = stage.RecipeDataset(path, cache, **options)
+    return opened
 
 
 def open_input(uri: str, where: str, split: str | None = None, array: str | None = None) -> SyntheticDataset:

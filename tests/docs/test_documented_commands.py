@@ -42,6 +42,7 @@ ELSEWHERE = {
     "docs/reading.md": "tests/reading/test_examples.py",
     "docs/reference/python.md": "tests/test_public.py",
     "docs/tutorials/other-generators.md": "tests/generators/test_page.py",
+    "docs/recipe.md": "tests/integration/test_recipe.py",
 }
 """Pages whose blocks another test runs, verbatim."""
 
