@@ -233,7 +233,6 @@ def _materialise(words: argparse.ArgumentParser) -> None:
     words.add_argument("recipe", help="a file that `brainsynth recipe` wrote, on a path that every worker reaches")
     words.add_argument("--output", required=True, metavar="URI", help="the new dataset")
     words.add_argument("--workers", type=whole(0), default=2, metavar="N", help="0: in this process, without Ray")
-    words.add_argument("--micro-batch", type=whole(1), default=2, metavar="N", help="volumes at a time")
     words.add_argument("--cache", metavar="FOLDER", help="where the recipe is unpacked, instead of next to it")
 
 

@@ -12,7 +12,7 @@ from brainsynth.manifest import MODEL_KEY
 from brainsynth.plan import GeneratorSettings
 from brainsynth.planning import volume_generator
 from brainsynth.reading.manifest import finished
-from brainsynth.stages.recipe import compared, unpacked
+from brainsynth.stages.recipe import compared, recorded, unpacked
 from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import LocalStore, resolve_uri
 from brainsynth.storage.recipe_file import BUNDLE_FOLDER
@@ -24,7 +24,14 @@ def command(arguments: argparse.Namespace) -> int:
     folder = unpacked(Path(arguments.recipe), arguments.cache)
     store, output = LocalStore(folder), resolve_uri(arguments.output, "--output")
     plan = read_plan(store)
-    runtime = RuntimeConfig(workers=arguments.workers, micro_batch=arguments.micro_batch)
+    # As the first shard was made: on the same kind of machine the voxels are then equal to the last bit.
+    how = recorded(store)[0]
+    runtime = RuntimeConfig(
+        workers=arguments.workers,
+        micro_batch=int(how.get("micro_batch", 1)),
+        threads_per_worker=int(how.get("threads", 1)),
+        exact_rewrites=bool(how.get("exact_rewrites", 0)),
+    )
     settings = GeneratorSettings(
         root=output,
         bundle=str(folder / BUNDLE_FOLDER),

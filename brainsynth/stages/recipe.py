@@ -92,6 +92,12 @@ def unpacked(path: Path, cache: str | None = None) -> Path:
     return folder
 
 
+def recorded(store: Store) -> dict[int, dict[str, Any]]:
+    """How each shard of a recipe's dataset was made: micro-batch, threads, form of the networks."""
+    shards = pd.read_parquet(io.BytesIO(store.read(SHARDS_KEY)))
+    return {int(shard): json.loads(text) for shard, text in zip(shards["shard"], shards["runtime"], strict=True)}
+
+
 class RecipeDataset(SyntheticDataset):
     """A dataset whose volumes are made when they are first read, and kept."""
 
@@ -131,10 +137,7 @@ class _Rows:
         self.folder, store = folder, LocalStore(folder)
         self.plan = read_plan(store)
         self.subjects = pd.read_parquet(io.BytesIO(store.read(SUBJECTS_KEY))).set_index("row")
-        shards = pd.read_parquet(io.BytesIO(store.read(SHARDS_KEY)))
-        self.runtime: dict[int, dict[str, Any]] = {
-            int(shard): json.loads(text) for shard, text in zip(shards["shard"], shards["runtime"], strict=True)
-        }
+        self.runtime = recorded(store)
         self.makers: dict[GeneratorSettings, VolumeGenerator] = {}
 
     def arrays(self, row: int) -> list[npt.NDArray[Any]]:

@@ -116,7 +116,7 @@ def test_a_recipe_is_made_whole(
     written: Path, generated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     again = tmp_path / "again"
-    words = ["materialise", str(written), "--output", str(again), "--workers", "0", "--micro-batch", "4"]
+    words = ["materialise", str(written), "--output", str(again), "--workers", "0"]
     assert run(*words) == 0
     assert "every object is the one that the recipe was written from" in capsys.readouterr().out
     assert verify_dataset(str(again)).ok
