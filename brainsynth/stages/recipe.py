@@ -7,7 +7,7 @@ import functools
 import hashlib
 import io
 import json
-import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from brainsynth.storage.finalise import DATASET_KEY, SHARDS_KEY, SUBJECTS_KEY
 from brainsynth.storage.recipe_file import BUNDLE_FOLDER, DATASET_FILES, SUFFIX, Recipe, read_recipe, write_recipe
 from brainsynth.storage.whole_file import write_whole
 
-log = logging.getLogger(__name__)
 MADE = ".made"
 """Suffix of the folder next to a recipe that keeps what was made of it."""
 _FIGURES = ("minimum", "maximum", "mean", "std")
@@ -154,14 +153,21 @@ class _Rows:
         return kept
 
     def _file(self, row: int) -> Path:
-        return self.folder / "rows" / f"{row // 1000:06d}" / f"{row}.npz"
+        return self.folder / "rows" / f"{row // 1000:06d}" / f"{row}.voxels"
 
     def _kept(self, row: int) -> list[npt.NDArray[Any]] | None:
         try:
-            with np.load(self._file(row), allow_pickle=False) as file:
-                arrays = [file[array.name] for array in self.plan.arrays]
-        except (OSError, ValueError, KeyError, EOFError):
+            data = self._file(row).read_bytes()
+        except OSError:
             return None
+        arrays, start = [], 0
+        for array in self.plan.arrays:
+            dtype = np.dtype(array.dtype).newbyteorder("<")
+            stop = start + math.prod(array.sample_shape) * dtype.itemsize
+            if len(data) < stop:
+                return None
+            arrays.append(np.frombuffer(data[start:stop], dtype).reshape(array.sample_shape).astype(array.dtype))
+            start = stop
         return arrays if self._described(row, arrays) else None
 
     def _described(self, row: int, arrays: list[npt.NDArray[Any]]) -> bool:
@@ -194,10 +200,9 @@ class _Rows:
         made = self.makers[settings].finish(self.makers[settings].make(part))
         for place, sample in enumerate(made.samples):
             if sample.status == "ok":
-                buffer = io.BytesIO()
-                named = {array.name: made.arrays[n][place] for n, array in enumerate(self.plan.arrays)}
-                np.savez(buffer, **named)
-                write_whole(self._file(part.start + place), buffer.getvalue())
+                arrays = [array[place] for array in made.arrays]
+                data = b"".join(array.astype(array.dtype.newbyteorder("<")).tobytes() for array in arrays)
+                write_whole(self._file(part.start + place), data)
 
 
 def _close(plan: Plan, a: Any, b: Any) -> bool:
