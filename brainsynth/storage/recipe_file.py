@@ -41,6 +41,10 @@ class Recipe:
     files: dict[str, str]
     """Member → sha256."""
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[0-9a-f]{64}", self.shards_digest):  # a folder is named after it
+            raise ValueError("shards_digest must be a sha256")
+
 
 def write_recipe(path: Path, recipe: Recipe, members: dict[str, bytes]) -> None:
     """Write the file whole, or nothing. Raises UserError when it cannot be written."""

@@ -14,7 +14,7 @@ from brainsynth import cli, open_dataset
 from brainsynth.errors import UserError
 from brainsynth.stages import recipe as stage
 from brainsynth.storage.finalise import SUBJECTS_KEY
-from brainsynth.storage.recipe_file import RECIPE_KEY, read_recipe, write_recipe
+from brainsynth.storage.recipe_file import RECIPE_KEY, Recipe, read_recipe, write_recipe
 from brainsynth.storage.verify import verify_dataset
 from tests.docs.pages import commands
 from tests.line import Line
@@ -110,6 +110,11 @@ def test_what_is_no_recipe_is_refused(tmp_path: Path, written: Path) -> None:
         open_dataset(str(tmp_path / "foreign.recipe"))
     with pytest.raises(UserError, match="there is no recipe at"):
         open_dataset(str(tmp_path / "nowhere.recipe"))
+
+
+def test_a_digest_is_no_path() -> None:
+    with pytest.raises(ValueError, match="shards_digest must be a sha256"):
+        Recipe(plan_fingerprint="", shards_digest="../../outside", bundle="", files={})
 
 
 def test_a_recipe_is_made_whole(
