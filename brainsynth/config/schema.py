@@ -37,7 +37,7 @@ class RuntimeConfig:
     micro_batch: int = 4
     """Volumes that go through a network together."""
     threads_per_worker: int = 0
-    """CPU threads of each worker; 0 shares the machine's cores evenly."""
+    """CPU threads of each worker; 0: an even share of the CPUs that one machine may use, `cpus_per_worker` on several."""
     exact_rewrites: bool = True
     """Generation runs the networks in a form that is algebraically the same and takes fewer operations; only rounding
     differs, as it does between micro-batches. Recorded with each shard, so that `regenerate` repeats it."""

@@ -88,7 +88,7 @@ class TrainRuntimeConfig:
     use_gpu: bool = False
     """One GPU for each worker."""
     threads_per_worker: int = 0
-    """CPU threads of each worker; 0 shares the machine's cores evenly."""
+    """CPU threads of each worker; 0: an even share of the CPUs that one machine may use, `cpus_per_worker` on several."""
     max_failures: int = 3
     """Workers may die this often before the run gives up."""
     wait_for_nodes: bool = False

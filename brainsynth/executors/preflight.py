@@ -8,6 +8,7 @@ import os
 from brainsynth.config.schema import RuntimeConfig
 from brainsynth.config.training import TrainRuntimeConfig
 from brainsynth.errors import UserError
+from brainsynth.models.cpus import usable_cpus
 
 log = logging.getLogger(__name__)
 _MEND = "lower runtime.workers or what each worker asks for"
@@ -21,16 +22,22 @@ def check_layout(runtime: RuntimeConfig | TrainRuntimeConfig) -> None:
 
 def check_this_machine(workers: int, cpus: float, gpus: float) -> None:
     """Refuse at once what a private session on this machine cannot hold. Does not check a cluster that is to be joined."""
-    if os.environ.get("RAY_ADDRESS") or not workers:
+    joins = bool(workers and os.environ.get("RAY_ADDRESS"))
+    if joins or not (workers or gpus):
         return
-    node = {"CPU": float(os.cpu_count() or 1)}
+    node, reason = {"CPU": float(os.cpu_count() or 1)}, ""  # as Ray counts them
     if gpus:
-        from brainsynth.models.device import count_accelerators  # torch, which few need here
+        from brainsynth.models.device import count_accelerators, why_no_gpu  # torch, which few need here
 
         node["GPU"] = float(count_accelerators())
+        reason = "" if node["GPU"] else f", where {why_no_gpu()}"
+        if not workers and reason:
+            raise UserError(f"runtime: a GPU is asked for on this machine{reason}; fix that, or ask for none")
+    if not workers:
+        return
     problem = _problem(workers, {"CPU": cpus, "GPU": gpus}, [node])
     if problem:
-        raise UserError(f"runtime: {problem} on this machine; {_MEND}")
+        raise UserError(f"runtime: {problem} on this machine{reason}; {_MEND}")
 
 
 def check_cluster(workers: int, cpus: float, gpus: float, wait_for_nodes: bool) -> None:
@@ -45,6 +52,14 @@ def check_cluster(workers: int, cpus: float, gpus: float, wait_for_nodes: bool) 
         raise UserError(
             f"runtime: {problem} on {len(nodes)} node(s); {_MEND}, or set runtime.wait_for_nodes where the cluster will grow"
         )
+
+
+def cpus_of_worker(workers: int, cpus: float) -> float:
+    """The CPUs of each worker's threads: on a cluster those that Ray reserves, on one machine an even share of all."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return cpus if len(nodes) > 1 else max(cpus, usable_cpus() / max(1, workers))
 
 
 def _problem(workers: int, wanted: dict[str, float], nodes: list[dict[str, float]]) -> str:

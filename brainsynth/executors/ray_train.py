@@ -20,19 +20,21 @@ from types import FrameType
 from typing import Any
 
 from brainsynth.errors import UserError
-from brainsynth.executors.preflight import check_cluster, check_this_machine
+from brainsynth.executors.preflight import check_cluster, check_this_machine, cpus_of_worker
 from brainsynth.executors.session import ray_session
 from brainsynth.executors.watch import TERMINATED, leave
+from brainsynth.models.cpus import reserve
 from brainsynth.progress import configure_logging
 from brainsynth.records import digest
 from brainsynth.storage.filesystem import local_folder, resolve_uri
-from brainsynth.training.diverged import Diverged
 from brainsynth.training.preemption import Left, Request
 from brainsynth.training.runner import C, I, TrainConfig, Training, fit
 from brainsynth.training.runs import training_folder
 
 log = logging.getLogger(__name__)
 _LOOK_S = 0.5
+COLLECTIVE_S = 3600
+"""Workers wait for each other at most this long: for a slow file system, or for one that validates alone."""
 
 
 class SigtermNoted:
@@ -91,15 +93,19 @@ class _Asked:
         return Request.SAVE if news else Request.NOTHING
 
 
-def _train(arguments: dict[str, Any]) -> int | str | None:
+def _train(arguments: dict[str, Any]) -> int | UserError | None:
     """Runs in every worker: the plain training, its checkpoints reported to Ray.
 
-    Returns the step it left at, or why it diverged: an error would make Ray start the workers again.
+    Returns the step it left at, or the user's mistake: an error would make Ray start the workers again.
     """
     import ray.train
 
     configure_logging()
+    reserve(arguments["cpus"])
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # the loop logs its own metrics
+    noted = Path(arguments["stop_file"]).with_suffix(".mistake")
+    if noted.exists():  # an earlier start of this run ended with it
+        return UserError(noted.read_text())
     try:
         fit(
             arguments["training"],
@@ -109,9 +115,21 @@ def _train(arguments: dict[str, Any]) -> int | str | None:
         )
     except Left as left:
         return left.step
-    except Diverged as error:
-        return str(error)
+    except UserError as error:
+        if ray.train.get_context().get_world_rank() == 0 or _appears(noted):
+            noted.write_text(str(error))
+            return error
+        noted.write_text(str(error))  # the others do not know it, and wait for this worker: all start, and end, again
+        raise
     return None
+
+
+def _appears(file: Path, within_s: float = 10.0) -> bool:
+    """Whether the first worker leaves the file: then all workers made out the same mistake."""
+    deadline = time.monotonic() + within_s
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return file.exists()
 
 
 def _with_absolute_places(config: C) -> C:
@@ -132,7 +150,7 @@ def train(training: Training[C, I], config: C) -> None:
     After SIGTERM the work done so far is saved, and the process ends with code 143.
 
     Raises:
-        UserError: before a worker starts, whatever can be refused then.
+        UserError: before a worker starts, whatever can be refused then; later, what only a worker could find out.
     """
     config = _with_absolute_places(config)
     training_folder(config.output)
@@ -171,17 +189,25 @@ def _train_here(training: Training[C, I], config: C) -> None:
 
 def _train_on_ray(training: Training[C, I], config: C) -> None:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     runtime, folder = config.runtime, local_folder(config.output, "output")
     with ray_session():
         check_cluster(runtime.workers, runtime.cpus_per_worker, float(runtime.use_gpu), runtime.wait_for_nodes)
+        if runtime.use_gpu:
+            _check_gpus()
         with _stop_file(folder) as stop_file:
             # Ray silently resumes a run of the same name, so the name carries the config. Its own checkpoints are not used:
             # ours prove themselves by digest, and need no Ray to be read.
             trainer = TorchTrainer(
                 _train,  # type: ignore[arg-type]  # here and below mypy reads Ray Train's first version, and the second runs
-                train_loop_config={"training": training, "config": config, "stop_file": str(stop_file)},
+                train_loop_config={
+                    "training": training,
+                    "config": config,
+                    "stop_file": str(stop_file),
+                    "cpus": cpus_of_worker(runtime.workers, runtime.cpus_per_worker),
+                },
+                torch_config=TorchConfig(timeout_s=COLLECTIVE_S),
                 scaling_config=ScalingConfig(
                     num_workers=runtime.workers,
                     use_gpu=runtime.use_gpu,
@@ -195,9 +221,9 @@ def _train_on_ray(training: Training[C, I], config: C) -> None:
                 ),
             )
             with _mistakes_of_workers():
-                left: int | str | None = trainer.fit().return_value  # type: ignore[attr-defined]
-        if isinstance(left, str):
-            raise Diverged(left)
+                left: int | UserError | None = trainer.fit().return_value  # type: ignore[attr-defined]
+        if isinstance(left, UserError):
+            raise left
         if left is not None:
             _end(left, config)
 
@@ -210,7 +236,31 @@ def _stop_file(folder: Path) -> Iterator[Path]:
         old.unlink(missing_ok=True)
     with SigtermNoted(folder / f".stop-{uuid.uuid4().hex}") as noted:
         assert noted.file is not None
-        yield noted.file
+        try:
+            yield noted.file
+        finally:
+            noted.file.with_suffix(".mistake").unlink(missing_ok=True)
+
+
+def _check_gpus() -> None:
+    """Refuse machines whose GPUs Ray counts but torch cannot use; else NCCL would fail there, again at every start."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    @ray.remote(num_cpus=0, num_gpus=0.01, max_retries=0)
+    def why() -> str:
+        import torch
+
+        from brainsynth.models.device import why_no_gpu
+
+        return "" if torch.cuda.is_available() else why_no_gpu()
+
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]  # type: ignore[no-untyped-call]
+    there = {node["NodeManagerAddress"]: NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes}
+    reasons = ray.get([why.options(scheduling_strategy=strategy).remote() for strategy in there.values()])
+    for address, reason in zip(there, reasons, strict=True):
+        if reason:
+            raise UserError(f"runtime.use_gpu: Ray counts GPUs on {address}, but {reason}")
 
 
 @contextlib.contextmanager

@@ -12,19 +12,45 @@ import torch
 from torch import nn
 
 from brainsynth.config.training import Precision
+from brainsynth.errors import UserError
+from brainsynth.models.cpus import threads_of_worker
+from brainsynth.models.driver import needed_driver, nvidia_driver
 
 log = logging.getLogger(__name__)
 
 
 def choose_device(use_gpu: bool) -> torch.device:
-    """A GPU when asked for and there, else the CPU."""
-    if use_gpu and torch.cuda.is_available():
-        index = torch.cuda.current_device()
-        log.info("device cuda:%d (%s): asked for and available", index, torch.cuda.get_device_name(index))
-        return torch.device("cuda", index)
-    if use_gpu:
-        log.warning("device cpu: a GPU was asked for, but none is visible to this process")
-    return torch.device("cpu")
+    """A GPU when asked for, else the CPU. Raises UserError when the GPU that was asked for cannot be used."""
+    if not use_gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"runtime: a GPU was asked for, but {why_no_gpu()}; fix that, or set runtime.gpus_per_worker to 0 (in a "
+            "training runtime.use_gpu to false) to compute on the CPU"
+        )
+    index = torch.cuda.current_device()
+    name, cuda, driver = torch.cuda.get_device_name(index), torch.version.cuda, nvidia_driver()
+    log.info("device cuda:%d (%s): as asked for; CUDA %s of torch, NVIDIA driver %s", index, name, cuda, driver)
+    return torch.device("cuda", index)
+
+
+def why_no_gpu() -> str:
+    """Why torch cannot use a GPU in this process: its CUDA, and the driver found and needed."""
+    cuda, driver = torch.version.cuda, nvidia_driver()
+    found = "no NVIDIA driver was found here" if driver is None else f"the driver found here is {driver}"
+    if cuda is None:
+        return f"torch {torch.__version__} is built without CUDA ({found}): install a build of torch with CUDA"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        reason = "it sees no device"
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = "" if visible is None else f"; CUDA_VISIBLE_DEVICES is {visible!r}"
+    return (
+        f"torch {torch.__version__} cannot use one here: its CUDA {cuda} needs {needed_driver(cuda)}, and {found} "
+        f"({reason}{hidden})"
+    )
 
 
 def count_accelerators() -> int:
@@ -33,8 +59,8 @@ def count_accelerators() -> int:
 
 
 def set_threads(threads: int, workers: int) -> int:
-    """Limit torch to `threads` CPU threads, or to an even share of the cores when 0. Returns the number."""
-    chosen = threads or max(1, (os.cpu_count() or 1) // max(1, workers))
+    """Limit torch to `threads` CPU threads; when 0, to the CPUs that are this worker's. Returns the number."""
+    chosen = threads or threads_of_worker(workers)
     torch.set_num_threads(chosen)
     return chosen
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pandas as pd
 
 from brainsynth.bundle.generator import model_spec
-from brainsynth.config.schema import SHIPPED_BUNDLE, GenerateConfig, SynthesisConfig
+from brainsynth.config.schema import SHIPPED_BUNDLE, GenerateConfig, RuntimeConfig, SynthesisConfig
 from brainsynth.errors import UserError
 from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.manifest import MODEL_KEY, ModelRecord
+from brainsynth.models.driver import nvidia_driver
 from brainsynth.plan import ROW_COLUMNS
 from brainsynth.planning import plan_generation
 from brainsynth.records import seal
@@ -98,14 +99,18 @@ def generate_dataset(
 def describe(config: SynthesisConfig, rows: pd.DataFrame | None = None) -> str:
     """What generate would make, and about how long it takes."""
     work = plan_generation(config, rows)
-    return f"{dry_run(work, config.runtime)}\n{_duration(work, config.runtime.workers)}"
+    return f"{dry_run(work, config.runtime)}\n{_duration(work, config.runtime)}"
 
 
-def _duration(work: Work, workers: int) -> str:
+def _duration(work: Work, runtime: RuntimeConfig) -> str:
+    if runtime.gpus_per_worker and nvidia_driver() is None:
+        return (
+            "no estimate of the time: it is measured on one micro-batch, and this machine has no GPU as the plan wants"
+        )
     try:
         from brainsynth.generate import seconds_per_volume
     except ModuleNotFoundError as error:
         return f"no estimate of the time: it is measured on one micro-batch, and {error.name} is not installed"
     seconds = seconds_per_volume(work.plan, work.samples, work.arguments["settings"])
-    minutes = seconds * work.plan.num_samples / max(1, workers) / 60
+    minutes = seconds * work.plan.num_samples / max(1, runtime.workers) / 60
     return f"about {minutes:.1f} min of generation, by one micro-batch timed here"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from brainsynth.config.load import load_config
@@ -108,9 +109,30 @@ def test_the_workers_fit_on_the_pods(job: dict[str, Any]) -> None:
     runtime = config_of(job).runtime
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert limits["nvidia.com/gpu"] == "1"
-    assert runtime.workers <= group["maxReplicas"]
-    assert runtime.cpus_per_worker <= int(limits["cpu"])
+    gpus, cpus = int(limits["nvidia.com/gpu"]), int(limits["cpu"])
+    assert runtime.workers <= group["maxReplicas"] * gpus
+    assert runtime.cpus_per_worker * gpus <= cpus
+
+
+def test_workers_of_a_training_share_a_pod() -> None:
+    """Between pods NCCL has the pod network alone, even on one machine."""
+    job = yaml.safe_load((CLUSTER / "kuberay" / "rayjob-train.yaml").read_text())
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert int(limits["nvidia.com/gpu"]) == config_of(job).runtime.workers
+
+
+@pytest.mark.parametrize(
+    "file", ["README.md", "cluster/README.md", "cluster/Dockerfile", "cluster/launcher/aws.yaml", "docs/gpu.md"]
+)
+def test_the_driver_of_the_locked_torch_is_named(file: str) -> None:
+    from brainsynth.models.driver import needed_driver
+
+    (locked,) = re.findall(r"^torch==(\S+)", (REPO / "requirements.lock").read_text(), re.MULTILINE)
+    if torch.__version__.split("+")[0] != locked or torch.version.cuda is None:
+        pytest.skip("another torch than the locked one")
+    branch = needed_driver(torch.version.cuda).split()[3]
+    assert re.search(rf"driver {branch} or newer", (REPO / file).read_text())
 
 
 def test_generation_writes_to_a_bucket_with_credentials_from_a_secret() -> None:
