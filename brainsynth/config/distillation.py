@@ -6,7 +6,7 @@ from typing import Literal
 
 from brainsynth.config.architectures import DecoderArchitecture
 from brainsynth.config.schema import SamplerConfig
-from brainsynth.config.training import OptimisationConfig, TrainRuntimeConfig, check_shares
+from brainsynth.config.training import OptimisationConfig, TrainRuntimeConfig, check_keeps, check_shares
 from brainsynth.records import record
 
 
@@ -69,6 +69,7 @@ class DistillConfig:
         if self.latents is None and self.generated.share != 1:
             raise ValueError("generated.share must be 1 without latents: there is nothing else to train on")
         check_shares(self.optimisation, self.runtime)
+        check_keeps(self.runtime)
 
 
 @record

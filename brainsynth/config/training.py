@@ -89,6 +89,13 @@ class TrainRuntimeConfig:
     """One GPU for each worker."""
     threads_per_worker: int = 0
     """CPU threads of each worker; 0: an even share of the CPUs that one machine may use, `cpus_per_worker` on several."""
+    micro_batch: int = 0
+    """Rows of a worker's share of a batch that are in memory together; their gradients are added up. 0: all of them."""
+    recompute: bool = False
+    """For `train-autoencoder`: the backward pass computes the activations of each block again. A sixth of the memory, a
+    third more work."""
+    compress_gradients: bool = False
+    """Workers exchange gradients in bfloat16: half of the bytes, where machines are joined by a network alone."""
     max_failures: int = 3
     """Workers may die this often before the run gives up."""
     wait_for_nodes: bool = False
@@ -97,10 +104,18 @@ class TrainRuntimeConfig:
     """Where curves are written in addition to metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        if min(self.workers, self.threads_per_worker, self.cpus_per_worker) < 0 or self.max_failures < -1:
+        counts = (self.workers, self.threads_per_worker, self.cpus_per_worker, self.micro_batch)
+        if min(counts) < 0 or self.max_failures < -1:
             raise ValueError(
-                "workers, threads_per_worker and cpus_per_worker cannot be negative; max_failures may be -1: any number"
+                "workers, threads_per_worker, cpus_per_worker and micro_batch cannot be negative; max_failures may be -1: "
+                "any number"
             )
+
+
+def check_keeps(runtime: TrainRuntimeConfig) -> None:
+    """Raises ValueError where a training that does not recompute is asked to."""
+    if runtime.recompute:
+        raise ValueError("runtime.recompute is for train-autoencoder alone: no other training needs it")
 
 
 def check_shares(optimisation: OptimisationConfig, runtime: TrainRuntimeConfig) -> None:
@@ -228,6 +243,7 @@ class DiffusionTrainConfig:
         if not 0 <= self.conditioning_dropout < 1 or self.figure_steps < 1:
             raise ValueError("need 0 <= conditioning_dropout < 1 and figure_steps >= 1")
         check_shares(self.optimisation, self.runtime)
+        check_keeps(self.runtime)
         flow = self.schedule.prediction == "flow" and self.schedule.num_train_timesteps == 1000
         if self.architecture.kind == "gaussian" and not flow:
             raise ValueError(

@@ -9,6 +9,7 @@ which may be flipped against RAS+.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 
 import torch
@@ -24,6 +25,7 @@ from brainsynth.config.architectures import (
 from brainsynth.models.device import in_float32
 from brainsynth.models.distilled_decoder import DistilledDecoder
 from brainsynth.models.patch_autoencoder import PatchAutoencoder
+from brainsynth.models.pieces import in_pieces, numbers_per_cell
 from brainsynth.models.pyramid import PyramidAutoencoder
 
 Network = AutoencoderKL | PatchAutoencoder | PyramidAutoencoder
@@ -59,6 +61,7 @@ class Autoencoder(nn.Module):
     def __init__(self, network: Network, latents: LatentSpec, flipped_axes: Sequence[int] = ()) -> None:
         super().__init__()
         self.network = network
+        self._numbers = numbers_per_cell(network)
         self.flipped = [2 + axis for axis in flipped_axes]
         self.distilled: DistilledDecoder | None = None
         """Decodes in place of the network's own decoder where it is set."""
@@ -93,8 +96,9 @@ class Autoencoder(nn.Module):
             seeds: of each row's noise; None for reconstructions, which all have the same.
         """
         decoded: Tensor
+        cells = math.prod(z_BCXYZ.shape[2:])
         if self.distilled is not None:
-            decoded = self.distilled(z_BCXYZ)
+            decoded = in_pieces(self.distilled, z_BCXYZ, cells * self.distilled.numbers_per_cell)
         else:
             with contextlib.nullcontext() if self.rounds else in_float32(z_BCXYZ.device):
                 raw = z_BCXYZ / self.scale + self.shift
@@ -103,5 +107,5 @@ class Autoencoder(nn.Module):
                         raise ValueError("a pyramid decodes with the covariates of each row")
                     decoded = self.network.decode(raw, context_BK, [0] * len(raw) if seeds is None else seeds)
                 else:
-                    decoded = self.network.decode(raw)
+                    decoded = in_pieces(self.network.decode, raw, cells * self._numbers)
         return decoded.float().clamp(0.0, 1.0).flip(self.flipped)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from brainsynth.config.training import Precision
-from brainsynth.errors import UserError
+from brainsynth.errors import UserError, WorkerBroken
 from brainsynth.models.cpus import threads_of_worker
 from brainsynth.models.driver import needed_driver, nvidia_driver
 
@@ -153,16 +153,45 @@ def round_weights(module: nn.Module) -> nn.Module:
     return module
 
 
+_CUDA_ERROR_MEMORY_ALLOCATION = 2
+_ALLOCATION_FAILED = (
+    "can't allocate memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # its handle did not fit
+    "unable to find an engine to execute this computation",  # cuDNN's, when no workspace fits
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """True when a smaller batch may succeed where this one did not."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if isinstance(error, torch.AcceleratorError):
+        return getattr(error, "error_code", None) == _CUDA_ERROR_MEMORY_ALLOCATION
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATION_FAILED)
 
 
 def is_broken(error: BaseException) -> bool:
     """True when the accelerator of this process is of no further use: after such an error every later call fails too."""
-    return isinstance(error, torch.AcceleratorError)
+    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
+
+
+class MicroBatch:
+    """How many rows go through the networks together: fewer, for the rest of a worker's life, once they did not fit."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def shrink(self, error: Exception) -> None:
+        """Prepare another try with half as many rows; raises where that cannot help."""
+        if is_broken(error):
+            raise WorkerBroken(f"the accelerator failed: {error}") from error
+        if not is_out_of_memory(error) or self.size == 1:
+            raise error
+        self.size //= 2
+        free_memory()
+        log.warning("out of memory: the micro-batch is now %d", self.size)
 
 
 def free_memory() -> None:

@@ -52,6 +52,11 @@ class DistilledDecoder(nn.Module):
             width = channels
         stages += [nn.SiLU(), SubpixelUpsample(3, width, 1, last, apply_pad_pool=False)]
         self.stages = nn.Sequential(*stages)
+        self.numbers_per_cell = max(
+            max(channels * 8**level for level, channels in enumerate(architecture.channels)),
+            (last * 2 ** (len(architecture.channels) - 1)) ** 3,
+        )
+        """In its largest tensor."""
 
     def forward(self, z_BCXYZ: Tensor) -> Tensor:  # noqa: N803
         """Images of latents."""

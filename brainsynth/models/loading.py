@@ -48,6 +48,14 @@ def load_models(
     load_weights(denoiser, folder / DIFFUSION_FILE)
     if autoencoder.distilled is not None:
         load_weights(autoencoder.distilled, folder / DECODER_FILE)
+    prepare(autoencoder, denoiser, device, precision, rewrites)
+    return autoencoder, denoiser
+
+
+def prepare(
+    autoencoder: Autoencoder, denoiser: Denoiser, device: torch.device, precision: Precision, rewrites: bool
+) -> None:
+    """Bring networks with their weights to a device, ready for prediction alone."""
     for module in (autoencoder, denoiser):
         module.requires_grad_(False).eval().to(device)
     _arrange(autoencoder, denoiser, rewrites)
@@ -55,7 +63,6 @@ def load_models(
         for part in (denoiser, autoencoder.distilled, autoencoder.network if autoencoder.rounds else None):
             if part is not None:
                 round_weights(part)
-    return autoencoder, denoiser
 
 
 def load_labeller(folder: Path, device: torch.device, digest: str | None = None) -> VolumeLabeller:

@@ -25,7 +25,7 @@ from brainsynth.storage.filesystem import local_folder, open_store
 from brainsynth.training.crops import check_balance
 from brainsynth.training.data import Batches, check_training, flip_half, weights_seed
 from brainsynth.training.image_quality import closeness
-from brainsynth.training.learner import Learner, descend
+from brainsynth.training.learner import Learner, adamw, descend, recompute
 from brainsynth.training.loop import Task, Worker
 from brainsynth.training.losses import check_perceptual, kl_divergence, perceptual_loss
 from brainsynth.training.pyramid import PyramidTask
@@ -51,6 +51,8 @@ class AutoencoderTask:
         if config.start_from is not None:
             load_start(network, config.start_from, AUTOENCODER_FILE, "autoencoder")
         layout(network.to(worker.device))
+        if config.runtime.recompute:
+            recompute(network)
         self.discriminator = PatchDiscriminator(
             spatial_dims=3,
             channels=config.losses.discriminator_channels,
@@ -62,9 +64,7 @@ class AutoencoderTask:
         self.perceptual = perceptual_loss(config.losses, worker.device)
         self.learner = Learner(network, worker, options)
         self._discriminator = worker.parallel(self.discriminator)
-        self.discriminator_optimizer = torch.optim.AdamW(
-            self.discriminator.parameters(), config.losses.discriminator_learning_rate, weight_decay=0.0
-        )
+        self.discriminator_optimizer = adamw(self.discriminator, config.losses.discriminator_learning_rate, 0.0)
         ratio = config.losses.discriminator_learning_rate / options.learning_rate
         self.discriminator_optimizer.param_groups[0]["lr_factor"] = ratio
         self.state = TrainingState(
@@ -77,13 +77,24 @@ class AutoencoderTask:
 
     def step(self, step: int) -> dict[str, Tensor]:
         """One update of the autoencoder, and of the discriminator once the warm-up is over."""
-        weights = self.config.losses
         x = self.batches(step).to(self.worker.device, memory_format=torch.channels_last_3d)
         if self.config.flip_left_right:
             x = flip_half(x)
+        weights = self.config.losses
+        adversarial = weights.adversarial_weight > 0 and step >= weights.adversarial_start
+        decoded: list[Tensor] = []
+        values = self.learner.update((x,), lambda part: self._loss(part, adversarial, decoded))
+        if adversarial:
+            values["discriminator"] = self._discriminator_step(x, torch.cat(decoded))
+        return values
+
+    def _loss(self, x: Tensor, adversarial: bool, kept: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of some images; what was decoded is added to `kept`."""
+        weights = self.config.losses
         with autocast(self.worker.device, self.precision):
             decoded, mu, sigma = self.learner.parallel(x)
         decoded, mu, sigma = decoded.float(), mu.float(), sigma.float()
+        kept.append(decoded.detach())
         values = {"l1": nn.functional.l1_loss(decoded, x)}
         loss = values["l1"]
         if self.config.architecture.kind == "kl":
@@ -93,16 +104,13 @@ class AutoencoderTask:
             values["square"] = nn.functional.mse_loss(decoded, x)
             loss = loss + weights.square_weight * values["square"]
         if self.perceptual is not None:
-            values["perceptual"] = self.perceptual(decoded, x)
+            with autocast(self.worker.device, self.precision):
+                values["perceptual"] = self.perceptual(decoded, x)
             loss = loss + weights.perceptual_weight * values["perceptual"]
-        adversarial = weights.adversarial_weight > 0 and step >= weights.adversarial_start
         if adversarial:
             values["adversarial"] = (self._frozen_discriminator(decoded) - 1).pow(2).mean()
             loss = loss + weights.adversarial_weight * values["adversarial"]
-        values["gradient_norm"] = self.learner.update(loss)
-        if adversarial:
-            values["discriminator"] = self._discriminator_step(x, decoded.detach())
-        return {"loss": loss, **values}
+        return loss, values
 
     def _frozen_discriminator(self, decoded: Tensor) -> Tensor:
         """Scores of decoded images with gradients to the images alone."""
@@ -113,12 +121,16 @@ class AutoencoderTask:
 
     def _discriminator_step(self, real: Tensor, fake: Tensor) -> Tensor:
         """Least-squares patch loss (1611.04076): real → 1, decoded → 0."""
-        with autocast(self.worker.device, self.precision):
-            scores = self._discriminator(torch.cat([real, fake]))[-1]
-        on_real, on_fake = scores.float().chunk(2)
-        loss: Tensor = 0.5 * ((on_real - 1).pow(2).mean() + on_fake.pow(2).mean())
-        descend(loss, self.discriminator, self.discriminator_optimizer, self.config.optimisation.gradient_clip)
-        return loss.detach()
+
+        def loss_of(real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            with autocast(self.worker.device, self.precision):
+                scores = self._discriminator(torch.cat([real, fake]))[-1]
+            on_real, on_fake = scores.float().chunk(2)
+            return 0.5 * ((on_real - 1).pow(2).mean() + on_fake.pow(2).mean()), {}
+
+        parts = self.learner.split(real, fake)
+        clip = self.config.optimisation.gradient_clip
+        return descend(self._discriminator, self.discriminator_optimizer, clip, parts, loss_of)["loss"]
 
     @torch.no_grad()
     def reconstruct(self, network: AutoencoderKL | PatchAutoencoder, x_B1XYZ: Tensor) -> Tensor:  # noqa: N803

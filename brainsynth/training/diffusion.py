@@ -122,14 +122,16 @@ class DiffusionTask:
 
     def step(self, step: int) -> dict[str, Tensor]:
         """One update."""
-        options, device = self.config.optimisation, self.worker.device
+        options = self.config.optimisation
         index = self.worker.share(batch_indices(len(self.train), options.batch_size, step, options.seed))
         x0 = self.train.mean[index] + self.train.sigma[index] * torch.randn(len(index), *self.latents.shape_cxyz)
         drop = torch.rand(len(index)) < self.config.conditioning_dropout
         context = drop_context(self.train.context[index], drop)
-        loss = self._loss(self.learner.parallel, x0, context, self._timesteps(len(index)), torch.randn_like(x0)).mean()
-        norm = self.learner.update(loss)
-        return {"loss": loss.to(device), "gradient_norm": norm}
+
+        def loss_of(*part: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            return self._loss(self.learner.parallel, *part).mean(), {}
+
+        return self.learner.update((x0, context, self._timesteps(len(index)), torch.randn_like(x0)), loss_of)
 
     def _loss(self, network: nn.Module, x0: Tensor, context: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """(B,) squared error of the prediction; of a Gaussian denoiser, in units of what its diagonal part leaves open."""
@@ -148,7 +150,7 @@ class DiffusionTask:
         network, total = self.learner.averaged(), self.config.schedule.num_train_timesteps
         count = min(64, len(self.validation))
         generator = torch.Generator().manual_seed(1)
-        mine = torch.arange(count)[self.worker.part(range(count))]
+        mine = torch.tensor(self.worker.part(range(count)))
         losses: dict[str, list[float]] = {}
         for number in range(NUM_BINS):
             low, high = number * total // NUM_BINS, (number + 1) * total // NUM_BINS

@@ -83,8 +83,10 @@ class DistillTask:
 
     def step(self, step: int) -> dict[str, Tensor]:
         """One update."""
+        return self.learner.update((self.latents(step),), self._loss)
+
+    def _loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         weights = self.config.losses
-        z = self.latents(step)
         with autocast(self.worker.device, self.precision):
             with torch.no_grad():
                 target = self.teacher.decode(z).flip(self.teacher.flipped)  # along the network's own axes
@@ -94,10 +96,10 @@ class DistillTask:
         values["gradient"] = gradient_difference(made, target, weights.gradient_scales)
         loss = values["l1"] + weights.gradient_weight * values["gradient"]
         if self.perceptual is not None:
-            values["perceptual"] = self.perceptual(made, target)
+            with autocast(self.worker.device, self.precision):
+                values["perceptual"] = self.perceptual(made, target)
             loss = loss + weights.perceptual_weight * values["perceptual"]
-        values["gradient_norm"] = self.learner.update(loss)
-        return {"loss": loss, **values}
+        return loss, values
 
     def _both(self, z: Tensor, distilled: DistilledDecoder) -> tuple[Tensor, Tensor]:
         """Images by the distilled and by the bundle's own decoder, as generation makes them."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -12,7 +14,8 @@ from brainsynth.config.schema import EncodeConfig, RuntimeConfig
 from brainsynth.errors import UserError
 from brainsynth.manifest import SampleRecord, describe_sample
 from brainsynth.models.autoencoder import build_autoencoder
-from brainsynth.models.device import choose_device, describe, set_threads
+from brainsynth.models.device import MicroBatch, choose_device, describe, set_threads
+from brainsynth.models.pieces import in_pieces, numbers_per_cell
 from brainsynth.models.weights import load_weights
 from brainsynth.plan import ArraySpec, Plan, ShardSpec, table_digest
 from brainsynth.reading.dataset import open_dataset, open_input
@@ -96,7 +99,7 @@ class LatentEncoder:
     """Encodes the scans of a shard."""
 
     def __init__(self, root: str, plan: Plan, cohort_uri: str, autoencoder: str, runtime: RuntimeConfig) -> None:
-        self.plan, self.micro_batch = plan, runtime.micro_batch
+        self.plan, self.micro_batch = plan, MicroBatch(runtime.micro_batch)
         set_threads(runtime.threads_per_worker, runtime.workers)
         self.device = choose_device(runtime.gpus_per_worker > 0)
         folder = local_folder(autoencoder, "autoencoder")
@@ -104,6 +107,7 @@ class LatentEncoder:
         self.network = build_autoencoder(run.architecture, run.covariates.context_size)
         load_weights(self.network, autoencoder_weights(folder, run))
         self.network.requires_grad_(False).eval().to(self.device)
+        self._numbers = numbers_per_cell(self.network)
         self.cohort = open_dataset(cohort_uri)
         self.samples = read_samples(open_store(root), plan)
         self.place = {int(row): place for place, row in enumerate(self.cohort.rows)}
@@ -112,17 +116,30 @@ class LatentEncoder:
     def make(self, shard: ShardSpec) -> ShardOutput:
         """Encode the scans of one shard: mean and sigma of each latent cell."""
         means, sigmas = empty_arrays(self.plan, shard)
-        for start in range(shard.start, shard.stop, self.micro_batch):
-            rows = range(start, min(start + self.micro_batch, shard.stop))
-            x = torch.from_numpy(np.stack([self._scan(row) for row in rows]))[:, None].to(self.device)
-            mu, sigma = self.network.encode(x)
-            part = slice(start - shard.start, start - shard.start + len(rows))
-            means[part], sigmas[part] = mu.cpu().numpy(), sigma.cpu().numpy()
+        done = 0
+        while done < shard.stop - shard.start:
+            part = slice(done, min(done + self.micro_batch.size, shard.stop - shard.start))
+            try:
+                means[part], sigmas[part] = self.encode(range(shard.start + part.start, shard.start + part.stop))
+            except Exception as error:
+                self.micro_batch.shrink(error)
+            else:
+                done = part.stop
         ids = self.samples["sample_id"]
         records: list[SampleRecord] = [
             describe_sample(ids[shard.start + i], shard.start + i, [means[i], sigmas[i]]) for i in range(len(means))
         ]
         return ShardOutput([means, sigmas], records, describe(self.device))
+
+    def encode(self, rows: range) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Mean and sigma of some rows."""
+        x = torch.from_numpy(np.stack([self._scan(row) for row in rows]))[:, None].to(self.device)
+        both = in_pieces(
+            lambda part: torch.stack(self.network.encode(part), 1),
+            x,
+            self._numbers * math.prod(self.plan.arrays[0].sample_shape[1:]),
+        )
+        return both[:, 0].cpu().numpy(), both[:, 1].cpu().numpy()
 
     def _scan(self, row: int) -> npt.NDArray[np.float32]:
         sample = self.samples.iloc[row]

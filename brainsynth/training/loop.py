@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from brainsynth.config.training import OptimisationConfig, TrainRuntimeConfig
@@ -75,14 +76,23 @@ class Worker:
         distributed = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if distributed else 0
         self.world_size = dist.get_world_size() if distributed else 1
-        self.device = choose_device(runtime.use_gpu)
+        self.compresses = runtime.compress_gradients
+        self.device, self.micro_batch = choose_device(runtime.use_gpu), runtime.micro_batch
         set_threads(runtime.threads_per_worker, self.world_size)
 
     def parallel(self, module: nn.Module) -> nn.Module:
         """The module itself, or wrapped so that gradients are averaged over workers."""
         if self.world_size == 1:
             return module
-        return DistributedDataParallel(module, device_ids=None if self.device.type == "cpu" else [self.device.index])
+        wrapped = DistributedDataParallel(
+            module,
+            device_ids=None if self.device.type == "cpu" else [self.device.index],
+            broadcast_buffers=False,  # nothing that is trained changes them
+            gradient_as_bucket_view=True,
+        )
+        if self.compresses:
+            wrapped.register_comm_hook(None, bf16_compress_hook)
+        return wrapped
 
     def share(self, indices: npt.NDArray[np.int64]) -> Tensor:
         """This worker's part of a global batch."""

@@ -120,13 +120,16 @@ class StepDistillTask:
         row, which = index // evaluations, index % evaluations
         x, target, length = step_targets(states[row], which, self.schedule.config, self.sampler)
         times, context = self.times[which].to(device), self.contexts["train"][row].to(device)
-        with autocast(device, self.precision):
-            prediction = self.learner.parallel(x.to(device), times, context)
-        # In units of the state that the step leads to, which is what the next step and the image see.
-        error = (prediction.float() - target.to(device)).pow(2).flatten(1).mean(1)
-        loss = (error * length.to(device) ** 2).mean()
-        norm = self.learner.update(loss)
-        return {"loss": loss, "gradient_norm": norm}
+        return self.learner.update((x.to(device), times, context, target.to(device), length.to(device)), self._loss)
+
+    def _loss(
+        self, x: Tensor, times: Tensor, context: Tensor, target: Tensor, length: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """In units of the state that the step leads to, which is what the next step and the image see."""
+        with autocast(self.worker.device, self.precision):
+            prediction = self.learner.parallel(x, times, context)
+        error = (prediction.float() - target).pow(2).flatten(1).mean(1)
+        return (error * length**2).mean(), {}
 
     @torch.no_grad()
     def sampled(self, rows: int) -> Tensor:
