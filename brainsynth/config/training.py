@@ -94,6 +94,9 @@ class TrainRuntimeConfig:
     recompute: bool = False
     """For `train-autoencoder`: the backward pass computes the activations of each block again. A sixth of the memory, a
     third more work."""
+    checkpoint_every_s: float = 0.0
+    """At least so many seconds between two checkpoints, except for the last; `checkpoint_every` says at which steps they are
+    considered."""
     compress_gradients: bool = False
     """Workers exchange gradients in bfloat16: half of the bytes, where machines are joined by a network alone."""
     max_failures: int = 3
@@ -104,11 +107,17 @@ class TrainRuntimeConfig:
     """Where curves are written in addition to metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        counts = (self.workers, self.threads_per_worker, self.cpus_per_worker, self.micro_batch)
-        if min(counts) < 0 or self.max_failures < -1:
+        counts = (
+            self.workers,
+            self.threads_per_worker,
+            self.cpus_per_worker,
+            self.micro_batch,
+            self.checkpoint_every_s,
+        )
+        if not self.checkpoint_every_s < float("inf") or min(counts) < 0 or self.max_failures < -1:
             raise ValueError(
-                "workers, threads_per_worker, cpus_per_worker and micro_batch cannot be negative; max_failures may be -1: "
-                "any number"
+                "workers, threads_per_worker, cpus_per_worker, micro_batch and checkpoint_every_s cannot be negative; "
+                "max_failures may be -1: any number"
             )
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 BROKEN = 70
+_REFUSED = -1
+"""In place of a shard's number: the worker could not be built, by a mistake of the user."""
 INIT_DEATHS = 8
 """Workers that may die one after another while they start, before the run ends."""
 
@@ -47,12 +49,22 @@ class _Actor:
         self.mistake: UserError | None = None
         try:
             self.runner = ShardRunner(root, build_maker, arguments, runtime.max_attempts, ShardMetrics(labels))
-        except UserError as error:  # a constructor that raises is built again and again; a call ends the run
+        except UserError as error:  # a constructor that raises would be tried again and again
             self.mistake = error
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-        if self.mistake is not None:
-            raise self.mistake
+        if self.mistake is not None:  # as data: of an error of a call Ray Data keeps the text alone
+            refused = ShardResult(
+                shard=_REFUSED,
+                ok=0,
+                rejected=0,
+                failed=0,
+                size_bytes=0,
+                make_s=0.0,
+                commit_s=0.0,
+                reason=str(self.mistake),
+            )
+            return {key: np.array([value]) for key, value in to_dict(refused).items()}
         shards = [
             ShardSpec(index=int(i), start=int(a), stop=int(b))
             for i, a, b in zip(batch["index"], batch["start"], batch["stop"], strict=True)
@@ -84,6 +96,8 @@ def run(work: Work, shards: list[ShardSpec], runtime: RuntimeConfig, watch: Watc
                 columns = {str(key): np.asarray(column).tolist() for key, column in batch.items()}
                 for row in zip(*columns.values(), strict=True):
                     result = ShardResult(**dict(zip(map(str, columns), row, strict=True)))
+                    if result.shard == _REFUSED:
+                        raise UserError(result.reason)
                     left.rows -= result.ok + result.rejected + result.failed
                     yield result
 

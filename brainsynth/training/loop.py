@@ -24,7 +24,7 @@ from brainsynth.config.training import OptimisationConfig, TrainRuntimeConfig
 from brainsynth.models.device import choose_device, set_threads
 from brainsynth.progress import in_minutes
 from brainsynth.storage.whole_file import sweep
-from brainsynth.training.checkpoint import restore_newest, save_checkpoint
+from brainsynth.training.checkpoint import CheckpointWriter, restore_newest, restore_together
 from brainsynth.training.data import step_seed
 from brainsynth.training.diverged import Diverged, diverged, not_finite
 from brainsynth.training.preemption import Left, Listener, Preempted, Request, never
@@ -76,7 +76,7 @@ class Worker:
         distributed = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if distributed else 0
         self.world_size = dist.get_world_size() if distributed else 1
-        self.compresses = runtime.compress_gradients
+        self.compresses, self.checkpoint_every_s = runtime.compress_gradients, runtime.checkpoint_every_s
         self.device, self.micro_batch = choose_device(runtime.use_gpu), runtime.micro_batch
         set_threads(runtime.threads_per_worker, self.world_size)
 
@@ -144,57 +144,101 @@ def run(
         Left: the worker was asked to leave; all steps done are saved.
         Diverged: a loss, a gradient or a weight is not finite; nothing of that is saved.
     """
-    start = saved = _resume(task, worker, config_digest)
+    start = _resume(task, worker, config_digest)
     metrics = MetricsLog(worker.folder, tensorboard, start) if worker.rank == 0 else None
     if start and metrics:
         log.info("resumed at step %d of %d", start, config.steps)
-
-    def stop(done: int, what: str) -> NoReturn:
-        if metrics:
-            metrics.close()
-            raise diverged(worker.folder, config, done, what, learning_rate(config, done - 1), config_digest)
-        raise Diverged(f"the training diverged at step {done}: {what}")
-
-    def save(done: int) -> None:
-        wrong = task.state.not_finite()
-        if worker.largest([float(len(wrong))])[0]:
-            stop(done, f"{', '.join(wrong[:3]) or 'a weight'} is not finite any more")
-        if metrics:
-            metrics.sync()
-            save_checkpoint(worker.folder, task.state, done, config_digest, config.keep_checkpoints)
-
-    listener = Listener(worker.preempted, worker, start)
-    began = shown = time.monotonic()
-    validation = resumed_validation(task, worker, metrics, config, start)
-    for step in range(start, config.steps):
-        request = listener.request(step)
-        if request and saved != step:
-            saved = step
-            save(step)
-        if request is Request.LEAVE:
-            if metrics:
-                metrics.close()
-            raise Left(step)
-        values = optimise(task, config, step, worker.rank)
-        done, last = step + 1, step + 1 == config.steps
-        scalars = worker.mean(values)  # in every step: what one worker sees, all do, and stop together
-        if wrong := not_finite(scalars):
-            stop(done, ", ".join(wrong))
-        if metrics and (done % config.log_every == 0 or last):
-            metrics.scalars(done, {f"train/{name}": value for name, value in scalars.items()})
-            if time.monotonic() - shown > 5 or last:
-                shown = time.monotonic()
-                log.info("%s", _progress(done, config.steps, start, shown - began, scalars))
-        if save_now := done % config.checkpoint_every == 0 or last:
-            saved = done
-            save(done)
-        if done % config.validate_every == 0 or last:
-            validation = validated(task, worker, metrics, done, must=last) or validation
-        if save_now:
-            worker.report({"step": float(done), **validation})
-    if metrics:
-        metrics.close()
+    with _Saver(task, worker, config, config_digest, metrics, start) as saver:
+        listener = Listener(worker.preempted, worker, start)
+        began = shown = time.monotonic()
+        validation = resumed_validation(task, worker, metrics, config, start)
+        for step in range(start, config.steps):
+            request = listener.request(step)
+            if request:
+                saver.save(step, wait=True)  # whoever asks will not wait for long
+            if request is Request.LEAVE:
+                raise Left(step)
+            values = optimise(task, config, step, worker.rank)
+            done, last = step + 1, step + 1 == config.steps
+            scalars = worker.mean(values)  # in every step: what one worker sees, all do, and stop together
+            if wrong := not_finite(scalars):
+                saver.stop(done, ", ".join(wrong))
+            if metrics and (done % config.log_every == 0 or last):
+                metrics.scalars(done, {f"train/{name}": value for name, value in scalars.items()})
+                if time.monotonic() - shown > 5 or last:
+                    shown = time.monotonic()
+                    log.info("%s", _progress(done, config.steps, start, shown - began, scalars))
+            saved = saver.due(done)
+            if saved:
+                saver.save(done)
+            if done % config.validate_every == 0 or last:
+                validation = validated(task, worker, metrics, done, must=last) or validation
+            if saved:
+                worker.report({"step": float(done), **validation})
     return validation
+
+
+class _Saver:
+    """Saves the state of a training when it is due, and only while it is finite. A context that ends with all written."""
+
+    def __init__(
+        self,
+        task: Task,
+        worker: Worker,
+        config: OptimisationConfig,
+        config_digest: str,
+        metrics: MetricsLog | None,
+        start: int,
+    ) -> None:
+        self.task, self.worker, self.config, self.config_digest, self.metrics = (
+            task,
+            worker,
+            config,
+            config_digest,
+            metrics,
+        )
+        self.writer = CheckpointWriter(worker.folder, task.state, config_digest, config.keep_checkpoints)
+        self._saved, self._when = start, time.monotonic()
+
+    def __enter__(self) -> _Saver:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self.writer.wait()
+        finally:
+            if self.metrics:
+                self.metrics.close()
+
+    def due(self, done: int) -> bool:
+        """Whether to save after a step; all workers agree."""
+        if done == self.config.steps:
+            return True
+        if done % self.config.checkpoint_every:
+            return False
+        early = time.monotonic() - self._when < self.worker.checkpoint_every_s
+        return not (self.worker.checkpoint_every_s and self.worker.largest([float(early)])[0])
+
+    def save(self, done: int, wait: bool = False) -> None:
+        """Save once; `wait` until it is written. Raises Diverged when the state is not finite."""
+        if self._saved != done:
+            wrong = self.task.state.not_finite()
+            if self.worker.largest([float(len(wrong))])[0]:
+                self.stop(done, f"{', '.join(wrong[:3]) or 'a weight'} is not finite any more")
+            self._saved, self._when = done, time.monotonic()
+            if self.metrics:
+                self.metrics.sync()
+                self.writer.save(done)
+        if wait:
+            self.writer.wait()
+
+    def stop(self, done: int, what: str) -> NoReturn:
+        """End a training that is not finite any more."""
+        self.writer.wait()
+        if self.metrics:
+            rate = learning_rate(self.config, done - 1)
+            raise diverged(self.worker.folder, self.config, done, what, rate, self.config_digest)
+        raise Diverged(f"the training diverged at step {done}: {what}")
 
 
 def _resume(task: Task, worker: Worker, config_digest: str) -> int:
@@ -202,11 +246,9 @@ def _resume(task: Task, worker: Worker, config_digest: str) -> int:
     if worker.rank == 0:
         sweep(worker.folder)
         sweep(worker.folder / "checkpoints")
-    start = restore_newest(worker.folder, task.state, config_digest)
-    newest, minus_oldest = worker.largest([float(start), -float(start)])
-    if newest != -minus_oldest:  # a network file system that shows them different files; another try may do better
-        raise RuntimeError(f"the workers resumed at different steps: {-minus_oldest:.0f} to {newest:.0f}")
-    return start
+    if worker.world_size == 1:
+        return restore_newest(worker.folder, task.state, config_digest)
+    return restore_together(worker.folder, task.state, config_digest, worker.rank == 0, worker.device)
 
 
 def optimise(task: Task, config: OptimisationConfig, step: int, rank: int) -> dict[str, Tensor]:

@@ -20,13 +20,30 @@ class TrainingState:
     ) -> None:
         self.modules, self.averages, self.optimizers = modules, averages, optimizers
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors under dotted names."""
+    def tensors(self, into: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Copies of all tensors on the CPU, under dotted names.
+
+        Args:
+            into: copies of before, whose memory is used again; from a GPU it is pinned.
+        """
+        kept = {} if into is None else into
+        current = self._current()
+        for key, value in current.items():
+            old = kept.get(key)
+            if old is None or (old.shape, old.dtype) != (value.shape, value.dtype):
+                on_gpu = value.device.type == "cuda"
+                kept[key] = torch.empty(value.shape, dtype=value.dtype, pin_memory=on_gpu)
+            kept[key].copy_(value, non_blocking=True)
+        if any(value.device.type == "cuda" for value in current.values()):
+            torch.cuda.synchronize()
+        return {key: kept[key] for key in current}
+
+    def _current(self) -> dict[str, Tensor]:
         tensors = self._fixed()
         for name, optimizer in self.optimizers.items():
             for index, slots in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{name}.{index}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
-        return {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+        return {key: value.detach() for key, value in tensors.items()}
 
     def _fixed(self) -> dict[str, Tensor]:
         """The tensors that are there from the start: those of the networks and of their averages."""
@@ -39,8 +56,9 @@ class TrainingState:
 
     def not_finite(self) -> list[str]:
         """Names of the tensors that hold a value that is not finite."""
-        tensors = self.tensors().items()
-        return [name for name, value in tensors if value.is_floating_point() and not bool(torch.isfinite(value).all())]
+        tensors = {name: value for name, value in self._current().items() if value.is_floating_point()}
+        finite = [torch.isfinite(value).all().cpu() for value in tensors.values()]
+        return [name for name, sound in zip(tensors, finite, strict=True) if not sound]
 
     def ema_updates(self) -> dict[str, int]:
         """How often each average was updated."""

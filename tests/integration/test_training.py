@@ -262,7 +262,9 @@ def test_asked_to_save_a_training_saves_at_once_and_goes_on(line: Line, tmp_path
         as_config(line.autoencoder(str(folder), checkpoint_every=5), AutoencoderTrainConfig, tmp_path),
         preempted=preempted,
     )
-    assert seen == [[], [], [], [], [3], [3, 5]]
+    assert seen[:5] == [[], [], [], [], [3]], "who asks for it gets it before the next step"
+    assert seen[5] in ([3], [3, 5]), "the others are written meanwhile"
+    assert [at for at, _ in checkpoints(folder)] == [3, 5, 6]
     assert (folder / "run.json").exists()
 
 
