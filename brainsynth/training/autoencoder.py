@@ -25,7 +25,7 @@ from brainsynth.storage.filesystem import local_folder, open_store
 from brainsynth.training.crops import check_balance
 from brainsynth.training.data import Batches, check_training, flip_half, weights_seed
 from brainsynth.training.image_quality import closeness
-from brainsynth.training.learner import Learner, adamw, descend, recompute
+from brainsynth.training.learner import Learner, adamw, descend_in_parts, recompute
 from brainsynth.training.loop import Task, Worker
 from brainsynth.training.losses import check_perceptual, kl_divergence, perceptual_loss
 from brainsynth.training.pyramid import PyramidTask
@@ -83,7 +83,7 @@ class AutoencoderTask:
         weights = self.config.losses
         adversarial = weights.adversarial_weight > 0 and step >= weights.adversarial_start
         decoded: list[Tensor] = []
-        values = self.learner.update((x,), lambda part: self._loss(part, adversarial, decoded))
+        values = self.learner.update_in_parts((x,), lambda part: self._loss(part, adversarial, decoded))
         if adversarial:
             values["discriminator"] = self._discriminator_step(x, torch.cat(decoded))
         return values
@@ -130,7 +130,7 @@ class AutoencoderTask:
 
         parts = self.learner.split(real, fake)
         clip = self.config.optimisation.gradient_clip
-        return descend(self._discriminator, self.discriminator_optimizer, clip, parts, loss_of)["loss"]
+        return descend_in_parts(self._discriminator, self.discriminator_optimizer, clip, parts, loss_of)["loss"]
 
     @torch.no_grad()
     def reconstruct(self, network: AutoencoderKL | PatchAutoencoder, x_B1XYZ: Tensor) -> Tensor:  # noqa: N803

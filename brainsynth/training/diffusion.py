@@ -131,7 +131,7 @@ class DiffusionTask:
         def loss_of(*part: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             return self._loss(self.learner.parallel, *part).mean(), {}
 
-        return self.learner.update((x0, context, self._timesteps(len(index)), torch.randn_like(x0)), loss_of)
+        return self.learner.update_in_parts((x0, context, self._timesteps(len(index)), torch.randn_like(x0)), loss_of)
 
     def _loss(self, network: nn.Module, x0: Tensor, context: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """(B,) squared error of the prediction; of a Gaussian denoiser, in units of what its diagonal part leaves open."""

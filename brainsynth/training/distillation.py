@@ -83,7 +83,7 @@ class DistillTask:
 
     def step(self, step: int) -> dict[str, Tensor]:
         """One update."""
-        return self.learner.update((self.latents(step),), self._loss)
+        return self.learner.update_in_parts((self.latents(step),), self._loss)
 
     def _loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         weights = self.config.losses

@@ -35,12 +35,18 @@ class Learner(Generic[N]):
         self.optimizer = adamw(network, options.learning_rate, weight_decay)
         self.optimizer.param_groups[0]["lr_factor"] = 1.0
 
-    def update(self, batch: Sequence[Tensor], loss_of: LossOf) -> dict[str, Tensor]:
+    def update(self, loss: Tensor) -> Tensor:
+        """One step down the loss; returns the norm of the gradient before it was clipped."""
+        norm = descend(loss, self.network, self.optimizer, self.gradient_clip)
+        self.average.update(self.network)
+        return norm
+
+    def update_in_parts(self, batch: Sequence[Tensor], loss_of: LossOf) -> dict[str, Tensor]:
         """One step down the mean loss over a batch, of which a micro-batch is in memory at a time.
 
         Returns the loss, what `loss_of` names, and the norm of the gradient before it was clipped.
         """
-        values = descend(self.parallel, self.optimizer, self.gradient_clip, self.split(*batch), loss_of)
+        values = descend_in_parts(self.parallel, self.optimizer, self.gradient_clip, self.split(*batch), loss_of)
         self.average.update(self.network)
         return values
 
@@ -67,7 +73,16 @@ def adamw(network: nn.Module, learning_rate: float, weight_decay: float) -> torc
     return torch.optim.AdamW(parameters, learning_rate, weight_decay=weight_decay, fused=fused or None)
 
 
-def descend(
+def descend(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, gradient_clip: float) -> Tensor:
+    """One step of the optimizer; returns the norm of the gradient before it was clipped."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = nn.utils.clip_grad_norm_(network.parameters(), gradient_clip)
+    optimizer.step()
+    return norm
+
+
+def descend_in_parts(
     parallel: nn.Module,
     optimizer: torch.optim.Optimizer,
     gradient_clip: float,

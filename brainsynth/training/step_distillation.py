@@ -120,7 +120,9 @@ class StepDistillTask:
         row, which = index // evaluations, index % evaluations
         x, target, length = step_targets(states[row], which, self.schedule.config, self.sampler)
         times, context = self.times[which].to(device), self.contexts["train"][row].to(device)
-        return self.learner.update((x.to(device), times, context, target.to(device), length.to(device)), self._loss)
+        return self.learner.update_in_parts(
+            (x.to(device), times, context, target.to(device), length.to(device)), self._loss
+        )
 
     def _loss(
         self, x: Tensor, times: Tensor, context: Tensor, target: Tensor, length: Tensor
