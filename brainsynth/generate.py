@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,12 +38,23 @@ from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.work import ShardOutput
 
 if TYPE_CHECKING:
-    from brainsynth.gate.rules import Gatekeeper
+    from brainsynth.gate.rules import Gatekeeper, Verdict
 
 log = logging.getLogger(__name__)
 Images = npt.NDArray[np.float32]
 Labeller = Callable[[Images], npt.NDArray[np.uint8]]
 """(B, X, Y, Z) intensities in [0, 1] as readers see them → (B, X, Y, Z) label maps of the plan's table."""
+
+
+@dataclass
+class _Attempt:
+    """Volumes of some rows, with what the gate is saying of them."""
+
+    places: list[int]
+    number: int
+    volumes: Images
+    maps: npt.NDArray[np.uint8] | None
+    verdicts: list[Future[tuple[Verdict | None, float]]]
 
 
 @dataclass
@@ -62,6 +74,8 @@ class VolumeGenerator:
         self.identity = generation_identity(plan)
         devices.set_threads(settings.threads, settings.workers)
         self.device = devices.choose_device(settings.use_gpu)
+        self.ahead = int(self.device.type != "cpu")
+        """Micro-batches that are drawn while the gate still judges; a CPU has no time to spare."""
         self.generator = built_generator(settings, self.identity)
         self.bundle, folder = described(self.generator, settings.bundle), generator_folder(self.generator)
         if self.bundle.digest != self.identity.bundle:
@@ -91,12 +105,18 @@ class VolumeGenerator:
         """
         rows = self.samples.iloc[shard.start : shard.stop]
         seconds = {"sample_s": 0.0, "decode_s": 0.0}
-        drawn: list[Drawn] = []
-        while len(drawn) < len(rows):
-            try:
-                drawn += self._draw(rows.iloc[len(drawn) : len(drawn) + self.micro_batch], seconds)
-            except Exception as error:
-                self._recover(error)
+        drawn = [Drawn() for _ in range(len(rows))]
+        judged: deque[_Attempt] = deque()
+        done = 0
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            while done < len(rows) or judged:
+                if done < len(rows) and len(judged) <= self.ahead:
+                    places = list(range(done, min(done + self.micro_batch, len(rows))))
+                    made = self._attempt(places, 0, rows, pool, seconds)
+                    done += len(places) if made else 0
+                else:
+                    made = self._follow(judged.popleft(), drawn, rows, pool, seconds)
+                judged.extend(made)
         how = {"micro_batch": self.micro_batch, "exact_rewrites": int(self.settings.exact_rewrites)}
         return DrawnShard(shard, drawn, {**devices.describe(self.device), **how, **seconds})
 
@@ -119,29 +139,52 @@ class VolumeGenerator:
             samples = list(pool.map(store, range(len(ids))))
         return ShardOutput(arrays, samples, made.runtime)
 
-    def _draw(self, rows: pd.DataFrame, seconds: dict[str, float]) -> list[Drawn]:
-        """The volumes of one micro-batch. Those that the gate refuses are drawn again, together, from their next seeds."""
-        drawn = [Drawn() for _ in range(len(rows))]
-        waiting = list(range(len(rows)))
-        for attempt in range(self.gatekeeper.rules.max_attempts if self.gatekeeper else 1):
-            part = rows.iloc[waiting]
-            seeds = [attempt_seed(int(seed), attempt) for seed in part["seed"]]
+    def _attempt(
+        self, places: list[int], number: int, rows: pd.DataFrame, pool: ThreadPoolExecutor, seconds: dict[str, float]
+    ) -> list[_Attempt]:
+        """Draw some rows, from the seeds of this attempt, and have the gate judge them; empty where they did not fit."""
+        part = rows.iloc[places]
+        seeds = [attempt_seed(int(seed), number) for seed in part["seed"]]
+        try:
             volumes = self.volumes(part.assign(seed=seeds), seconds)
-            began = time.monotonic()
-            for index, (place, volume) in enumerate(zip(waiting, volumes, strict=True)):
-                verdict = None
-                if self.gatekeeper is not None:
-                    asked = {name: float(rows[name].iloc[place]) for name in self.gatekeeper.rules.tolerance}
-                    verdict = self.gatekeeper.judge(self._as_read(volume), asked)
-                drawn[place].add(volume, verdict)
-                drawn[place].labels = None if self.maps is None else self.maps[index]
-            if self.gatekeeper is not None:
-                seconds["gate_s"] = seconds.get("gate_s", 0.0) + time.monotonic() - began
-            waiting = [place for place in waiting if drawn[place].refused]
-            if not waiting:
-                break
-        self._label(drawn, seconds)
-        return drawn
+        except Exception as error:
+            self._recover(error)
+            return []
+        verdicts = [pool.submit(self._judge, volume, part.iloc[i]) for i, volume in enumerate(volumes)]
+        return [_Attempt(places, number, volumes, self.maps, verdicts)]
+
+    def _follow(
+        self,
+        last: _Attempt,
+        drawn: list[Drawn],
+        rows: pd.DataFrame,
+        pool: ThreadPoolExecutor,
+        seconds: dict[str, float],
+    ) -> list[_Attempt]:
+        """Keep what passed. Those that the gate refuses are drawn again, together, from their next seeds."""
+        for index, (place, volume, judged) in enumerate(zip(last.places, last.volumes, last.verdicts, strict=True)):
+            verdict, took_s = judged.result()
+            drawn[place].add(volume, verdict)
+            drawn[place].labels = None if last.maps is None else last.maps[index]
+            if verdict is not None:
+                seconds["gate_s"] = seconds.get("gate_s", 0.0) + took_s
+        self._label([drawn[place] for place in last.places], seconds)
+        refused, number = [place for place in last.places if drawn[place].refused], last.number + 1
+        again: list[_Attempt] = []
+        while refused and self.gatekeeper is not None and number < self.gatekeeper.rules.max_attempts:
+            fit = refused[: self.micro_batch]
+            made = self._attempt(fit, number, rows, pool, seconds)
+            again += made
+            refused = refused[len(fit) :] if made else refused
+        return again
+
+    def _judge(self, volume: Images, row: pd.Series) -> tuple[Verdict | None, float]:
+        """What the gate says of a volume, and how long it took."""
+        if self.gatekeeper is None:
+            return None, 0.0
+        began = time.monotonic()
+        asked = {name: float(row[name]) for name in self.gatekeeper.rules.tolerance}
+        return self.gatekeeper.judge(self._as_read(volume), asked), time.monotonic() - began
 
     def _label(self, drawn: list[Drawn], seconds: dict[str, float]) -> None:
         """The label map of each volume that is kept. One at a time: it then follows from the stored image alone."""

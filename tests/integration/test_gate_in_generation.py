@@ -257,3 +257,21 @@ def test_a_gate_needs_the_cohort_of_its_model(line: Line, tmp_path: Path) -> Non
     assert done.returncode == 2
     assert "gate.cohort: " in done.stderr
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("micro_batch", [2, 4])
+def test_judging_while_the_next_are_drawn_changes_nothing(
+    line: Line, tight: str, tmp_path: Path, micro_batch: int
+) -> None:
+    """As on a GPU. The same rows go through the networks together, so voxels are equal to the last bit."""
+    runtime = {"workers": 0, "threads_per_worker": 1, "micro_batch": micro_batch}
+    maker = maker_of(gated(line, tight, tmp_path / "data", runtime=runtime), tmp_path)
+    shard = maker.plan.shard(0)
+    outputs = []
+    for ahead in (0, 1):
+        maker.ahead = ahead
+        outputs.append(maker.finish(maker.make(shard)))
+    plain, overlapped = outputs
+    np.testing.assert_array_equal(plain.arrays[0], overlapped.arrays[0])
+    assert list(plain.samples) == list(overlapped.samples)
+    assert any(int(sample.extra["gate_attempts"]) > 1 for sample in plain.samples)
