@@ -95,7 +95,7 @@ class TrainRuntimeConfig:
     """For `train-autoencoder`: the backward pass computes the activations of each block again. A sixth of the memory, a
     third more work."""
     checkpoint_every_s: float = 0.0
-    """At least so many seconds between two checkpoints, except for the last; `checkpoint_every` says at which steps they are
+    """Seconds between two checkpoints at least, except for the last; `checkpoint_every` says at which steps they are
     considered."""
     compress_gradients: bool = False
     """Workers exchange gradients in bfloat16: half of the bytes, where machines are joined by a network alone."""

@@ -249,11 +249,9 @@ def _check_gpus() -> None:
 
     @ray.remote(num_cpus=0, num_gpus=0.01, max_retries=0)
     def why() -> str:
-        import torch
+        from brainsynth.models.device import count_accelerators, why_no_gpu
 
-        from brainsynth.models.device import why_no_gpu
-
-        return "" if torch.cuda.is_available() else why_no_gpu()
+        return "" if count_accelerators() else why_no_gpu()
 
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]  # type: ignore[no-untyped-call]
     there = {node["NodeManagerAddress"]: NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes}

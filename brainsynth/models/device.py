@@ -194,6 +194,12 @@ class MicroBatch:
         log.warning("out of memory: the micro-batch is now %d", self.size)
 
 
+def wait_for_copies() -> None:
+    """Until everything that was asked of the accelerator is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def free_memory() -> None:
     """Give cached accelerator memory back, so that a smaller batch finds room."""
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""A batch in pieces whose tensors all hold at most 2^30 numbers. Beyond 2^31 kernels of CUDA libraries are wrong or missing,
+"""A batch in pieces whose tensors all hold at most 2^30 numbers. Beyond 2^31 kernels of GPU libraries are wrong or missing,
 some from 1.8e9 on (pytorch#163539); and a large volume keeps a GPU busy alone.
 """
 
@@ -15,7 +15,7 @@ MOST_NUMBERS = 2**30
 
 
 def in_pieces(run: Callable[[Tensor], Tensor], x: Tensor, numbers: int) -> Tensor:
-    """`run(x)`, on a GPU so many rows at a time that none of its tensors is too large; on a CPU size does no harm.
+    """`run(x)`, on a GPU as many rows at a time as keep its tensors small enough; on a CPU size does no harm.
 
     Args:
         numbers: in the largest tensor of one row.

@@ -146,7 +146,7 @@ class ShardRunner:
             runtime = {**output.runtime, "pid": os.getpid(), "began_at": round(began_at, 3)}
             runtime |= {"make_s": round(make_s, 4), "finish_s": round(finish_s, 4)}
             committed = commit_shard(self.store, self.maker.plan, shard, output.arrays, output.samples, runtime)
-        except Exception:  # WorkerBroken, too: a sick device is no fault of the rows
+        except Exception:  # WorkerBroken, too: the rows are not at fault when a device is broken
             attempts.survived()
             raise
         close_ticket(self.store, self.maker.plan, shard.index)

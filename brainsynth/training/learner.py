@@ -69,7 +69,7 @@ class Learner(Generic[N]):
 def adamw(network: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """The optimizer; on a GPU one kernel for all weights."""
     parameters = list(network.parameters())
-    fused = parameters[0].device.type == "cuda"
+    fused = parameters[0].device.type != "cpu"
     return torch.optim.AdamW(parameters, learning_rate, weight_decay=weight_decay, fused=fused or None)
 
 

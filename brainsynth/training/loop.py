@@ -155,7 +155,7 @@ def run(
         for step in range(start, config.steps):
             request = listener.request(step)
             if request:
-                saver.save(step, wait=True)  # whoever asks will not wait for long
+                saver.save(step, wait=True)  # the machine may be gone soon
             if request is Request.LEAVE:
                 raise Left(step)
             values = optimise(task, config, step, worker.rank)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from brainsynth.models.device import wait_for_copies
 from brainsynth.training.ema import Ema
 
 Groups = dict[str, list[dict[str, Any]]]
@@ -31,11 +32,9 @@ class TrainingState:
         for key, value in current.items():
             old = kept.get(key)
             if old is None or (old.shape, old.dtype) != (value.shape, value.dtype):
-                on_gpu = value.device.type == "cuda"
-                kept[key] = torch.empty(value.shape, dtype=value.dtype, pin_memory=on_gpu)
+                kept[key] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.device.type != "cpu")
             kept[key].copy_(value, non_blocking=True)
-        if any(value.device.type == "cuda" for value in current.values()):
-            torch.cuda.synchronize()
+        wait_for_copies()
         return {key: kept[key] for key in current}
 
     def _current(self) -> dict[str, Tensor]:
