@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from brainsynth.config.architectures import LabellerArchitecture
-from brainsynth.config.training import OptimisationConfig, TrainRuntimeConfig, check_shares
+from brainsynth.config.training import OptimisationConfig, TrainRuntimeConfig, check_keeps, check_shares
 from brainsynth.records import record
 
 
@@ -67,3 +67,6 @@ class LabellerTrainConfig:
         if self.dice_weight < 0:
             raise ValueError("dice_weight must be at least 0")
         check_shares(self.optimisation, self.runtime)
+        check_keeps(self.runtime)
+        if self.runtime.micro_batch:
+            raise ValueError("runtime.micro_batch does nothing for train-labeller: its losses are of a whole batch")

@@ -19,8 +19,8 @@ import brainsynth.training.autoencoder as autoencoder_training
 import brainsynth.training.diffusion as diffusion_training
 import brainsynth.training.losses as losses
 from brainsynth.config.schema import SamplerConfig
-from brainsynth.generate import VolumeGenerator
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
+from brainsynth.models.bundle_generator import BundleGenerator
 from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.distilled_decoder import DistilledDecoder
 from brainsynth.models.loading import prepare
@@ -54,28 +54,28 @@ def networks(
 
 def generator(
     sampler: SamplerConfig = DDIM, precision: Any = "bfloat16", training: Any = paper.UNET, **sizes: Any
-) -> VolumeGenerator:
-    """The worker of a generation, except for what it reads from disks."""
+) -> BundleGenerator:
+    """The bundle as a worker has it, except for what it reads from disks."""
     autoencoder, denoiser = networks(training, **sizes)
     prepare(autoencoder, denoiser, CUDA, precision, rewrites=True)
-    made = object.__new__(VolumeGenerator)
+    made = object.__new__(BundleGenerator)
     made.autoencoder, made.denoiser, made.device = autoencoder, denoiser, CUDA
     made.identity = SimpleNamespace(precision=precision, sampler=sampler)  # type: ignore[assignment]
-    made.bundle = SimpleNamespace(covariates=paper.COVARIATES, latents=sizes.get("latents", paper.LATENTS))  # type: ignore[assignment]
-    made.schedule = NoiseSchedule(training.schedule)
+    made.spec = SimpleNamespace(covariates=paper.COVARIATES, latents=sizes.get("latents", paper.LATENTS))  # type: ignore[assignment]
+    made.schedule, made.decode_s = NoiseSchedule(training.schedule), 0.0
     return made
 
 
 def rows(count: int) -> pd.DataFrame:
     """People to generate."""
     middle = {c.name: (c.low + c.high) / 2 for c in paper.COVARIATES.covariates if c.kind == "continuous"}
-    return pd.DataFrame({"sex": ["F"] * count, **middle, "seed": range(count)})
+    return pd.DataFrame({"sex": ["F"] * count, **middle})
 
 
 def generated(memory: Memory, count: int, **how: Any) -> float:
     """Peak of a micro-batch, the weights included."""
     maker = generator(**how)
-    return memory.during(lambda: maker.volumes(rows(count), {"sample_s": 0.0, "decode_s": 0.0}))[0]
+    return memory.during(lambda: maker.sample(rows(count), list(range(count))))[0]
 
 
 def encoded(memory: Memory, count: int) -> float:

@@ -98,7 +98,7 @@ def test_samplers_and_decoders(training: Any, options: dict[str, Any], precision
     sizes = {"autoencoder": paper.SMALL_AUTOENCODER, "latents": paper.small_latents()} if small else {"distilled": True}
     with fake_cuda() as memory:
         maker = measured.generator(SamplerConfig(steps=4, **options), precision, training, **sizes)
-        images = maker.volumes(measured.rows(2), {"sample_s": 0.0, "decode_s": 0.0})
+        images = maker.sample(measured.rows(2), [0, 1])
     assert images.shape == (2, *((80, 112, 80) if small else paper.SHAPE))
     assert memory.largest < TOO_LARGE
     if not small:
@@ -145,7 +145,7 @@ def test_a_constant_on_the_cpu_is_noticed() -> None:
         mock.patch.object(Denoiser, "forward", forward),
         pytest.raises(RuntimeError, match="two different devices|same device"),
     ):
-        measured.generator(distilled=True).volumes(measured.rows(1), {"sample_s": 0.0, "decode_s": 0.0})
+        measured.generator(distilled=True).sample(measured.rows(1), [0])
 
 
 def test_a_batch_that_stays_on_the_cpu_is_noticed() -> None:
