@@ -89,15 +89,15 @@ class TrainRuntimeConfig:
     """One GPU for each worker."""
     threads_per_worker: int = 0
     """CPU threads of each worker; 0: an even share of the CPUs that one machine may use, `cpus_per_worker` on several."""
-    micro_batch: int = 0
+    micro_batch: Annotated[int, left_out_at(0)] = 0
     """Rows of a worker's share of a batch that are in memory together; their gradients are added up. 0: all of them."""
-    recompute: bool = False
+    recompute: Annotated[bool, left_out_at(False)] = False
     """For `train-autoencoder`: the backward pass computes the activations of each block again. A sixth of the memory, a
     third more work."""
-    checkpoint_every_s: float = 0.0
+    checkpoint_every_s: Annotated[float, left_out_at(0.0)] = 0.0
     """Seconds between two checkpoints at least, except for the last; `checkpoint_every` says at which steps they are
     considered."""
-    compress_gradients: bool = False
+    compress_gradients: Annotated[bool, left_out_at(False)] = False
     """Workers exchange gradients in bfloat16: half of the bytes, where machines are joined by a network alone."""
     max_failures: int = 3
     """Workers may die this often before the run gives up."""
