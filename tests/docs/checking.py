@@ -28,6 +28,7 @@ CONFIGS: dict[str, type[Any]] = {
 BASES: dict[str, dict[str, Any]] = {
     "brainsynth evaluate": {"dataset": "d", "reference": "r", "output": "o"},
     "brainsynth export-bundle": {"diffusion": "d", "output": "o", "name": "n", "licence": "l", "training_data": "t"},
+    "brainsynth prepare-cohort": yaml.safe_load((REPO / "configs/demo-train/2-cohort.yaml").read_text()),
     "brainsynth generate": {"output": "o", "covariates": {"draw": 1}, "sampler": {"method": "ab2", "steps": 8}},
 }
 """The keys that a fragment of a config leaves out."""
