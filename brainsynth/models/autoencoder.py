@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from monai.networks.nets.autoencoderkl import AutoencoderKL
@@ -23,10 +24,12 @@ from brainsynth.config.architectures import (
     PyramidArchitecture,
 )
 from brainsynth.models.device import in_float32
-from brainsynth.models.distilled_decoder import DistilledDecoder
 from brainsynth.models.patch_autoencoder import PatchAutoencoder
 from brainsynth.models.pieces import in_pieces, numbers_per_cell
 from brainsynth.models.pyramid import PyramidAutoencoder
+
+if TYPE_CHECKING:
+    from brainsynth.models.distilled_decoder import DistilledDecoder
 
 Network = AutoencoderKL | PatchAutoencoder | PyramidAutoencoder
 

@@ -14,7 +14,6 @@ from torch import nn
 from brainsynth.config.training import Precision
 from brainsynth.errors import UserError, WorkerBroken
 from brainsynth.models.cpus import threads_of_worker
-from brainsynth.models.driver import needed_driver, nvidia_driver
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +27,8 @@ def choose_device(use_gpu: bool) -> torch.device:
             f"runtime: a GPU was asked for, but {why_no_gpu()}; fix that, or set runtime.gpus_per_worker to 0 (in a "
             "training runtime.use_gpu to false) to compute on the CPU"
         )
+    from brainsynth.models.driver import nvidia_driver  # only where a GPU is asked for
+
     index = torch.cuda.current_device()
     name, cuda, driver = torch.cuda.get_device_name(index), torch.version.cuda, nvidia_driver()
     log.info("device cuda:%d (%s): as asked for; CUDA %s of torch, NVIDIA driver %s", index, name, cuda, driver)
@@ -36,6 +37,8 @@ def choose_device(use_gpu: bool) -> torch.device:
 
 def why_no_gpu() -> str:
     """Why torch cannot use a GPU in this process: its CUDA, and the driver found and needed."""
+    from brainsynth.models.driver import needed_driver, nvidia_driver
+
     cuda, driver = torch.version.cuda, nvidia_driver()
     found = "no NVIDIA driver was found here" if driver is None else f"the driver found here is {driver}"
     if cuda is None:

@@ -7,6 +7,8 @@ constant channels and as one cross-attention token, the others through their nor
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 from torch import Tensor, nn
@@ -17,8 +19,10 @@ from brainsynth.config.architectures import (
     GaussianArchitecture,
     TransformerArchitecture,
 )
-from brainsynth.models.gaussian_denoiser import GaussianDenoiser
-from brainsynth.models.transformer import DiffusionTransformer
+
+if TYPE_CHECKING:
+    from brainsynth.models.gaussian_denoiser import GaussianDenoiser
+    from brainsynth.models.transformer import DiffusionTransformer
 
 
 class Denoiser(nn.Module):
@@ -42,8 +46,12 @@ class Denoiser(nn.Module):
         if isinstance(architecture, GaussianArchitecture):
             if grid_xyz is None:
                 raise ValueError("a Gaussian denoiser needs grid_xyz")
+            from brainsynth.models.gaussian_denoiser import GaussianDenoiser  # only the network that is there
+
             self.gaussian = GaussianDenoiser(architecture, (latent_channels, *grid_xyz), context_size)
         elif isinstance(architecture, TransformerArchitecture):
+            from brainsynth.models.transformer import DiffusionTransformer
+
             self.transformer = DiffusionTransformer(architecture, latent_channels, context_size)
         else:
             self.unet = _unet(architecture, latent_channels, context_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,11 +15,12 @@ from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import layout, round_weights
 from brainsynth.models.diffusion import Denoiser
-from brainsynth.models.distilled_decoder import DistilledDecoder
-from brainsynth.models.labeller import Labeller, VolumeLabeller
 from brainsynth.models.rewrites import rewrite
 from brainsynth.models.selfcheck import ConvolutionShape, check_bfloat16, convolution_shapes
 from brainsynth.models.weights import load_weights
+
+if TYPE_CHECKING:
+    from brainsynth.models.labeller import VolumeLabeller
 
 
 def load_models(
@@ -74,6 +76,8 @@ def load_labeller(folder: Path, device: torch.device, digest: str | None = None)
     Raises:
         UserError: the bundle has none or another one, or its file is damaged.
     """
+    from brainsynth.models.labeller import Labeller, VolumeLabeller  # only where label maps are asked for
+
     spec = read_labeller(folder)
     if digest is not None and spec.digest != digest:
         raise UserError(
@@ -91,6 +95,8 @@ def _build(spec: BundleSpec, decoder: DecoderChoice) -> tuple[Autoencoder, Denoi
         build_autoencoder(spec.autoencoder, spec.covariates.context_size), spec.latents, spec.flipped_axes
     )
     if decoder == "distilled" and spec.distilled is not None:
+        from brainsynth.models.distilled_decoder import DistilledDecoder
+
         autoencoder.distilled = DistilledDecoder(spec.distilled.architecture, spec.autoencoder)
     channels, *grid_xyz = spec.latents.shape_cxyz
     denoiser = Denoiser(spec.diffusion, channels, spec.covariates.context_size, (grid_xyz[0], grid_xyz[1], grid_xyz[2]))

@@ -11,7 +11,6 @@ from brainsynth.config.schema import SHIPPED_BUNDLE, GenerateConfig, RuntimeConf
 from brainsynth.errors import UserError
 from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.manifest import MODEL_KEY, ModelRecord
-from brainsynth.models.driver import nvidia_driver
 from brainsynth.plan import ROW_COLUMNS
 from brainsynth.planning import plan_generation
 from brainsynth.records import seal
@@ -103,6 +102,8 @@ def describe(config: SynthesisConfig, rows: pd.DataFrame | None = None) -> str:
 
 
 def _duration(work: Work, runtime: RuntimeConfig) -> str:
+    from brainsynth.models.driver import nvidia_driver
+
     if runtime.gpus_per_worker and nvidia_driver() is None:
         return (
             "no estimate of the time: it is measured on one micro-batch, and this machine has no GPU as the plan wants"

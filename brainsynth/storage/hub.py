@@ -7,7 +7,6 @@ import urllib.parse
 
 from brainsynth.errors import UserError
 
-SCHEME = "hf://"
 _HUB = "https://huggingface.co"
 
 
@@ -18,7 +17,7 @@ def hub_address(uri: str) -> str:
 
     Raises UserError for an address of another form.
     """
-    kind, *parts = uri.removeprefix(SCHEME).strip("/").split("/")
+    kind, *parts = uri.removeprefix("hf://").strip("/").split("/")
     if kind not in ("datasets", "models", "spaces") or len(parts) < 2 or not all(parts):
         raise UserError(f"{uri}: write hf://datasets/OWNER/NAME, and behind it @REVISION and the folder if need be")
     owner, (name, _, revision), *folder = parts[0], parts[1].partition("@"), *parts[2:]

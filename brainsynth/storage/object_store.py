@@ -20,8 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from brainsynth.errors import StoreError, UserError
-from brainsynth.storage.hub import SCHEME as HUB
-from brainsynth.storage.hub import hub_address, hub_headers
 from brainsynth.storage.keys import check_address, check_key, scrub
 
 log = logging.getLogger(__name__)
@@ -37,6 +35,7 @@ CONNECT_SECONDS = 10
 REQUEST_SECONDS = 600
 """One whole request: 100 MB at 1.4 Mbit/s."""
 _ATTEMPTS_WITHOUT_CREDENTIALS = 3
+HUB = "hf://"
 _WEB = ("http://", "https://", HUB)
 """Addresses of web servers, which are only read: a person waits, and what is asked for is small."""
 WEB_ATTEMPTS, WEB_SECONDS = 10, 60
@@ -277,8 +276,11 @@ def open_client(uri: str, retries: int) -> Any:
         "timeout": datetime.timedelta(seconds=WEB_SECONDS if uri.startswith(_WEB) else REQUEST_SECONDS),
     }
     # Options that are given replace those of the environment.
-    address = hub_address(uri) if uri.startswith(HUB) else uri
+    address = uri
     if uri.startswith(HUB):
+        from brainsynth.storage.hub import hub_address, hub_headers
+
+        address = hub_address(uri)
         options["default_headers"] = hub_headers()
     # An http:// address asks for it, and nothing secret is sent there; a bucket's endpoint is sent the key's name.
     if address.startswith("http://") or any(

@@ -25,7 +25,7 @@ def test_the_error_names_cuda_and_both_drivers(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UserError) as caught:
         device.choose_device(use_gpu=True)
     assert all(words in str(caught.value) for words in NAMED)
-    monkeypatch.setattr(device, "nvidia_driver", lambda: "535.104.05")
+    monkeypatch.setattr(driver, "nvidia_driver", lambda: "535.104.05")
     assert "the driver found here is 535.104.05" in device.why_no_gpu()
     monkeypatch.setattr(torch.version, "cuda", None)
     assert "is built without CUDA (the driver found here is 535.104.05)" in device.why_no_gpu()

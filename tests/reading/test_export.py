@@ -377,6 +377,6 @@ def test_the_command(
     assert code == 2
     assert error.startswith("error: the condition")
     assert not (tmp_path / "new").exists()
-    code, _, error = run("--to", "dicom", "--output", str(tmp_path / "new"))
+    code, _, error = run("--to", "minc", "--output", str(tmp_path / "new"))
     assert code == 2
-    assert "invalid choice: 'dicom'" in error
+    assert "invalid choice: 'minc'" in error
