@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -22,15 +21,15 @@ from brainsynth.bundle.generator import (
     GeneratorSpec,
     described,
     generator_folder,
-    is_generator,
     open_generator,
 )
-from brainsynth.errors import UserError, WorkerBroken
+from brainsynth.errors import UserError
 from brainsynth.gate.drawn import Drawn
 from brainsynth.manifest import SampleRecord
 from brainsynth.models import device as devices
 from brainsynth.models.bundle_generator import BundleGenerator
 from brainsynth.models.loading import load_labeller
+from brainsynth.places import is_generator
 from brainsynth.plan import GenerationIdentity, GeneratorSettings, Plan, ShardSpec, attempt_seed, generation_identity
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_samples
@@ -40,7 +39,6 @@ from brainsynth.storage.work import ShardOutput
 if TYPE_CHECKING:
     from brainsynth.gate.rules import Gatekeeper, Verdict
 
-log = logging.getLogger(__name__)
 Images = npt.NDArray[np.float32]
 Labeller = Callable[[Images], npt.NDArray[np.uint8]]
 """(B, X, Y, Z) intensities in [0, 1] as readers see them → (B, X, Y, Z) label maps of the plan's table."""
@@ -70,7 +68,7 @@ class VolumeGenerator:
     """Makes shards of synthetic volumes."""
 
     def __init__(self, plan: Plan, settings: GeneratorSettings) -> None:
-        self.plan, self.settings, self.micro_batch = plan, settings, settings.micro_batch
+        self.plan, self.settings, self.micro_batch = plan, settings, devices.MicroBatch(settings.micro_batch)
         self.identity = generation_identity(plan)
         devices.set_threads(settings.threads, settings.workers)
         self.device = devices.choose_device(settings.use_gpu)
@@ -111,13 +109,13 @@ class VolumeGenerator:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             while done < len(rows) or judged:
                 if done < len(rows) and len(judged) <= self.ahead:
-                    places = list(range(done, min(done + self.micro_batch, len(rows))))
+                    places = list(range(done, min(done + self.micro_batch.size, len(rows))))
                     made = self._attempt(places, 0, rows, pool, seconds)
                     done += len(places) if made else 0
                 else:
                     made = self._follow(judged.popleft(), drawn, rows, pool, seconds)
                 judged.extend(made)
-        how = {"micro_batch": self.micro_batch, "exact_rewrites": int(self.settings.exact_rewrites)}
+        how = {"micro_batch": self.micro_batch.size, "exact_rewrites": int(self.settings.exact_rewrites)}
         return DrawnShard(shard, drawn, {**devices.describe(self.device), **how, **seconds})
 
     def finish(self, made: DrawnShard) -> ShardOutput:
@@ -148,7 +146,7 @@ class VolumeGenerator:
         try:
             volumes = self.volumes(part.assign(seed=seeds), seconds)
         except Exception as error:
-            self._recover(error)
+            self.micro_batch.shrink(error)
             return []
         verdicts = [pool.submit(self._judge, volume, part.iloc[i]) for i, volume in enumerate(volumes)]
         return [_Attempt(places, number, volumes, self.maps, verdicts)]
@@ -172,7 +170,7 @@ class VolumeGenerator:
         refused, number = [place for place in last.places if drawn[place].refused], last.number + 1
         again: list[_Attempt] = []
         while refused and self.gatekeeper is not None and number < self.gatekeeper.rules.max_attempts:
-            fit = refused[: self.micro_batch]
+            fit = refused[: self.micro_batch.size]
             made = self._attempt(fit, number, rows, pool, seconds)
             again += made
             refused = refused[len(fit) :] if made else refused
@@ -201,16 +199,6 @@ class VolumeGenerator:
         if not np.isfinite(volume).all():
             return volume
         return self.plan.volume.dequantise(self.plan.volume.quantise(volume))
-
-    def _recover(self, error: Exception) -> None:
-        """Prepare another try with a smaller micro-batch; raises where that cannot help."""
-        if devices.is_broken(error):
-            raise WorkerBroken(f"the accelerator failed: {error}") from error
-        if not devices.is_out_of_memory(error) or self.micro_batch == 1:
-            raise error
-        self.micro_batch //= 2
-        devices.free_memory()
-        log.warning("out of memory: the micro-batch is now %d", self.micro_batch)
 
     def volumes(self, rows: pd.DataFrame, seconds: dict[str, float]) -> Images:
         """(B, X, Y, Z) float32 images in [0, 1]; the generator's label maps of them, if it makes any, are in `maps`."""

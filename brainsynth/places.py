@@ -1,4 +1,4 @@
-"""Paths as a user writes them, in a config or as an option."""
+"""Paths as a user writes them, in a config or as an option, and the names of generators, which may be given for one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from brainsynth.errors import UserError
 
+_GENERATOR = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.-]*")
 _VARIABLE = re.compile(r"(?:^|/)(\$\w+)|(\$\{\w*\}?)")
 
 
@@ -33,3 +34,8 @@ def user_path(path: str, what: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise UserError(f"{what}: {path!r}: there is no such user whose home folder that would be") from None
+
+
+def is_generator(bundle: str) -> bool:
+    """True for the name of a generator's class rather than the folder of a bundle."""
+    return _GENERATOR.fullmatch(bundle) is not None

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -24,7 +24,7 @@ from brainsynth.config.training import DecoderChoice, Precision
 from brainsynth.covariates.names import clashing
 from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.errors import UserError
-from brainsynth.labels import DSEG, LOST, LabelTable
+from brainsynth.labels import DSEG, LOST, Label, LabelTable
 from brainsynth.records import digest, from_dict, left_out_at, record, to_dict
 from brainsynth.volume import VolumeSpec
 
@@ -150,6 +150,16 @@ class Plan:
         start = index * self.samples_per_shard
         return ShardSpec(index=index, start=start, stop=min(start + self.samples_per_shard, self.num_samples))
 
+    @property
+    def structures(self) -> tuple[Label, ...]:
+        """What the label maps name; nothing of a dataset without them."""
+        return () if self.labels is None else self.labels.labels
+
+    @property
+    def holds_volumes(self) -> bool:
+        """True where the arrays are volumes, perhaps with their label maps, and no latents or measurements."""
+        return self.kind in ("generated", "prepared") and (len(self.arrays) == 1) == (self.labels is None)
+
     def raw_bytes(self) -> int:
         """Uncompressed size of all arrays."""
         per_sample = sum(math.prod(array.sample_shape) * np.dtype(array.dtype).itemsize for array in self.arrays)
@@ -167,6 +177,26 @@ class GeneratorSettings:
     workers: int
     use_gpu: bool
     exact_rewrites: bool
+
+
+def recorded_settings(root: str, bundle: str, runtime: Mapping[str, Any], use_gpu: bool = False) -> GeneratorSettings:
+    """As the rows of a shard were made, by its runtime record; what that does not say yet held before it did."""
+    return GeneratorSettings(
+        root=root,
+        bundle=bundle,
+        micro_batch=int(runtime.get("micro_batch", 1)),
+        threads=int(runtime.get("threads", 1)),
+        workers=1,
+        use_gpu=use_gpu,
+        exact_rewrites=bool(runtime.get("exact_rewrites", 0)),
+    )
+
+
+def made_together(shard: ShardSpec, row: int, runtime: Mapping[str, Any]) -> ShardSpec:
+    """The rows that went through the networks with a row, by its shard's runtime record: voxels depend on it by rounding."""
+    size = 1 if runtime.get("rows_remade") else int(runtime.get("micro_batch", 1))  # remade rows are made one by one
+    start = shard.start + (row - shard.start) // size * size
+    return ShardSpec(index=shard.index, start=start, stop=min(start + size, shard.stop))
 
 
 def volume_array(name: str, volume: VolumeSpec) -> ArraySpec:

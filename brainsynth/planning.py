@@ -16,7 +16,6 @@ from brainsynth.bundle.generator import (
     check_generator_files,
     described,
     generator_folder,
-    is_generator,
     open_generator,
 )
 from brainsynth.bundle.labeller import check_labeller_grid, read_labeller
@@ -26,6 +25,7 @@ from brainsynth.config.schema import SHIPPED_BUNDLE, CovariateSource, GenerateCo
 from brainsynth.errors import UserError
 from brainsynth.labels import LabelTable
 from brainsynth.models.sampler_rules import check_bundle_sampler
+from brainsynth.places import is_generator
 from brainsynth.plan import (
     ROW_COLUMNS,
     GateRules,

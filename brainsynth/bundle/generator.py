@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import re
 import warnings
 from dataclasses import field
 from pathlib import Path
@@ -25,12 +24,12 @@ from brainsynth.covariates.distribution import CovariateDistribution
 from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.labels import LabelTable
+from brainsynth.places import is_generator
 from brainsynth.records import digest, from_dict, record, to_dict
 from brainsynth.volume import VolumeSpec
 
 GROUP = "brainsynth.generators"
 _INSTALLED = "generator"
-_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.-]*")
 Option = str | int | float | bool
 Images = npt.NDArray[np.floating[Any]]
 LabelMaps = npt.NDArray[np.uint8]
@@ -90,11 +89,6 @@ class Generator(Protocol):
 
     def sample(self, rows: pd.DataFrame, seeds: list[int]) -> Images | tuple[Images, LabelMaps]:
         """(B, X, Y, Z) intensities in [0, 1], and label maps if the spec has `labels`; a row's depend on it and its seed."""
-
-
-def is_generator(name: str) -> bool:
-    """True for the name of a class rather than the folder of a bundle."""
-    return _NAME.fullmatch(name) is not None
 
 
 def open_generator(name: str, options: dict[str, Option]) -> Generator:

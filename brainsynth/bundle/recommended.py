@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from brainsynth.bundle.files import bundle_folder, read_bundle
-from brainsynth.bundle.generator import is_generator
 from brainsynth.bundle.spec import GATE_FILE, BundleSpec
 from brainsynth.config.load import build_config
 from brainsynth.config.schema import GenerateConfig, RecommendedConfig, SynthesisConfig
 from brainsynth.errors import UserError
+from brainsynth.places import is_generator
 from brainsynth.records import seal, to_dict, unseal
 
 RECOMMENDED_FILE = "recommended.json"

@@ -187,7 +187,7 @@ def _participants(facts: Facts) -> dict[str, Any]:
         text = f"{c.description or c.name}{unit}, asked of the model."
         fields.append(field(c.name, "sc:Float" if c.kind == "continuous" else "sc:Text", text))
     fields.append(field("split", "sc:Text", "Fixed part: train, validation or test."))
-    for label in facts.plan.labels.labels if facts.plan.labels else ():
+    for label in facts.plan.structures:
         fields.append(field(label.column, "sc:Float", f"Volume of {label.name} [ml], counted in the label map."))
     return {
         "@type": "cr:RecordSet",

@@ -150,7 +150,7 @@ def _columns(facts: Facts, split: bool = True) -> str:
     for c in facts.plan.covariates.covariates:
         support = f"{c.low:g} to {c.high:g}" if c.kind == "continuous" else ""
         lines += f"| {c.name} | {_cell(c.unit or ', '.join(c.categories))} | {support} | {_cell(c.description)} |\n"
-    for label in facts.plan.labels.labels if facts.plan.labels and split else ():
+    for label in facts.plan.structures if split else ():
         lines += f"| {label.column} | ml | | volume of {_cell(label.name)}, counted in the label map |\n"
     return lines + ("| split | train, validation, test | | fixed, by subject |\n" if split else "")
 

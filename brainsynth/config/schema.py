@@ -14,6 +14,7 @@ from brainsynth.config.training import DecoderChoice, Precision
 from brainsynth.covariates.constraints import Constraint
 from brainsynth.covariates.names import folded, refusal, reserved
 from brainsynth.covariates.schema import CovariateSchema, did_you_mean
+from brainsynth.places import is_generator
 from brainsynth.records import left_out_at, record
 from brainsynth.volume import VolumeSpec
 
@@ -391,7 +392,7 @@ class SynthesisConfig:
     def __post_init__(self) -> None:
         if self.samples_per_shard < 1:
             raise ValueError("samples_per_shard must be at least 1")
-        if self.sampler is None and ":" not in self.bundle.replace("://", ""):
+        if self.sampler is None and not is_generator(self.bundle):
             raise ValueError("the key sampler is missing: a bundle needs one")
 
 

@@ -221,7 +221,7 @@ class AutoencoderTrainConfig:
             )
         if kind != "pyramid" and self.crops is not None:
             raise ValueError(f"crops is for architecture.kind: pyramid; {kind} is trained on whole volumes")
-        if self.architecture.kind == "pyramid" and (self.runtime.micro_batch or self.runtime.recompute):
+        if kind == "pyramid" and (self.runtime.micro_batch or self.runtime.recompute):
             raise ValueError(
                 "runtime.micro_batch and recompute do nothing for architecture.kind: pyramid: its crops are small"
             )

@@ -37,6 +37,8 @@ class Scatter:
     """Asked and measured values of one covariate, for a figure and for the table of measured values."""
 
     covariate: str
+    within: str = ""
+    """What all its rows have in common, as figures name it."""
     unit: str
     ruler: str
     """What measured it."""
@@ -44,6 +46,11 @@ class Scatter:
     asked: tuple[float, ...]
     measured: tuple[float, ...]
     """NaN where nothing could be measured. Binary: the probability of the second category."""
+
+    @property
+    def title(self) -> str:
+        """The covariate, and which rows."""
+        return f"{self.covariate}{self.within}"
 
 
 def adherence(
@@ -73,7 +80,8 @@ def adherence(
         ids = tuple(made.table["sample_id"])
         scatters.append(
             Scatter(
-                covariate=f"{name}{within}",
+                covariate=name,
+                within=within,
                 unit=covariate.unit,
                 ruler=ruler_of(config, name),
                 sample_ids=ids,
@@ -103,7 +111,7 @@ def measured_values(scatters: list[Scatter]) -> pd.DataFrame:
         return pd.DataFrame({"sample_id": pd.Series(dtype=str)})
     columns: dict[str, pd.Series] = {}
     for scatter in scatters:
-        name = f"measured_{scatter.covariate.partition(' (')[0]}"
+        name = f"measured_{scatter.covariate}"
         values = pd.Series(scatter.measured, index=list(scatter.sample_ids), dtype=np.float64)
         columns[name] = pd.concat([columns[name], values]) if name in columns else values
     return pd.DataFrame(columns).rename_axis("sample_id").reset_index()

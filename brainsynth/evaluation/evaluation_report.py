@@ -61,8 +61,8 @@ def write_report(
         asked, shown = np.array(scatter.asked), np.array(scatter.measured)
         known = np.isfinite(asked) & np.isfinite(shown)
         if known.any():
-            figure = figures.agreement(asked[known], shown[known], scatter.covariate, scatter.unit or "category")
-            page.figure(figure, f"{scatter.covariate}: asked against measured")
+            figure = figures.agreement(asked[known], shown[known], scatter.title, scatter.unit or "category")
+            page.figure(figure, f"{scatter.title}: asked against measured")
     galleries_section(page, fidelity, dataset)
     if trajectories is not None:
         trajectories_section(page, *trajectories)

@@ -85,8 +85,6 @@ def _identify(image: Dataset, volume: ExportedVolume, series: str, index: int) -
     mark = "AI-generated, of no real person, not for diagnosis. Asked of the model: " if synthetic else ""
     image.ImageComments = f"{mark}{asked}"[:10240]
     image.StudyDescription, image.SeriesDescription = "Synthetic T1w brain MRI" if synthetic else "T1w brain MRI", "T1w"
-    for empty in ("PatientBirthDate", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyID"):
-        setattr(image, empty, "")
     for keyword in _EMPTY:
         setattr(image, keyword, "")
     image.ScanningSequence, image.SequenceVariant, image.MRAcquisitionType = "RM", "NONE", "3D"

@@ -36,14 +36,17 @@ def nifti_bytes(image: npt.NDArray[np.float32 | np.uint8], volume: VolumeSpec, s
 
 def _write(path: Path, volumes: Iterable[ExportedVolume]) -> None:
     (volume,) = volumes
-    data = nifti_bytes(volume.image, volume.grid, volume.facts["synthetic"])
-    path.write_bytes(gzip.compress(data, GZIP_LEVEL, mtime=0))
+    _write_array(path, volume.image, volume)
 
 
 def _write_labels(path: Path, volumes: Iterable[ExportedVolume]) -> None:
     (volume,) = volumes
     assert volume.labels is not None
-    data = nifti_bytes(volume.labels, volume.grid, volume.facts["synthetic"])
+    _write_array(path, volume.labels, volume)
+
+
+def _write_array(path: Path, values: npt.NDArray[np.float32 | np.uint8], volume: ExportedVolume) -> None:
+    data = nifti_bytes(values, volume.grid, volume.facts["synthetic"])
     path.write_bytes(gzip.compress(data, GZIP_LEVEL, mtime=0))
 
 

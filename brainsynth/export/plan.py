@@ -90,7 +90,7 @@ def plan_export(
     check_apart(uri, folder, "output")
     store = open_store(uri)
     plan = read_plan(store)
-    if plan.kind not in ("generated", "prepared") or (len(plan.arrays) == 1) != (plan.labels is None):
+    if not plan.holds_volumes:
         raise UserError(f"{uri} holds {plan.kind}, not volumes: there is nothing to export")
     dataset = _opened(uri, where, split, partial)
     if not len(dataset):
@@ -166,7 +166,7 @@ def _subjects(store: Store, plan: Plan, dataset: SyntheticDataset) -> list[Subje
             raise UserError(
                 f"{store.uri}: the commit record of shard {shard} is lost; run `brainsynth verify`"
             ) from None
-    planned, labels = read_samples(store, plan), plan.labels.labels if plan.labels else ()
+    planned = read_samples(store, plan)
     subjects = []
     for index, (row, split) in enumerate(zip(dataset.rows.tolist(), dataset.splits, strict=True)):
         facts, sample = dataset.facts(index), stored[row]
@@ -184,7 +184,7 @@ def _subjects(store: Store, plan: Plan, dataset: SyntheticDataset) -> list[Subje
                 split=split,
                 covariates=values,
                 voxel_sha256=sample.voxel_sha256,
-                label_volumes={label.column: float(sample.extra[label.column]) for label in labels},
+                label_volumes={label.column: float(sample.extra[label.column]) for label in plan.structures},
                 extrapolated=bool(planned["extrapolated"].iloc[row]) if "extrapolated" in planned else None,
             )
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import logging
 from collections.abc import Iterator
@@ -60,10 +61,15 @@ def export_unit(export: ExportPlan, number: int, subjects: list[Subject], partia
     labelled = export.plan.labels is not None
     files = [subjects] if kind.subjects_per_file > 1 else [[subject] for subject in subjects]
     damaged: list[str] = []
+    people = {subject.row: subject for subject in subjects}
+
+    @functools.lru_cache(maxsize=1)  # the files of one subject follow each other
+    def arrays_of(row: int) -> list[npt.NDArray[Any]] | None:
+        return _checked(export, stored, people[row], partial)
 
     def volumes(group: list[Subject]) -> Iterator[ExportedVolume]:
         for subject in group:
-            arrays = _checked(export, stored, subject, partial)
+            arrays = arrays_of(subject.row)
             if arrays is None:
                 damaged.append(subject.sample_id)
                 continue

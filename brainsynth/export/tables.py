@@ -59,7 +59,7 @@ def about(export: ExportPlan, subject: Subject) -> dict[str, Any]:
 
 def _participants(export: ExportPlan, subjects: list[Subject]) -> bytes:
     names = [*export.plan.covariates.names, "split"]
-    names += [label.column for label in (export.plan.labels.labels if export.plan.labels else ())]
+    names += [label.column for label in export.plan.structures]
     lines: list[dict[str, Any]] = [
         {"participant_id": f"sub-{s.sample_id}", **s.covariates, "split": s.split, **s.label_volumes} for s in subjects
     ]

@@ -18,6 +18,7 @@ from torch.nn import functional
 from brainsynth.config.architectures import LabellerArchitecture
 from brainsynth.labels import BACKGROUND
 from brainsynth.models.device import in_float32, one_thread
+from brainsynth.models.patch_autoencoder import depth_to_space, space_to_depth
 
 _ONEDNN_CHANNELS = 16
 _WAVES = (1, 2, 4)
@@ -75,12 +76,12 @@ class Labeller(nn.Module):
     def forward(self, image: Tensor, places: Tensor | None = None) -> Tensor:
         """(B, X / cell, …, cell³, classes) class scores of (B, 1, X, Y, Z) images whose axes are multiples of `coarsest`.
 
-        The voxels of a cell are in the order of `to_cells`.
+        The voxels of a cell are in the order of `space_to_depth`.
 
         Args:
             places: of the coarsest level, where the image is a box of a larger grid (see `places`).
         """
-        x = _first(self.stem, to_cells(image, self.cell))
+        x = _first(self.stem, space_to_depth(image, self.cell))
         skips = []
         for blocks, coarser in zip(self.down, self.coarser, strict=True):
             x = blocks(x)
@@ -117,7 +118,9 @@ class VolumeLabeller:
         volume = padded(torch.from_numpy(np.ascontiguousarray(image))[None, None], self.network.coarsest)
         with one_thread(), in_float32(self.device), torch.backends.cudnn.flags(allow_tf32=False):
             scores = self.network(volume.to(self.device))
-        labels = from_cells(self.indices[scores.max(-1).indices].movedim(-1, 1), self.network.cell)[0, 0, :x, :y, :z]
+        labels = depth_to_space(self.indices[scores.max(-1).indices].movedim(-1, 1), self.network.cell)[
+            0, 0, :x, :y, :z
+        ]
         return labels.cpu().contiguous().numpy()
 
 
@@ -129,20 +132,6 @@ def padded(image: Tensor, multiple: int) -> Tensor:
     """(B, C, X, Y, Z) with zeros behind each axis up to a multiple."""
     x, y, z = image.shape[2:]
     return functional.pad(image, (0, -z % multiple, 0, -y % multiple, 0, -x % multiple))
-
-
-def to_cells(image: Tensor, cell: int) -> Tensor:
-    """(B, C, X, Y, Z) → (B, cell³ * C, X / cell, …): voxel by voxel, Z fastest, and within a voxel its channels."""
-    batch, channels, x, y, z = image.shape
-    parts = image.reshape(batch, channels, x // cell, cell, y // cell, cell, z // cell, cell)
-    return parts.permute(0, 3, 5, 7, 1, 2, 4, 6).reshape(batch, -1, x // cell, y // cell, z // cell)
-
-
-def from_cells(cells: Tensor, cell: int) -> Tensor:
-    """The inverse of `to_cells`."""
-    batch, channels, x, y, z = cells.shape
-    parts = cells.reshape(batch, cell, cell, cell, channels // cell**3, x, y, z)
-    return parts.permute(0, 4, 5, 1, 6, 2, 7, 3).reshape(batch, -1, cell * x, cell * y, cell * z)
 
 
 def grid_places(cells_xyz: Sequence[int]) -> Tensor:

@@ -81,18 +81,19 @@ class _Block(nn.Module):
         return out
 
 
-def space_to_depth(x_B1XYZ: Tensor, patch: int) -> Tensor:  # noqa: N803
-    """(B, P, X, Y, Z): the voxels of each patch as channels, X slowest."""
-    x, y, z = (size // patch for size in x_B1XYZ.shape[2:])
-    split = x_B1XYZ.reshape(-1, x, patch, y, patch, z, patch)
-    return split.permute(0, 2, 4, 6, 1, 3, 5).reshape(-1, patch**3, x, y, z)
+def space_to_depth(x_BCXYZ: Tensor, patch: int) -> Tensor:  # noqa: N803
+    """(B, P * C, X, Y, Z): the voxels of each patch as channels, X slowest, and within a voxel its channels."""
+    batch, channels = x_BCXYZ.shape[:2]
+    x, y, z = (size // patch for size in x_BCXYZ.shape[2:])
+    split = x_BCXYZ.reshape(batch, channels, x, patch, y, patch, z, patch)
+    return split.permute(0, 3, 5, 7, 1, 2, 4, 6).reshape(batch, patch**3 * channels, x, y, z)
 
 
 def depth_to_space(p_BPXYZ: Tensor, patch: int) -> Tensor:  # noqa: N803
     """The inverse of `space_to_depth`."""
-    x, y, z = p_BPXYZ.shape[2:]
-    split = p_BPXYZ.reshape(-1, patch, patch, patch, x, y, z)
-    return split.permute(0, 4, 1, 5, 2, 6, 3).reshape(-1, 1, x * patch, y * patch, z * patch)
+    batch, numbers, x, y, z = p_BPXYZ.shape
+    split = p_BPXYZ.reshape(batch, patch, patch, patch, numbers // patch**3, x, y, z)
+    return split.permute(0, 4, 5, 1, 6, 2, 7, 3).reshape(batch, numbers // patch**3, x * patch, y * patch, z * patch)
 
 
 def principal_components(images_B1XYZ: Iterable[Tensor], patch: int, count: int) -> Tensor:  # noqa: N803

@@ -54,7 +54,7 @@ def committed(uri: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
     samples = read_samples(store, plan)
     commits = read_commits(store, plan, sorted(committed_of(store, plan)))
     made: dict[Any, SampleRecord] = {sample.row: sample for commit in commits for sample in commit.samples}
-    measured = [label.column for label in (plan.labels.labels if plan.labels else ())]
+    measured = [label.column for label in plan.structures]
     columns = ["sample_id", *(["split"] if "split" in samples else []), *plan.covariates.names]
     lines = []
     for row, values in samples.loc[sorted(made), columns].iterrows():

@@ -49,7 +49,7 @@ def run(config: EvaluateConfig) -> list[Finding]:
         "dataset": f"{config.dataset}, {len(dataset)} volumes",
         "reference": f"{config.reference}, {len(reference)} real scans",
         "instruments": instruments_of(made),
-        "rulers": "; ".join(f"{s.covariate}: {s.ruler}" for s in scatters),
+        "rulers": "; ".join(f"{s.title}: {s.ruler}" for s in scatters),
         "feature network": _network_fact(config, made),
     }
     trajectories = _trajectories(config, works[2].root, real) if config.trajectories else None

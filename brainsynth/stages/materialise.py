@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from brainsynth.config.job import DAMAGED
 from brainsynth.config.schema import RuntimeConfig
 from brainsynth.executors.dataset import make_dataset
 from brainsynth.manifest import MODEL_KEY
-from brainsynth.plan import GeneratorSettings
+from brainsynth.plan import recorded_settings
 from brainsynth.planning import volume_generator
 from brainsynth.reading.manifest import finished
 from brainsynth.stages.recipe import compared, recorded, unpacked
@@ -25,21 +26,13 @@ def command(arguments: argparse.Namespace) -> int:
     store, output = LocalStore(folder), resolve_uri(arguments.output, "--output")
     plan = read_plan(store)
     # As the first shard was made: on the same kind of machine the voxels are then equal to the last bit.
-    how = recorded(store)[0]
+    recorded_as = recorded_settings(output, str(folder / BUNDLE_FOLDER), recorded(store)[0])
+    settings = dataclasses.replace(recorded_as, workers=arguments.workers)
     runtime = RuntimeConfig(
-        workers=arguments.workers,
-        micro_batch=int(how.get("micro_batch", 1)),
-        threads_per_worker=int(how.get("threads", 1)),
-        exact_rewrites=bool(how.get("exact_rewrites", 0)),
-    )
-    settings = GeneratorSettings(
-        root=output,
-        bundle=str(folder / BUNDLE_FOLDER),
-        micro_batch=runtime.micro_batch,
-        threads=runtime.threads_per_worker,
-        workers=runtime.workers,
-        use_gpu=False,
-        exact_rewrites=runtime.exact_rewrites,
+        workers=settings.workers,
+        micro_batch=settings.micro_batch,
+        threads_per_worker=settings.threads,
+        exact_rewrites=settings.exact_rewrites,
     )
     work = Work(output, plan, read_samples(store, plan), volume_generator, {"plan": plan, "settings": settings})
     manifest = make_dataset(work, runtime)

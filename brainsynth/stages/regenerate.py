@@ -9,12 +9,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from brainsynth.bundle.files import bundle_folder
-from brainsynth.bundle.generator import is_generator, model_spec
+from brainsynth.bundle.generator import model_spec
 from brainsynth.config.job import DAMAGED
 from brainsynth.errors import UserError
 from brainsynth.generate import VolumeGenerator
 from brainsynth.manifest import ShardManifest, stored_sha256
-from brainsynth.plan import GeneratorSettings, Plan, ShardSpec
+from brainsynth.places import is_generator
+from brainsynth.plan import GeneratorSettings, Plan, ShardSpec, made_together, recorded_settings
 from brainsynth.records import record
 from brainsynth.storage.arrays import decode_rows
 from brainsynth.storage.commit import read_commit, read_plan, read_samples
@@ -80,32 +81,16 @@ def regenerate(uri: str, bundle: str, rows: list[int], use_gpu: bool = False) ->
             commit = read_commit(store, plan, shard.index)
         except FileNotFoundError:
             raise UserError(f"row {row} is not made yet: shard {shard.index} has no commit record") from None
-        settings = _settings(uri, found, commit, use_gpu)
+        settings = recorded_settings(uri, found, commit.runtime, use_gpu)
         if settings not in makers:
             makers[settings] = VolumeGenerator(plan, settings)
         yield _compare(store, plan, shard, commit, makers[settings], row)
 
 
-def _settings(uri: str, bundle: str, commit: ShardManifest, use_gpu: bool) -> GeneratorSettings:
-    """As the rows of a commit record were made; what it does not say yet held before it did."""
-    return GeneratorSettings(
-        root=uri,
-        bundle=bundle,
-        micro_batch=int(commit.runtime.get("micro_batch", 1)),
-        threads=int(commit.runtime.get("threads", 1)),
-        workers=1,
-        use_gpu=use_gpu,
-        exact_rewrites=bool(commit.runtime.get("exact_rewrites", 0)),
-    )
-
-
 def _compare(
     store: Store, plan: Plan, shard: ShardSpec, commit: ShardManifest, maker: VolumeGenerator, row: int
 ) -> Comparison:
-    first = shard.start + (row - shard.start) // maker.micro_batch * maker.micro_batch
-    part = ShardSpec(index=shard.index, start=first, stop=min(first + maker.micro_batch, shard.stop))
-    if commit.runtime.get("rows_remade"):
-        part = ShardSpec(index=shard.index, start=row, stop=row + 1)  # rows that were made one by one
+    part = made_together(shard, row, commit.runtime)
     again = maker.finish(maker.make(part))
     made = again.arrays[0][row - part.start]
     sample = commit.samples[row - shard.start]

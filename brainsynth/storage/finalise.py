@@ -221,7 +221,7 @@ def _gate_fields(plan: Plan) -> list[pa.Field]:
 
 def _label_fields(plan: Plan) -> list[pa.Field]:
     """Columns of a dataset with label maps: the volume of each structure in ml; null where a row has no label map."""
-    return [pa.field(label.column, pa.float64()) for label in (plan.labels.labels if plan.labels else ())]
+    return [pa.field(label.column, pa.float64()) for label in plan.structures]
 
 
 class _Parquet:
@@ -261,7 +261,7 @@ def participants_sidecar(plan: Plan) -> dict[str, Any]:
         else:
             entry["Range"] = [c.low, c.high]
         columns[c.name] = entry
-    for label in plan.labels.labels if plan.labels else ():
+    for label in plan.structures:
         text = f"Volume of {label.name}, its voxels in the label map counted"
         columns[label.column] = {"Description": text, "Units": "ml"}
     return columns

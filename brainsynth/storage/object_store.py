@@ -89,8 +89,7 @@ class ObjectStore:
         check_key(key, self.uri)
         starts, ends = [start for start, _ in spans], [stop for _, stop in spans]
 
-        gap = sum(ends) - sum(starts)
-        gap //= _WASTE * max(1, len(spans))
+        gap = (sum(ends) - sum(starts)) // (_WASTE * max(1, len(spans)))
 
         def get() -> list[bytes]:
             return [bytes(part) for part in self.store.get_ranges(key, starts=starts, ends=ends, coalesce=gap)]

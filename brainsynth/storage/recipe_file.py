@@ -16,7 +16,6 @@ from brainsynth.errors import UserError
 from brainsynth.records import record, seal, unseal
 from brainsynth.storage.whole_file import whole
 
-SUFFIX = ".recipe"
 RECIPE_KEY = "recipe.json"
 BUNDLE_FOLDER = "bundle"
 DATASET_FILES = (

@@ -18,7 +18,8 @@ from brainsynth.errors import UserError
 from brainsynth.labels import LabelTable
 from brainsynth.metrics.overlap import dice
 from brainsynth.models.device import able, autocast, layout
-from brainsynth.models.labeller import Labeller, VolumeLabeller, grid_places, padded, to_cells
+from brainsynth.models.labeller import Labeller, VolumeLabeller, grid_places, padded
+from brainsynth.models.patch_autoencoder import space_to_depth
 from brainsynth.plan import Plan
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.report.montage import grid
@@ -100,8 +101,8 @@ class LabellerTask:
     def step(self, step: int) -> dict[str, Tensor]:
         """One update."""
         images, classes, places = self.batch(step)
-        cells = to_cells(classes[:, None], self.network.cell).movedim(1, -1).flatten(0, -2)
-        tissue = to_cells(images, self.network.cell).amax(1).flatten() > 0
+        cells = space_to_depth(classes[:, None], self.network.cell).movedim(1, -1).flatten(0, -2)
+        tissue = space_to_depth(images, self.network.cell).amax(1).flatten() > 0
         chosen = (tissue | cells.any(1) | (torch.rand(len(cells), device=cells.device) < _AIR)).nonzero()[:, 0]
         with autocast(self.worker.device, self.precision):
             scores = self.learner.parallel(images, places)

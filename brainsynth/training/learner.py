@@ -66,11 +66,13 @@ class Learner(Generic[N]):
         return TrainingState({name: self.network}, {name: self.average}, {name: self.optimizer})
 
 
-def adamw(network: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+def adamw(
+    network: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
+) -> torch.optim.AdamW:
     """The optimizer; on a GPU one kernel for all weights."""
     parameters = list(network.parameters())
     fused = parameters[0].device.type != "cpu"
-    return torch.optim.AdamW(parameters, learning_rate, weight_decay=weight_decay, fused=fused or None)
+    return torch.optim.AdamW(parameters, learning_rate, betas, weight_decay=weight_decay, fused=fused or None)
 
 
 def descend(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, gradient_clip: float) -> Tensor:

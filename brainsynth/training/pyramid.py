@@ -25,7 +25,7 @@ from brainsynth.report.montage import grid
 from brainsynth.training.crops import Batch, Crops
 from brainsynth.training.data import weights_seed
 from brainsynth.training.image_quality import closeness, sharpness
-from brainsynth.training.learner import Learner, descend
+from brainsynth.training.learner import Learner, adamw, descend
 from brainsynth.training.loop import Worker
 from brainsynth.training.runs import AutoencoderRun, Finished, write_autoencoder
 from brainsynth.training.starting import load_start
@@ -58,9 +58,7 @@ class PyramidTask:
         layout(self.critics.to(worker.device))
         self.learner = Learner(network, worker, options)
         self._critics = worker.parallel(self.critics)
-        self.critic_optimizer = torch.optim.AdamW(
-            self.critics.parameters(), config.losses.discriminator_learning_rate, betas=(0.0, 0.99), weight_decay=0.0
-        )
+        self.critic_optimizer = adamw(self.critics, config.losses.discriminator_learning_rate, 0.0, betas=(0.0, 0.99))
         ratio = config.losses.discriminator_learning_rate / options.learning_rate
         self.critic_optimizer.param_groups[0]["lr_factor"] = ratio
         self.state = TrainingState(

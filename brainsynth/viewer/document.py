@@ -23,7 +23,7 @@ _DIGITS = 6
 def document(rows: Rows, title: str, model: ModelRecord | None) -> bytes:
     """The document of the rows as they are now."""
     plan, table = rows.plan, rows.table
-    covariates, labels = plan.covariates.covariates, plan.labels.labels if plan.labels else ()
+    covariates, labels = plan.covariates.covariates, plan.structures
     facts = {
         "title": title,
         "kind": plan.kind,

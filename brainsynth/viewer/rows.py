@@ -35,9 +35,7 @@ class Rows:
         """
         self.store: Store = open_store(uri)
         self.plan: Plan = read_plan(self.store)
-        if self.plan.kind not in ("generated", "prepared") or (len(self.plan.arrays) == 1) != (
-            self.plan.labels is None
-        ):
+        if not self.plan.holds_volumes:
             raise UserError(f"{uri} holds {self.plan.kind}, not volumes: there is nothing to view")
         self.measured = measured
         self.finished = False

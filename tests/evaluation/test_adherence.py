@@ -12,7 +12,7 @@ import pytest
 from brainsynth.config.evaluation import EvaluateConfig, TableRuler
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
-from brainsynth.evaluation.adherence import adherence, check_rulers, measured_values
+from brainsynth.evaluation.adherence import Scatter, adherence, check_rulers, measured_values
 from brainsynth.instruments.measured import Measured
 from brainsynth.metrics.finding import Finding
 
@@ -97,3 +97,22 @@ def test_a_structure_is_no_category() -> None:
     )
     with pytest.raises(UserError, match="structures: sex is not a number"):
         check_rulers(config, SCHEMA, "d")
+
+
+def test_a_covariate_keeps_its_name_whatever_is_in_it_and_parts_of_the_rows_are_one_column() -> None:
+    parts = [
+        Scatter(
+            covariate="age (years)",
+            within=f" (cohort {c})",
+            unit="",
+            ruler="",
+            sample_ids=(c,),
+            asked=(1.0,),
+            measured=(m,),
+        )
+        for c, m in (("a", 2.0), ("b", 3.0))
+    ]
+    values = measured_values(parts)
+    assert list(values) == ["sample_id", "measured_age (years)"]
+    assert values["measured_age (years)"].tolist() == [2.0, 3.0]
+    assert parts[1].title == "age (years) (cohort b)"

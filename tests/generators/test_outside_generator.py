@@ -172,6 +172,7 @@ def test_options_and_content_are_part_of_the_plan(laboratory: Laboratory, capsys
         ("tengen:Heads", {"options": {"colour": 1}}, "cannot be built with the options"),
         ("tengen:Heads", {"sampler": {"method": "ab2", "steps": 3}}, "sampler: these are keys for bundles"),
         ("t1w-2mm", {}, "the key sampler is missing"),
+        ("./a:b", {}, "the key sampler is missing"),
     ],
 )
 def test_a_mistake_is_one_error(

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from brainsynth.config.architectures import LabellerArchitecture
-from brainsynth.models.labeller import Labeller, VolumeLabeller, from_cells, grid_places, to_cells
+from brainsynth.models.labeller import Labeller, VolumeLabeller, grid_places
+from brainsynth.models.patch_autoencoder import depth_to_space, space_to_depth
 
 CPU = torch.device("cpu")
 SMALL = LabellerArchitecture(channels=(8, 12), blocks=(1, 1))
@@ -29,11 +30,11 @@ def images(count: int, shape: tuple[int, ...] = (16, 20, 12)) -> np.ndarray:
 
 def test_cells_hold_their_voxels_in_the_order_that_is_documented_and_come_back() -> None:
     image = torch.arange(2 * 3 * 4 * 8 * 4).reshape(2, 3, 4, 8, 4)
-    cells = to_cells(image, 4)
+    cells = space_to_depth(image, 4)
     assert cells.shape == (2, 64 * 3, 1, 2, 1)
     voxel = (1 * 4 + 2) * 4 + 3
     assert torch.equal(cells[:, 3 * voxel : 3 * voxel + 3, 0, 1, 0], image[:, :, 1, 4 + 2, 3])
-    assert torch.equal(from_cells(cells, 4), image)
+    assert torch.equal(depth_to_space(cells, 4), image)
 
 
 class Knowing(Labeller):
@@ -42,7 +43,9 @@ class Knowing(Labeller):
     truth: torch.Tensor
 
     def forward(self, image: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
-        return torch.nn.functional.one_hot(to_cells(self.truth[None, None], self.cell).movedim(1, -1), self.classes)
+        return torch.nn.functional.one_hot(
+            space_to_depth(self.truth[None, None], self.cell).movedim(1, -1), self.classes
+        )
 
 
 def test_every_voxel_gets_its_own_label_not_that_of_another_of_its_cell() -> None:
