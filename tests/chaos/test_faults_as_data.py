@@ -57,6 +57,7 @@ def faulty(line: Line, tmp_path: Path, name: str, rows: int) -> tuple[Work, Gene
     return work, config
 
 
+@pytest.mark.slow
 def test_the_books_balance(
     line: Line, tmp_path: Path, ledger: Ledger, size: Size, monkeypatch: pytest.MonkeyPatch
 ) -> None:

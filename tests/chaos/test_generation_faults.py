@@ -340,6 +340,7 @@ def children(pid: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_deadlocked_actor_is_ended_with_stacks(tmp_path: Path, ledger: Ledger) -> None:
     run = Driver(tmp_path / "data", "--rows", 80, "--deadlock", 5, "--stall", 8, "--workers", 1)
     code = run.finish(300)

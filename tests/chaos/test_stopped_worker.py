@@ -8,6 +8,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from brainsynth.executors.waiting import Waiting
 from brainsynth.storage.attempts import Attempts, in_work, worker_of
 from brainsynth.storage.filesystem import open_store
@@ -15,6 +17,7 @@ from tests.chaos.noise import diary
 from tests.chaos.test_generation_faults import Driver, assert_whole
 
 
+@pytest.mark.slow
 def test_the_other_worker_makes_all_but_what_a_stopped_one_holds(tmp_path: Path) -> None:
     run = Driver(tmp_path / "data", "--rows", 40, "--per-shard", 2, "--seconds", 0.3)
     run.wait_until(lambda: len(run.committed()) >= 2 and len(run.workers()) == 2)

@@ -86,6 +86,7 @@ def check(work: Work, outcomes: dict[str, float]) -> None:
     assert set(spent) <= set(STAGES)
 
 
+@pytest.mark.slow
 def test_a_generation(line: Line, ray_cluster: None, tmp_path: Path) -> None:
     runtime = {"workers": 2, "micro_batch": 2}
     config = as_config(line.generate(tmp_path / "data", runtime=runtime), GenerateConfig, tmp_path)

@@ -90,6 +90,7 @@ def config_of(cohorts: tuple[str, str], folder: Path, **changes: Any) -> Evaluat
     return as_config(config | changes, EvaluateConfig, folder)
 
 
+@pytest.mark.slow
 def test_all_at_once(cohorts: tuple[str, str], lab: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table, a function, published measurements and the usefulness test, in one evaluation."""
     budget = {"tasks": ["age"], "steps": 10, "batch_size": 4, "seeds": [0, 1], "volumes": 24}

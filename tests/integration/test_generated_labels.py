@@ -150,6 +150,7 @@ def test_a_labeller_that_does_not_know_its_table_is_a_reject(line: Line, tmp_pat
     assert set(bad["reason"]) == {"label map: the label table lacks 6"}
 
 
+@pytest.mark.slow
 def test_in_ray_actors_it_is_the_same_dataset(line: Line, tmp_path: Path, ray_cluster: None) -> None:
     here = tmp_path / "here"
     here.mkdir()

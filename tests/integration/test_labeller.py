@@ -201,6 +201,7 @@ def test_generated_volumes_come_with_the_label_maps_of_what_is_stored(line: Line
     assert all(row.same_voxels and row.as_recorded for row in again)
 
 
+@pytest.mark.slow
 def test_an_evaluation_counts_structures(line: Line, made: Made, tmp_path: Path) -> None:
     """A cohort against itself: no structure differs, and the counted brains follow those that were asked for."""
     config = {

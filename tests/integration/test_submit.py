@@ -211,6 +211,7 @@ def test_without_a_working_folder_a_job_runs_where_the_head_was_started(head: He
     assert f"cwd {head.code}\n" in log
 
 
+@pytest.mark.slow
 def test_the_line_runs_as_submitted_jobs(head: Head, submitted: Line) -> None:
     root = submitted.root
     log = succeeded(head.submit("python", "jobs/prepare_cohort.py", "--config", "cohort.yaml"))

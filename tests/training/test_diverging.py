@@ -110,6 +110,7 @@ def test_an_absurd_learning_rate_diverges_before_any_checkpoint(line: Line, tmp_
         assert all(math.isfinite(value) for key, value in json.loads(text).items() if key.startswith("train/"))
 
 
+@pytest.mark.slow
 def test_workers_stop_together_and_are_not_started_again(line: Line, ray_cluster: None, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     config = line.autoencoder(str(folder), steps=60, learning_rate=1e12, warmup_steps=0, checkpoint_every=50)

@@ -93,6 +93,7 @@ def test_only_the_autoencoder_recomputes(line: Line, tmp_path: Path) -> None:
         as_config(config, DiffusionTrainConfig, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_workers_of_two_equal_one_of_four_with_accumulation_and_hooks(line: Line, tmp_path: Path) -> None:
     """Odd sizes: 5 training scans would not split evenly, nor does a micro-batch of 3; one validation scan at a time."""
     folders = {}
