@@ -368,7 +368,7 @@ def test_a_deadlocked_actor_is_ended_with_stacks(tmp_path: Path, ledger: Ledger)
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_sigterm_commits_what_is_done_and_leaves(tmp_path: Path, ledger: Ledger, size: Size, workers: int) -> None:
     leaving: list[float] = []
     tries, root = size(1, 3), tmp_path / "data"

@@ -241,6 +241,7 @@ def test_data_parallel_workers_train_one_model(line: Line, ray_cluster: None, tm
     assert [row["step"] for row in curve(folder) if "train/loss" in row] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_mistake_that_only_a_worker_sees_reads_the_same(line: Line, ray_cluster: None, tmp_path: Path) -> None:
     config = line.autoencoder(seed=9)
     config["runtime"] = {"workers": 1, "cpus_per_worker": 0.5, "threads_per_worker": 1, "max_failures": 0}

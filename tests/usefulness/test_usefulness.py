@@ -62,6 +62,7 @@ def test_age_good_synthetic_is_near_real_and_useless_is_at_chance() -> None:
     assert mean(bad, "real", "mae") == mean(good, "real", "mae")  # the same training
 
 
+@pytest.mark.slow
 def test_sex_good_synthetic_is_near_real_and_useless_is_at_chance() -> None:
     good, bad = result("binary", False), result("binary", True)
     assert mean(good, "real", "auc") > 0.95
@@ -70,6 +71,7 @@ def test_sex_good_synthetic_is_near_real_and_useless_is_at_chance() -> None:
     assert abs(mean(bad, "synthetic", "balanced_accuracy") - 0.5) < 0.15
 
 
+@pytest.mark.slow
 def test_segmentation_good_synthetic_is_near_real_and_useless_is_not() -> None:
     good, bad = result("segmentation", False), result("segmentation", True)
     assert mean(good, "real", "dice") > 0.8
