@@ -125,7 +125,7 @@ def trainings(small: bool) -> dict[str, tuple[str, str, int, dict[str, object]]]
 
 
 class Plan:
-    """The trainings of one run: where each writes, what each needs, and how long each may go on."""
+    """The trainings of one run: where each writes, what each needs, and how long each may take."""
 
     def __init__(self, commands: Commands, cohort: Path, small: bool) -> None:
         self.commands, self.output, self.small = commands, commands.output, small
@@ -140,7 +140,7 @@ class Plan:
         return self.output / f"{name}-{which}"
 
     def begin(self, name: str, which: str, steps: int, **more: object) -> subprocess.Popen[bytes]:
-        """Start a training of so many steps."""
+        """Start a training of that many steps."""
         job, config, _, settings = self.settings[name]
         every = {f"optimisation.{key}": max(1, steps // 4) for key in ("validate_every", "checkpoint_every")}
         fixed = {"output": self.place(name, which), "optimisation.steps": steps, "optimisation.log_every": 2}
