@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,19 +40,20 @@ if TYPE_CHECKING:
     from brainsynth.gate.rules import Gatekeeper, Verdict
 
 Images = npt.NDArray[np.float32]
+Voxels = npt.NDArray[Any]
+"""In the stored dtype."""
 Labeller = Callable[[Images], npt.NDArray[np.uint8]]
 """(B, X, Y, Z) intensities in [0, 1] as readers see them → (B, X, Y, Z) label maps of the plan's table."""
 
 
 @dataclass
 class _Attempt:
-    """Volumes of some rows, with what the gate is saying of them."""
+    """Some rows, drawn: their volumes, as they will be stored, and what the gate says of them are being made."""
 
     places: list[int]
     number: int
-    volumes: Images
     maps: npt.NDArray[np.uint8] | None
-    verdicts: list[Future[tuple[Verdict | None, float]]]
+    judged: list[Future[tuple[Voxels | None, Verdict | None, float]]]
 
 
 @dataclass
@@ -78,6 +79,8 @@ class VolumeGenerator:
         self.bundle, folder = described(self.generator, settings.bundle), generator_folder(self.generator)
         if self.bundle.digest != self.identity.bundle:
             raise UserError(f"{settings.bundle} changed while the dataset was being made")
+        if isinstance(self.generator, BundleGenerator):
+            self.generator.stored = plan.volume
         self.generator.load(str(self.device))
         self.maps: npt.NDArray[np.uint8] | None = None
         self._makes_labels = isinstance(self.bundle, GeneratorSpec) and self.bundle.labels is not None
@@ -119,23 +122,24 @@ class VolumeGenerator:
         return DrawnShard(shard, drawn, {**devices.describe(self.device), **how, **seconds})
 
     def finish(self, made: DrawnShard) -> ShardOutput:
-        """Quantise, digest and describe what was made, on the CPU, while the device makes the next shard."""
+        """Digest and describe what was made, on the CPU, while the device makes the next shard."""
         arrays = empty_arrays(self.plan, made.shard)
         ids = self.samples["sample_id"].iloc[made.shard.start : made.shard.stop].astype(str).tolist()
 
         def store(offset: int) -> SampleRecord:
             drawn = made.rows[offset]
-            if drawn.volume is not None and np.isfinite(drawn.volume).all():
-                arrays[0][offset] = self.plan.volume.quantise(drawn.volume)
+            if drawn.volume is not None:
+                arrays[0][offset] = drawn.volume
                 if drawn.labels is not None:
                     arrays[1][offset] = drawn.labels
-            drawn.volume = drawn.labels = None  # a float32 volume takes twice the memory of what is stored
+            drawn.volume = drawn.labels = None
             stored = [array[offset] for array in arrays]
             return drawn.record(ids[offset], made.shard.start + offset, stored, self.plan)
 
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(threads) as pool:
             samples = list(pool.map(store, range(len(ids))))
-        return ShardOutput(arrays, samples, made.runtime)
+        return ShardOutput(arrays, samples, made.runtime, threads)
 
     def _attempt(
         self, places: list[int], number: int, rows: pd.DataFrame, pool: ThreadPoolExecutor, seconds: dict[str, float]
@@ -148,8 +152,8 @@ class VolumeGenerator:
         except Exception as error:
             self.micro_batch.shrink(error)
             return []
-        verdicts = [pool.submit(self._judge, volume, part.iloc[i]) for i, volume in enumerate(volumes)]
-        return [_Attempt(places, number, volumes, self.maps, verdicts)]
+        judged = [pool.submit(self._judge, volume, part.iloc[i]) for i, volume in enumerate(volumes)]
+        return [_Attempt(places, number, self.maps, judged)]
 
     def _follow(
         self,
@@ -160,8 +164,8 @@ class VolumeGenerator:
         seconds: dict[str, float],
     ) -> list[_Attempt]:
         """Keep what passed. Those that the gate refuses are drawn again, together, from their next seeds."""
-        for index, (place, volume, judged) in enumerate(zip(last.places, last.volumes, last.verdicts, strict=True)):
-            verdict, took_s = judged.result()
+        for index, (place, judged) in enumerate(zip(last.places, last.judged, strict=True)):
+            volume, verdict, took_s = judged.result()
             drawn[place].add(volume, verdict)
             drawn[place].labels = None if last.maps is None else last.maps[index]
             if verdict is not None:
@@ -176,13 +180,17 @@ class VolumeGenerator:
             refused = refused[len(fit) :] if made else refused
         return again
 
-    def _judge(self, volume: Images, row: pd.Series) -> tuple[Verdict | None, float]:
-        """What the gate says of a volume, and how long it took."""
+    def _judge(self, volume: Voxels, row: pd.Series) -> tuple[Voxels | None, Verdict | None, float]:
+        """A volume as it will be stored, None if it is not finite; what the gate says of it, and how long it took."""
+        stored: Voxels | None = volume
+        if volume.dtype == np.float32:  # the device has not quantised it, or not had to; twice is as good as once
+            stored = self.plan.volume.quantise(volume) if np.isfinite(volume).all() else None
         if self.gatekeeper is None:
-            return None, 0.0
+            return stored, None, 0.0
         began = time.monotonic()
         asked = {name: float(row[name]) for name in self.gatekeeper.rules.tolerance}
-        return self.gatekeeper.judge(self._as_read(volume), asked), time.monotonic() - began
+        read = volume if stored is None else self.plan.volume.dequantise(stored)
+        return stored, self.gatekeeper.judge(read, asked), time.monotonic() - began
 
     def _label(self, drawn: list[Drawn], seconds: dict[str, float]) -> None:
         """The label map of each volume that is kept. One at a time: it then follows from the stored image alone."""
@@ -190,25 +198,24 @@ class VolumeGenerator:
             return
         began = time.monotonic()
         for one in drawn:
-            if one.volume is not None and np.isfinite(one.volume).all():
-                (one.labels,) = self.labeller(self._as_read(one.volume)[None])
+            if one.volume is not None:
+                (one.labels,) = self.labeller(self.plan.volume.dequantise(one.volume)[None])
         seconds["label_s"] = seconds.get("label_s", 0.0) + time.monotonic() - began
 
-    def _as_read(self, volume: Images) -> Images:
-        """A volume as readers of the dataset will see it; one that is not finite as it is."""
-        if not np.isfinite(volume).all():
-            return volume
-        return self.plan.volume.dequantise(self.plan.volume.quantise(volume))
+    def volumes(self, rows: pd.DataFrame, seconds: dict[str, float]) -> Voxels:
+        """(B, X, Y, Z) stored voxels, where the device has quantised them, else float32 images in [0, 1].
 
-    def volumes(self, rows: pd.DataFrame, seconds: dict[str, float]) -> Images:
-        """(B, X, Y, Z) float32 images in [0, 1]; the generator's label maps of them, if it makes any, are in `maps`."""
+        The generator's label maps of them, if it makes any, are in `maps`.
+        """
         began, decoded = time.monotonic(), getattr(self.generator, "decode_s", 0.0)
         made = self.generator.sample(rows, [int(seed) for seed in rows["seed"]])
         images, self.maps = made if isinstance(made, tuple) else (made, None)
         decode_s = getattr(self.generator, "decode_s", 0.0) - decoded
         wanted = (len(rows), *self.plan.volume.shape_xyz)
         labelled = self.maps is not None and self.maps.shape == wanted and self.maps.dtype == np.uint8
-        if images.shape != wanted or images.dtype.kind != "f" or (self._makes_labels and not labelled):
+        stored = isinstance(self.generator, BundleGenerator) and images.dtype == self.plan.volume.dtype
+        floats = stored or images.dtype.kind == "f"
+        if images.shape != wanted or not floats or (self._makes_labels and not labelled):
             and_labels = " and uint8 label maps of that shape" if self._makes_labels else ""
             raise UserError(
                 f"{self.settings.bundle}: sample() must give float volumes {wanted}{and_labels}, and gave {images.dtype} "
@@ -216,7 +223,7 @@ class VolumeGenerator:
             )
         seconds["sample_s"] += time.monotonic() - began - decode_s
         seconds["decode_s"] += decode_s
-        return images.astype(np.float32, copy=False)
+        return images if stored else images.astype(np.float32, copy=False)
 
 
 def built_generator(settings: GeneratorSettings, identity: GenerationIdentity) -> Generator:

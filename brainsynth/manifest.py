@@ -147,10 +147,11 @@ def describe_sample(
     second array is the label map: it is checked, and `extra` gets the volume of every structure.
     """
     first, extra = np.asarray(stored[0], dtype=np.float32), extra or {}
+    minimum, maximum = float(first.min()), float(first.max())  # NaN where anything is
     reason = ""
-    if not all(np.isfinite(array).all() for array in stored):
+    if not (np.isfinite([minimum, maximum]).all() and all(np.isfinite(array).all() for array in stored[1:])):
         reason = "not finite"
-    elif float(first.min()) == float(first.max()):
+    elif minimum == maximum:
         reason = "constant"
     elif plan is not None and plan.labels is not None:
         reason = plan.labels.fault(stored[1])
@@ -160,17 +161,18 @@ def describe_sample(
         extra = {**extra, **plan.labels.volumes_ml(stored[1], plan.volume.voxel_ml)}
     # Percentiles of a regular subsample: within 0.1 % of the full ones at a tenth of the cost.
     p01, p99 = np.percentile(first.reshape(-1)[:: max(1, first.size // 200_000)], [1, 99])
+    mean = first.mean(keepdims=True)
     return SampleRecord(
         sample_id=sample_id,
         row=row,
         status="ok",
         voxel_sha256=stored_sha256(stored),
-        minimum=float(first.min()),
-        maximum=float(first.max()),
-        mean=float(first.mean()),
-        std=float(first.std()),
+        minimum=minimum,
+        maximum=maximum,
+        mean=float(mean.item()),
+        std=float(first.std(mean=mean)),
         p01=float(p01),
         p99=float(p99),
-        zero_fraction=float((first == 0).mean()),
+        zero_fraction=(first.size - int(np.count_nonzero(first))) / first.size,
         extra=extra,
     )

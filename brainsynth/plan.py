@@ -26,7 +26,7 @@ from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.labels import DSEG, LOST, Label, LabelTable
 from brainsynth.records import digest, from_dict, left_out_at, record, to_dict
-from brainsynth.volume import VolumeSpec
+from brainsynth.volume import StoredCodec, VolumeSpec
 
 ROW_COLUMNS = ("sample_id", "noise_seed")
 """What a table of rows may say apart from covariates; see `generation_samples`."""
@@ -48,6 +48,7 @@ class ArraySpec:
     dtype: StoredArrayDtype
     fill: Annotated[int, left_out_at(0)] = 0
     """What stands for a sample that is not there in an array of integers; in one of floats it is NaN."""
+    codec: Annotated[StoredCodec, left_out_at("zstd-3")] = "zstd-3"
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier() or not self.name.isascii():
@@ -214,9 +215,11 @@ def volume_array(name: str, volume: VolumeSpec) -> ArraySpec:
     )
 
 
-def volume_arrays(volume: VolumeSpec, labels: LabelTable | None = None) -> tuple[ArraySpec, ...]:
+def volume_arrays(
+    volume: VolumeSpec, labels: LabelTable | None = None, codec: StoredCodec = "zstd-3"
+) -> tuple[ArraySpec, ...]:
     """The arrays of a volume dataset: `t1w` and, with labels, `dseg` on the same grid and in the same chunks."""
-    images = volume_array("t1w", volume)
+    images = dataclasses.replace(volume_array("t1w", volume), codec=codec)
     return (images,) if labels is None else (images, dataclasses.replace(images, name=DSEG, dtype="uint8", fill=LOST))
 
 
@@ -317,6 +320,7 @@ def generation_plan(
     samples: pd.DataFrame,
     samples_per_shard: int,
     labels: LabelTable | None = None,
+    codec: StoredCodec = "zstd-3",
 ) -> Plan:
     """The plan of a generated dataset, with label maps if there is a table of them. Pure: needs no torch, no storage."""
     return Plan(
@@ -324,7 +328,7 @@ def generation_plan(
         identity=to_dict(identity),
         volume=volume,
         covariates=schema,
-        arrays=volume_arrays(volume, labels),
+        arrays=volume_arrays(volume, labels, codec),
         num_samples=len(samples),
         samples_per_shard=samples_per_shard,
         samples_digest=table_digest(samples),

@@ -88,7 +88,9 @@ def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None) -
         labeller=labeller,
     )
     volume = dataclasses.replace(bundle.volume, dtype=config.stored_dtype)
-    plan = generation_plan(identity, volume, bundle.covariates, samples, config.samples_per_shard, labels)
+    plan = generation_plan(
+        identity, volume, bundle.covariates, samples, config.samples_per_shard, labels, config.stored_codec
+    )
     settings = GeneratorSettings(
         root=resolve_uri(config.output, "output"),
         # Each node has its own copy of the bundled model, and imports a generator by its name.

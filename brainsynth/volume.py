@@ -16,7 +16,9 @@ import numpy.typing as npt
 from brainsynth.records import record
 
 StoredDtype = Literal["float16", "float32", "uint16", "uint8"]
-_INTEGER_MAX: dict[str, int] = {"uint16": 65535, "uint8": 255}
+StoredCodec = Literal["zstd-3", "zstd-1", "lz4"]
+"""How chunks are compressed, all by Blosc: which algorithm at which level."""
+INTEGER_MAX: dict[str, int] = {"uint16": 65535, "uint8": 255}
 
 
 @record
@@ -57,8 +59,8 @@ class VolumeSpec:
     @property
     def tolerance(self) -> float:
         """Largest error of `dequantise(quantise(x))` for x in [0, 1]."""
-        if self.dtype in _INTEGER_MAX:
-            return 0.5 / _INTEGER_MAX[self.dtype]
+        if self.dtype in INTEGER_MAX:
+            return 0.5 / INTEGER_MAX[self.dtype]
         return max(self.step / 2, 2.0**-12 if self.dtype == "float16" else 2.0**-24)
 
     def quantise(self, volume: npt.NDArray[np.floating[Any]]) -> npt.NDArray[Any]:
@@ -66,16 +68,16 @@ class VolumeSpec:
         if not np.isfinite(volume).all():
             raise ValueError("cannot store a volume with NaN or infinite voxels")
         clipped = np.clip(volume, 0.0, 1.0).astype(np.float32)
-        if self.dtype in _INTEGER_MAX:
-            return np.asarray(np.rint(clipped * _INTEGER_MAX[self.dtype]), dtype=self.dtype)
+        if self.dtype in INTEGER_MAX:
+            return np.asarray(np.rint(clipped * INTEGER_MAX[self.dtype]), dtype=self.dtype)
         if self.step:
             clipped = np.rint(clipped / np.float32(self.step)) * np.float32(self.step)
         return np.asarray(np.clip(clipped, 0.0, 1.0), dtype=self.dtype)
 
     def dequantise(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Stored voxels as float32 intensities in [0, 1]."""
-        if self.dtype in _INTEGER_MAX:
-            return stored.astype(np.float32) / np.float32(_INTEGER_MAX[self.dtype])
+        if self.dtype in INTEGER_MAX:
+            return stored.astype(np.float32) / np.float32(INTEGER_MAX[self.dtype])
         return stored.astype(np.float32)
 
 
@@ -83,7 +85,8 @@ def voxel_sha256(*stored: npt.NDArray[Any]) -> str:
     """sha256 (hex) of the stored voxels as little-endian C-order bytes, array by array; independent of chunks and codecs."""
     digest = hashlib.sha256()
     for array in stored:
-        digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes())
+        flat = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(-1)
+        digest.update(flat.view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from brainsynth.models.bundle_generator import quantised
 from brainsynth.volume import VolumeSpec, mirrored, voxel_sha256
 
 
@@ -26,6 +28,18 @@ def test_quantise_stays_within_the_tolerance(dtype: str, step: float) -> None:
     assert error.max() <= volume.tolerance * (1 + 1e-3) + 6e-8
     assert error.max() > volume.tolerance / 2 or (dtype == "float32" and step == 0)
     np.testing.assert_array_equal(volume.quantise(volume.dequantise(stored)), stored)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "uint16", "uint8"])
+@pytest.mark.parametrize("step", [2.0**-11, 0.003, 0.0])
+def test_a_device_quantises_to_the_same_bits(dtype: str, step: float) -> None:
+    volume, random = spec(dtype, step=step), np.random.default_rng(0)
+    halves = (np.arange(4096) + 0.5) * 2.0**-12  # half-way between two stored values
+    x = np.concatenate([random.random(200_000), halves, [-0.0, 0.0, 1.0, 1.5, -1e-9, 1e-40]]).astype(np.float32)
+    found = quantised(torch.from_numpy(x), volume).numpy()
+    expected = volume.quantise(x)
+    assert found.dtype == expected.dtype
+    assert found.tobytes() == expected.tobytes()
 
 
 def test_tolerances_are_what_the_page_says() -> None:

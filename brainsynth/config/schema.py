@@ -16,7 +16,7 @@ from brainsynth.covariates.names import folded, refusal, reserved
 from brainsynth.covariates.schema import CovariateSchema, did_you_mean
 from brainsynth.places import is_generator
 from brainsynth.records import left_out_at, record
-from brainsynth.volume import VolumeSpec
+from brainsynth.volume import StoredCodec, StoredDtype, VolumeSpec
 
 SHIPPED_BUNDLE = "t1w-2mm"
 """Name of the bundled model, in `brainsynth/bundled/`."""
@@ -379,8 +379,11 @@ class SynthesisConfig:
     """Of the networks; part of a dataset's identity."""
     samples_per_shard: int = 16
     """Volumes in one stored object, which is the unit of work and of resuming."""
-    stored_dtype: Literal["float16", "float32", "uint16", "uint8"] = "float16"
+    stored_dtype: StoredDtype = "float16"
     """Of the voxels: `float16` on steps of 2^-11; unsigned integers span [0, 1]."""
+    stored_codec: Annotated[StoredCodec, left_out_at("zstd-3")] = "zstd-3"
+    """How the voxels are compressed, by Blosc: `lz4` takes a fifth of the CPU time of `zstd-3`, and half as much space
+    again; `zstd-1` lies between. The voxels are the same (docs/gpu.md)."""
     decoder: DecoderChoice = "own"
     """The bundle's own decoder, or the distilled one where the bundle has it: cheaper and not quite the same images."""
     gate: GateConfig | None = None

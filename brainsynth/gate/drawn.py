@@ -18,13 +18,14 @@ class Drawn:
     """One row while it is drawn: its last volume, and what the gate said of every attempt."""
 
     def __init__(self) -> None:
-        self.volume: npt.NDArray[np.float32] | None = None
+        self.volume: npt.NDArray[Any] | None = None
+        """As it will be stored; None before, and for one that is not finite."""
         self.labels: npt.NDArray[np.uint8] | None = None
         """The label map of that volume as it will be stored, where the dataset has label maps."""
         self.verdicts: list[Verdict] = []
 
-    def add(self, volume: npt.NDArray[np.float32], verdict: Verdict | None) -> None:
-        """One more attempt: its image, and the gate's verdict if there is a gate."""
+    def add(self, volume: npt.NDArray[Any] | None, verdict: Verdict | None) -> None:
+        """One more attempt: its voxels, and the gate's verdict if there is a gate."""
         self.verdicts += [] if verdict is None else [verdict]
         self.volume = None if self.refused else volume
 

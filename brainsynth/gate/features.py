@@ -24,6 +24,7 @@ SIGNAL, FAINT, WHITEST = 0.15, 0.5, 1.1
 BACKGROUND_OFFSET = 0.01
 """Background brighter than a hundredth of white matter is where anything begins to be seen."""
 AXES = "xyz"
+_SLAB = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +84,12 @@ def measure(volume: F32, spacing_mm: tuple[float, float, float]) -> Measured | N
     if mask.mean() < 0.01:
         return None
     coarse_block = blocks(u.shape, spacing_mm, COARSE_MM)
+    areas = [mask.sum(tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+    inner = eroded(mask, max(1, round(4 / min(spacing_mm))))
+    steps, between = _steps(u, inner)
     numbers = {"foreground.share": float(np.log(mask.mean()))}
-    numbers |= _edges(mask, spacing_mm) | _background(u, spacing_mm) | _spectrum(u) | _slices(u, mask)
-    numbers |= _grain(u, mask) | _detail(u, mask, spacing_mm) | _histogram(u, mask) | _bias(u, coarse_block)
+    numbers |= _edges(areas, spacing_mm) | _background(u, spacing_mm) | _spectrum(u) | _slices(u * mask, areas, steps)
+    numbers |= _grain(u, mask) | _detail(u, inner, between, spacing_mm) | _histogram(u, mask) | _bias(u, coarse_block)
     capped = np.minimum(u, np.float32(WHITEST))
     return Measured(
         numbers=numbers,
@@ -96,12 +100,29 @@ def measure(volume: F32, spacing_mm: tuple[float, float, float]) -> Measured | N
     )
 
 
-def _edges(mask: npt.NDArray[np.bool_], spacing_mm: tuple[float, ...]) -> dict[str, float]:
+def _steps(u: F32, inner: npt.NDArray[np.bool_]) -> tuple[list[F64], float]:
+    """How much each slice differs from the next along each axis, summed; and neighbouring voxels inside, on average."""
+    summed = [np.zeros(n - 1) for n in u.shape]
+    of_inner, count = np.zeros(3), np.zeros(3)
+    for start in range(0, len(u), _SLAB):  # parts that fit into a cache
+        for axis in range(3):
+            part = u[start : start + _SLAB + (axis == 0)]
+            step = np.diff(part, axis=axis)
+            np.abs(step, out=step)
+            slices = step.sum(tuple(a for a in range(3) if a != axis))
+            summed[axis][slice(start, start + len(slices)) if axis == 0 else slice(None)] += slices
+            inside = step[inner[(slice(start, None), ...)][tuple(slice(n) for n in step.shape)]]
+            of_inner[axis] += inside.sum(dtype=np.float64)
+            count[axis] += inside.size
+    return summed, float(np.mean(of_inner / np.maximum(count, 1)))
+
+
+def _edges(areas: list[npt.NDArray[np.int64]], spacing_mm: tuple[float, ...]) -> dict[str, float]:
     """Brain area at each face of the field of view, and the largest step of area from one slice to the next (cm, roots)."""
     numbers = {}
     for axis, name in enumerate(AXES):
         mm2 = float(np.prod(spacing_mm)) / spacing_mm[axis]
-        area = mask.sum(tuple(a for a in range(3) if a != axis)) * mm2 / 100
+        area = areas[axis] * mm2 / 100
         depth = max(1, round(4 / spacing_mm[axis]))
         numbers[f"cut.{name}_low"] = float(np.sqrt(area[:depth].max()))
         numbers[f"cut.{name}_high"] = float(np.sqrt(area[-depth:].max()))
@@ -136,7 +157,9 @@ def _bands(shape: tuple[int, int, int]) -> npt.NDArray[np.int8]:
 
 def _spectrum(u: F32) -> dict[str, float]:
     """Shares of energy by frequency: blur and noise change the bands, motion one axis, stripes and boards single points."""
-    power = np.abs(fft.rfftn(u)) ** 2
+    spectrum = fft.rfftn(u)
+    power = spectrum.real**2
+    power += spectrum.imag**2
     bands = _bands(u.shape)
     total = np.bincount(bands.ravel(), weights=power.ravel(), minlength=7) + 1e-12
     numbers = {f"sharpness.band{i}": float(np.log(total[i] / total[1])) for i in range(2, 7)}
@@ -155,17 +178,16 @@ def _spectrum(u: F32) -> dict[str, float]:
     return numbers
 
 
-def _slices(u: F32, mask: npt.NDArray[np.bool_]) -> dict[str, float]:
+def _slices(inside: F32, areas: list[npt.NDArray[np.int64]], steps: list[F64]) -> dict[str, float]:
     """The largest jump of mean brightness, and of what differs between neighbours, along each axis."""
-    numbers, inside = {}, u * mask
+    numbers = {}
     for axis, name in enumerate(AXES):
         others = tuple(a for a in range(3) if a != axis)
-        count = mask.sum(others)
+        count = areas[axis]
         thick = count > 0.3 * count.max()
         mean = inside.sum(others)[thick] / count[thick]
         bend = np.abs(mean[1:-1] - (mean[:-2] + mean[2:]) / 2)
-        step = np.abs(np.diff(u, axis=axis)).sum(others)
-        step = step[np.flatnonzero(thick[1:] & thick[:-1])] / count.max()
+        step = steps[axis][np.flatnonzero(thick[1:] & thick[:-1])] / count.max()
         calm = ndimage.median_filter(step, 5, mode="nearest")
         numbers[f"slices.{name}_level"] = float(np.log(bend.max() + 0.005)) if bend.size else 0.0
         numbers[f"slices.{name}_change"] = float(np.log((step / (calm + 1e-3)).max())) if step.size else 0.0
@@ -187,24 +209,58 @@ def _grain(u: F32, mask: npt.NDArray[np.bool_]) -> dict[str, float]:
     return {"noise.grain": float(np.log(typical + 0.002))}
 
 
-def _detail(u: F32, mask: npt.NDArray[np.bool_], spacing_mm: tuple[float, ...]) -> dict[str, float]:
+def _detail(u: F32, inner: npt.NDArray[np.bool_], between: float, spacing_mm: tuple[float, ...]) -> dict[str, float]:
     """Contrast of gyri (against their 12 mm neighbourhood) and of neighbouring voxels, away from the brain's outline."""
-    inner = ndimage.binary_erosion(mask, iterations=max(1, round(4 / min(spacing_mm))))
     if inner.sum() < 30:
         return {"sharpness.gyri": 0.0, "sharpness.voxels": 0.0}
-    around = ndimage.uniform_filter(u, [max(3, round(12 / mm)) for mm in spacing_mm])
-    steps = [np.abs(np.diff(u, axis=a))[np.delete(inner, -1, a)].mean() for a in range(3)]
+    widths = [max(3, round(12 / mm)) for mm in spacing_mm]
+    # Neighbourhoods of what lies inside are asked for alone.
+    (held,) = ndimage.find_objects(inner.astype(np.int8))
+    box = tuple(slice(max(0, part.start - n), part.stop + n) for part, n in zip(held, widths, strict=True))
+    around = running_mean(running_mean(u[box], widths[0], 0), widths[1], 1)
+    around = ndimage.uniform_filter1d(around, widths[2], 2)
+    away = u[inner] - around[inner[box]]
     return {
-        "sharpness.gyri": float(np.log((u - around)[inner].std() + 0.005)),
-        "sharpness.voxels": float(np.log(np.mean(steps) + 0.005)),
+        "sharpness.gyri": float(np.log(away.std() + 0.005)),
+        "sharpness.voxels": float(np.log(between + 0.005)),
     }
+
+
+def running_mean(u: F32, width: int, axis: int) -> F32:
+    """`ndimage.uniform_filter1d(u, width, axis)`, several times as fast where slices are contiguous; u is of order 1."""
+    slices, means = np.moveaxis(u, axis, 0), np.empty_like(u)
+    n, first = len(slices), -(width // 2)
+    places = np.arange(first, n + width) % (2 * n)
+    places = np.minimum(places, 2 * n - 1 - places)  # beyond the edges it is reflected
+    total = np.add.reduce(slices[places[:width]], 0)
+    for i, mean in enumerate(np.moveaxis(means, axis, 0)):
+        np.multiply(total, np.float32(1 / width), out=mean)
+        total += slices[places[i + width]]
+        total -= slices[places[i]]
+    return means
+
+
+def eroded(mask: npt.NDArray[np.bool_], times: int) -> npt.NDArray[np.bool_]:
+    """`ndimage.binary_erosion(mask, iterations=times)`, several times as fast."""
+    for _ in range(times):
+        whole, mask = mask, mask.copy()
+        for axis in range(mask.ndim):
+            old, new = np.moveaxis(whole, axis, 0), np.moveaxis(mask, axis, 0)
+            new[1:] &= old[:-1]
+            new[:-1] &= old[1:]
+            new[[0, -1]] = False
+    return mask
 
 
 def _histogram(u: F32, mask: npt.NDArray[np.bool_]) -> dict[str, float]:
     """Shape of the brain's histogram, relative to its white level."""
     inside = u[mask]
     ranks = (np.array([0.5, 0.75, 0.99]) * (inside.size - 1)).astype(int)
-    values = np.partition(inside, ranks)[ranks]
+    values, above, below = [], inside, 0
+    for rank in ranks:  # one at a time: NumPy has a fast way for that, a fifth of the time
+        above = np.partition(above, rank - below)[rank - below :]
+        values.append(above[0])
+        below = rank
     faint = np.count_nonzero((u > SIGNAL) & (u < FAINT)) / inside.size
     numbers = {f"contrast.q{q}": float(v) for q, v in zip((50, 75, 99), values, strict=True)}
     return numbers | {"contrast.faint": float(np.log(faint + 0.01))}

@@ -5,6 +5,7 @@ Milliseconds a volume and no network. Images must be aligned to one grid, and of
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,11 @@ def tissue_features(image: npt.NDArray[np.floating[Any]], grid: VolumeSpec) -> F
         raise UserError("the image has NaN or infinite voxels; a ruler measures only finite images")
     relative = x / np.float32(_white_level(x))
     relative = _without_field(relative, grid)
-    csf, white = 1 - _ramp(relative, _CSF), _ramp(relative, _WHITE)
-    shares = (csf * _ramp(relative, _AIR), 1 - csf - white, white)
+    csf, white, head = (_ramp(relative, ends) for ends in (_CSF, _WHITE, _AIR))
+    np.subtract(1, csf, out=csf)
+    grey = np.subtract(1, csf, out=relative)
+    grey -= white
+    shares = (np.multiply(csf, head, out=head), grey, white)
     blocks = np.stack([_block_means(share, grid) for share in shares])
     both = np.asarray((blocks + blocks[:, ::-1]) / 2, np.float32)
     return both[:, : (both.shape[1] + 1) // 2].ravel()
@@ -79,14 +83,22 @@ def left_right_difference(image: npt.NDArray[np.floating[Any]], grid: VolumeSpec
 
 
 def _ramp(values: F32, ends: tuple[float, float]) -> F32:
-    out: F32 = np.clip((values - np.float32(ends[0])) * np.float32(1 / (ends[1] - ends[0])), 0, 1)
-    return out
+    out: F32 = values - np.float32(ends[0])
+    out *= np.float32(1 / (ends[1] - ends[0]))
+    return out.clip(0, 1, out=out)
+
+
+@lru_cache(maxsize=4)
+def _middle(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """The ellipsoid that fills 70 % of the grid along each axis."""
+    reach = [np.square(np.linspace(-1, 1, n) / 0.7) for n in shape]
+    inside: npt.NDArray[np.bool_] = (reach[0][:, None, None] + reach[1][:, None] + reach[2]) < 1
+    return inside
 
 
 def _white_level(x: F32) -> float:
     """Mode of the bright half of the intensities in the middle of the grid, where no scalp is; white matter in T1w."""
-    reach = [np.square(np.linspace(-1, 1, n) / 0.7) for n in x.shape]
-    inside = x[(reach[0][:, None, None] + reach[1][:, None] + reach[2]) < 1]
+    inside = x[_middle(x.shape)]
     bright = inside[inside > 0]
     top = float(np.percentile(bright, 99)) if len(bright) >= 100 else 0.0
     if top <= 0:
@@ -120,6 +132,7 @@ def _block_means(values: F32, grid: VolumeSpec) -> F32:
     counts = [n // size for n, size in zip(values.shape, sizes, strict=True)]
     starts = [(n % size) // 2 for n, size in zip(values.shape, sizes, strict=True)]
     cut = values[tuple(slice(a, a + c * s) for a, c, s in zip(starts, counts, sizes, strict=True))]
-    pairs = [part for pair in zip(counts, sizes, strict=True) for part in pair]
-    means: F32 = cut.reshape(pairs).mean((1, 3, 5), dtype=np.float32)
+    for axis, (count, size) in enumerate(zip(counts, sizes, strict=True)):  # one after the other: six times as fast
+        cut = cut.reshape(*cut.shape[:axis], count, size, *cut.shape[axis + 1 :]).sum(axis + 1, dtype=np.float32)
+    means: F32 = cut / np.float32(np.prod(sizes))
     return means

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from torch import Tensor
 
 from brainsynth.bundle.spec import BundleSpec
 from brainsynth.errors import UserError
@@ -17,6 +18,7 @@ from brainsynth.models.loading import load_models
 from brainsynth.models.sampling import sample_rows
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.plan import GenerationIdentity
+from brainsynth.volume import INTEGER_MAX, VolumeSpec
 
 
 class BundleGenerator:
@@ -26,6 +28,8 @@ class BundleGenerator:
         self.folder, self.spec, self.identity, self.exact_rewrites = folder, spec, identity, exact_rewrites
         self.decode_s = 0.0
         """Seconds of decoding so far."""
+        self.stored: VolumeSpec | None = None
+        """Set: volumes leave the device as this stores them, unless one of the micro-batch is not finite."""
 
     def describe(self) -> BundleSpec:
         """The bundle's record."""
@@ -42,8 +46,8 @@ class BundleGenerator:
         self.schedule = NoiseSchedule(self.spec.schedule)
 
     @torch.no_grad()
-    def sample(self, rows: pd.DataFrame, seeds: list[int]) -> npt.NDArray[np.float32]:
-        """(B, X, Y, Z) float32 images in [0, 1]."""
+    def sample(self, rows: pd.DataFrame, seeds: list[int]) -> npt.NDArray[Any]:
+        """(B, X, Y, Z) float32 images in [0, 1], or stored voxels; see `stored`."""
         if self.identity.sampler is None:
             raise UserError("the plan of a bundle's dataset names no sampler")
         context = torch.from_numpy(self.spec.covariates.encode(rows)).to(self.device)
@@ -51,7 +55,21 @@ class BundleGenerator:
         with devices.autocast(self.device, self.identity.precision):
             z = sample_rows(self.denoiser, context, seeds, shape, self.schedule, self.identity.sampler)
             began = time.monotonic()
-            x = self.autoencoder.decode(z, context, seeds)
-        images: npt.NDArray[np.float32] = x[:, 0].cpu().numpy()
+            x = self.autoencoder.decode(z, context, seeds)[:, 0]
+        if self.stored is not None and bool(torch.isfinite(torch.stack(torch.aminmax(x))).all().cpu()):
+            x = quantised(x, self.stored)
+        images: npt.NDArray[Any] = x.cpu().numpy()
         self.decode_s += time.monotonic() - began
         return images
+
+
+def quantised(images: Tensor, grid: VolumeSpec) -> Tensor:
+    """`VolumeSpec.quantise` of finite images, to the last bit, on their device: half as many bytes have to leave it."""
+    x = images.float().clamp(0.0, 1.0)
+    if grid.dtype in INTEGER_MAX:
+        x = (x * INTEGER_MAX[grid.dtype]).round()
+    elif grid.step:
+        # A tensor: CUDA divides by a number by multiplying with 1 / number, which rounds otherwise.
+        step = torch.full((1,), grid.step, device=x.device)
+        x = ((x / step).round() * step).clamp(0.0, 1.0)
+    return x.to(getattr(torch, grid.dtype))

@@ -5,9 +5,11 @@ Which method at how many evaluations is as good as which: docs/samplers.md.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -76,7 +78,29 @@ def sample_rows(
     """Latents (B, C, X, Y, Z) of rows: of each one's context (B, K), on the device that computes, and seed."""
     draw = functools.partial(draw_noise, seeds, shape_cxyz)
     predict = guided(denoiser, context, sampler.guidance_scale, sampler.guidance_interval, schedule)
-    return sample_latents(predict, draw(0).to(context.device), schedule, sampler, draw)
+    with contextlib.ExitStack() as stack:
+        ahead = stack.enter_context(drawn_ahead(draw, sampler.steps)) if context.device.type != "cpu" else draw
+        return sample_latents(predict, draw(0).to(context.device), schedule, sampler, ahead)
+
+
+@contextlib.contextmanager
+def drawn_ahead(draw: StepNoise, steps: int) -> Iterator[StepNoise]:
+    """The same noise, of which that of the next step is drawn while a device computes this one, once the first was asked."""
+    pinned = torch.cuda.is_available()  # only such memory is copied without waiting for the device
+    with ThreadPoolExecutor(1) as pool:
+
+        def begin(step: int) -> Future[Tensor]:
+            return pool.submit(lambda: draw(step).pin_memory() if pinned else draw(step))
+
+        waiting: dict[int, Future[Tensor]] = {}
+
+        def noise(step: int) -> Tensor:
+            now = waiting.pop(step, None) or begin(step)
+            if step + 1 < steps:
+                waiting[step + 1] = begin(step + 1)
+            return now.result()
+
+        yield noise
 
 
 def guided(

@@ -43,7 +43,7 @@ def ddim(
             sigma = eta * s / float(schedule.s[t]) * np.sqrt(1.0 - kept**2)
         x = a * x0 + float(np.sqrt(s**2 - sigma**2)) * noise
         if step_noise is not None and sigma > 0:
-            x = x + float(sigma) * step_noise(index + 1).to(x)
+            x = x + float(sigma) * step_noise(index + 1).to(x, non_blocking=True)
     return x
 
 

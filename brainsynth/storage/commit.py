@@ -175,6 +175,7 @@ def commit_shard(
     arrays: Sequence[npt.NDArray[Any]],
     samples: Sequence[SampleRecord],
     runtime: dict[str, str | int | float],
+    threads: int = 1,
 ) -> ShardManifest:
     """Write one whole shard and make it true. The first committer wins; a later one gets the first one's record.
 
@@ -185,6 +186,7 @@ def commit_shard(
             replaced by the fill value.
         samples: the n records, in row order.
         runtime: circumstance, kept in the record, with the seconds that encoding and writing the objects took.
+        threads: with which samples are encoded.
     """
     bad_rows = np.array([sample.status != "ok" for sample in samples])
     objects, adopted = [], False
@@ -192,9 +194,11 @@ def commit_shard(
     for spec, values in zip(plan.arrays, arrays, strict=True):
         if values.shape != check_array(plan, spec, shard) or len(samples) != len(values):
             raise ValueError(f"shard {shard.index}: got {values.shape} for {spec.name} and {len(samples)} records")
-        kept = values.copy()
-        kept[bad_rows] = spec.fill_value
-        put = _put_object(store, plan, spec, shard, kept, seconds)
+        kept = values
+        if bad_rows.any():
+            kept = values.copy()
+            kept[bad_rows] = spec.fill_value
+        put = _put_object(store, plan, spec, shard, kept, seconds, threads)
         if put is None:
             return read_commit(store, plan, shard.index)
         data, other = put
@@ -228,6 +232,7 @@ def _put_object(
     shard: ShardSpec,
     values: npt.NDArray[Any],
     seconds: dict[str, float],
+    threads: int,
 ) -> tuple[bytes, bool] | None:
     """Put a shard's object; returns the bytes that are stored now, and whether they are those of another attempt.
 
@@ -237,7 +242,7 @@ def _put_object(
     while no record speaks for it: where one does, the shard is committed and None is returned.
     """
     began = time.monotonic()
-    data, key = encode_shard(plan, spec, values), shard_key(spec, shard.index)
+    data, key = encode_shard(plan, spec, values, threads), shard_key(spec, shard.index)
     encoded = time.monotonic()
     new = store.write_new(key, data)
     seconds["encode_s"] += encoded - began

@@ -42,6 +42,8 @@ class ShardOutput:
     """One record a sample, in row order."""
     runtime: dict[str, str | int | float] = field(default_factory=dict)
     """Circumstance."""
+    threads: int = 1
+    """With which samples may be encoded."""
 
 
 class ShardMaker(Protocol):
@@ -145,7 +147,9 @@ class ShardRunner:
             finish_s = time.monotonic() - began
             runtime = {**output.runtime, "pid": os.getpid(), "began_at": round(began_at, 3)}
             runtime |= {"make_s": round(make_s, 4), "finish_s": round(finish_s, 4)}
-            committed = commit_shard(self.store, self.maker.plan, shard, output.arrays, output.samples, runtime)
+            committed = commit_shard(
+                self.store, self.maker.plan, shard, output.arrays, output.samples, runtime, output.threads
+            )
         except Exception:  # WorkerBroken, too: the rows are not at fault when a device is broken
             attempts.survived()
             raise

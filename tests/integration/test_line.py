@@ -16,6 +16,7 @@ import pytest
 
 from brainsynth import open_dataset
 from brainsynth.config.schema import GenerateConfig
+from brainsynth.errors import UserError
 from brainsynth.manifest import MODEL_KEY, ModelRecord
 from brainsynth.records import unseal
 from brainsynth.stages import generate
@@ -123,6 +124,18 @@ def test_appending_rows_leaves_subjects_as_they_were(line: Line, tmp_path: Path)
     few, more = (open_dataset(str(tmp_path / name / "data")) for name in ("few", "more"))
     pd.testing.assert_frame_equal(few.table, more.table.iloc[:4])
     assert np.abs(few.volumes() - more.volumes(range(4))).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("codec", ["lz4", "zstd-1"])
+def test_other_codecs_hold_the_same_voxels(line: Line, generated: Path, tmp_path: Path, codec: str) -> None:
+    config = line.generate(tmp_path / codec, stored_codec=codec)
+    generate.run(as_config(config, GenerateConfig, tmp_path))
+    data = open_dataset(str(tmp_path / codec))
+    np.testing.assert_array_equal(data.volumes(), open_dataset(str(generated)).volumes())
+    assert f'"cname": "{codec.split("-")[0]}"' in (tmp_path / codec / "dataset.zarr" / "t1w" / "zarr.json").read_text()
+    assert verify_dataset(open_store(str(tmp_path / codec))).ok
+    with pytest.raises(UserError, match=r"arrays.*codec"):
+        generate.run(as_config(config | {"stored_codec": "zstd-3"}, GenerateConfig, tmp_path))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint16", "uint8"])

@@ -13,7 +13,7 @@ from brainsynth.config.schema import SAMPLER_OPTIONS, SamplerConfig
 from brainsynth.config.training import ScheduleConfig
 from brainsynth.errors import UserError
 from brainsynth.models.sampler_rules import METHODS, check_sampler
-from brainsynth.models.sampling import draw_noise, guided, sample_latents
+from brainsynth.models.sampling import draw_noise, drawn_ahead, guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule, timesteps
 from brainsynth.plan import seed_for
 
@@ -35,6 +35,24 @@ def test_noise_of_a_sample_does_not_depend_on_its_batch() -> None:
     batch = draw_noise([5, 6, 7], (2, 4, 4, 4))
     assert torch.equal(batch[1], draw_noise([6], (2, 4, 4, 4))[0])
     assert not torch.equal(batch[0], batch[1])
+
+
+@pytest.mark.parametrize("sampler", [SamplerConfig(method="ddpm", steps=5), SamplerConfig(method="unipc", steps=5)])
+def test_noise_drawn_ahead_is_the_same_and_no_more(sampler: SamplerConfig) -> None:
+    asked: list[int] = []
+
+    def draw(step: int) -> torch.Tensor:
+        asked.append(step)
+        return draw_noise([5, 6], (1, 3, 3, 3), step)
+
+    schedule = NoiseSchedule(ScheduleConfig(prediction="epsilon"))
+    start, predict = draw_noise([5, 6], (1, 3, 3, 3)), lambda x, t: 0.5 * x
+    expected = sample_latents(predict, start, schedule, sampler, draw)
+    before = [*asked]
+    asked.clear()
+    with drawn_ahead(draw, sampler.steps) as ahead:
+        assert torch.equal(sample_latents(predict, start, schedule, sampler, ahead), expected)
+    assert asked == before == ([1, 2, 3, 4] if sampler.method == "ddpm" else [])
 
 
 def test_every_bit_of_a_seed_counts() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import zarr
 
 from brainsynth.errors import UserError
 from brainsynth.plan import ShardSpec
-from brainsynth.storage.arrays import check_array, create_arrays, decode_shard, encode_shard, shard_key
+from brainsynth.storage.arrays import _memory_array, check_array, create_arrays, decode_shard, encode_shard, shard_key
 from brainsynth.storage.filesystem import open_store
+from brainsynth.volume import StoredCodec
 from tests.storage.conftest import commit, tiny_plan, values, write_dataset
 
 DTYPES = ["float16", "float32", "uint16", "uint8"]
@@ -44,6 +46,22 @@ def test_equal_samples_have_equal_bytes(dtype: str) -> None:
     other = stored.copy()
     other[1, 2, 3, 4] = 0 if other[1, 2, 3, 4] else 1
     assert encode_shard(plan, plan.arrays[0], other) != first
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("codec", get_args(StoredCodec))
+@pytest.mark.parametrize("index", [0, 2])
+def test_bytes_are_those_that_zarr_writes(dtype: str, codec: Any, index: int) -> None:
+    """Whole and partly filled, in any number of threads, with chunks of several shapes."""
+    plan, _ = tiny_plan(dtype=dtype)
+    stored = shard_values(plan, index)
+    for chunk in ((4, 5, 6), (2, 5, 3), (1, 1, 2)):
+        array = replace(plan.arrays[0], codec=codec, chunk_shape=chunk)
+        memory, objects = _memory_array(array, len(stored), plan.samples_per_shard)
+        memory[:] = stored
+        data = encode_shard(plan, array, stored, threads=2)
+        assert data == objects["c/0/0/0/0"].to_bytes()
+        np.testing.assert_array_equal(decode_shard(plan, array, plan.shard(index), data), stored)
 
 
 def test_zeros_are_stored_as_data_and_not_left_out() -> None:

@@ -37,6 +37,20 @@ from brainsynth.storage.work import ShardOutput, Work
 from tests.storage.conftest import RACE_SHARDS, commit, flip, race, tiny_plan, values, write_dataset
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "uint8"])
+def test_figures_of_a_sample_are_numpys_own(dtype: str) -> None:
+    stored = np.random.default_rng(0).normal(60, 30, (40, 56, 31)).clip(0).astype(dtype)
+    found, x = describe_sample("a", 0, [stored]), stored.astype(np.float32)
+    assert found.voxel_sha256 == hashlib.sha256(stored.tobytes()).hexdigest()
+    assert (found.minimum, found.maximum, found.mean, found.std, found.zero_fraction) == (
+        float(x.min()), float(x.max()), float(x.mean()), float(x.std()), float((x == 0).mean()),
+    )  # fmt: skip
+    if dtype != "uint8":
+        for bad in (np.nan, np.inf, -np.inf):
+            stored[3, 4, 5] = bad
+            assert describe_sample("a", 0, [stored]).reason == "not finite"
+
+
 def test_the_store_contract(store: Store) -> None:
     assert list(store.list()) == []
     with pytest.raises(FileNotFoundError):
