@@ -363,7 +363,14 @@ def pipeline(notes: Notes, dry: bool) -> None:
         notes.rung("Ray starts, seconds", lambda: stack.enter_context(overhead.session()))
         for steps, shards in ((8, 6), (50, 2)) if not dry else ((2, 3),):
             load = overhead.Load(
-                shape, size, 16 if not dry else 2, shards, steps, use_gpu=not dry, threads=0 if not dry else 1
+                shape,
+                size,
+                16 if not dry else 2,
+                shards,
+                steps,
+                use_gpu=not dry,
+                threads=0 if not dry else 1,
+                precision="float32" if dry else "bfloat16",
             )
 
             def one(load: overhead.Load = load, steps: int = steps) -> dict[str, Any]:

@@ -9,6 +9,10 @@ one thread each. All figures come from the commit records; actors also report th
 time on a shared machine. Busy share: seconds inside sampling and decoding over the seconds between an actor's first and
 last shard.
 
+Part `fast`: what a GPU of 35 volumes a second at 1 mm leaves to the CPU: CPU seconds a volume by codec and with a gate,
+and what the device waits for (20 ms samples of the states of the actor's threads). Ray believes that there is a GPU, so
+the actor is the one of a GPU; `--scan` takes a real scan.
+
 Part `device`: volumes of the paper's size on a stand-in for a device, a sleep of fixed length per volume. Everything else
 (copy, quantising, digests, encoding, writes, commits, Ray) is real, so one sees whether it keeps up. `serial` finishes each
 shard before the next one begins, as generation used to. Two such devices share only this machine's cores and Ray: their
@@ -32,22 +36,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 
 REPO = Path(__file__).parents[1]
 
 from benchmarks.rounding import rounded  # noqa: E402
-from benchmarks.timed_shards import StandInShards, TimedShards  # noqa: E402
+from benchmarks.timed_shards import StandInShards, TimedShards, add_gate, head, waiting  # noqa: E402
+from brainsynth.config.gate import GateConfig  # noqa: E402
 from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig, SamplerConfig  # noqa: E402
+from brainsynth.config.training import Precision  # noqa: E402
 from brainsynth.executors import local, ray_data  # noqa: E402
 from brainsynth.executors.preflight import resource_table  # noqa: E402
-from brainsynth.executors.session import ray_session  # noqa: E402
+from brainsynth.executors.session import _private_token, ray_session  # noqa: E402
 from brainsynth.executors.watch import Watch  # noqa: E402
 from brainsynth.generate import VolumeGenerator  # noqa: E402
 from brainsynth.planning import plan_generation  # noqa: E402
 from brainsynth.storage.commit import read_commit, write_plan  # noqa: E402
 from brainsynth.storage.finalise import finalise  # noqa: E402
 from brainsynth.storage.work import Work  # noqa: E402
+from brainsynth.volume import StoredCodec  # noqa: E402
 from recipes.random_bundle import SMALL, TINY, Size, make_random_bundle  # noqa: E402
 
 
@@ -63,6 +71,9 @@ class Load:
     micro_batch: int = 4
     use_gpu: bool = False
     threads: int = 1
+    precision: Precision = "float32"
+    codec: StoredCodec = "zstd-3"
+    gated: bool = False
 
 
 def config(load: Load, bundle: Path, output: Path, actors: int) -> GenerateConfig:
@@ -79,7 +90,9 @@ def config(load: Load, bundle: Path, output: Path, actors: int) -> GenerateConfi
         output=str(output),
         covariates=CovariateSource(draw=load.per_shard * load.shards),
         sampler=SamplerConfig(method="ab2", steps=load.steps),
-        precision="bfloat16" if load.use_gpu else "float32",
+        precision=load.precision,
+        stored_codec=load.codec,
+        gate=GateConfig(max_attempts=1) if load.gated else None,
         samples_per_shard=load.per_shard,
         runtime=runtime,
     )
@@ -124,12 +137,18 @@ def two_bare(load: Load, bundle: Path, output: Path) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def session() -> Iterator[float]:
-    """A Ray session for all runs; yields the seconds that its start took."""
+def session(gpus: int = 0) -> Iterator[float]:
+    """A Ray session for all runs; yields the seconds that its start took. `gpus`: that Ray believes to have."""
     os.environ["PYTHONPATH"] = os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])  # for the actors
     began = time.monotonic()
+    if gpus:
+        _private_token()
+        ray.init(address="local", num_gpus=gpus, num_cpus=2, logging_level="WARNING", dashboard_host="127.0.0.1")
+        os.environ["RAY_ADDRESS"] = "auto"  # as on a cluster: this process need not have what its workers have
     with ray_session():
         yield time.monotonic() - began
+    if gpus:
+        ray.shutdown()
 
 
 def executed(work: Work, runtime: RuntimeConfig) -> dict[str, float]:
@@ -246,6 +265,31 @@ def device_part(load: Load, seconds: tuple[float, ...], root: Path) -> list[dict
     return table
 
 
+def fast_part(volumes: int, volumes_per_s: float, scan: str, root: Path) -> list[dict[str, Any]]:
+    """One stand-in for a GPU at 1 mm, two cores: codecs, and a gate. What it costs, and what the device waits for."""
+    shape, bundle = (160, 224, 160), root / "fast-bundle"
+    make_random_bundle(bundle, TINY, shape, spacing_mm=1.0)
+    add_gate(bundle, head(shape, scan))
+    plain = Load(shape, TINY, 8, volumes // 8, 1, use_gpu=True, threads=2)
+    table = []
+    for load in (
+        plain,
+        dataclasses.replace(plain, codec="zstd-1"),
+        dataclasses.replace(plain, codec="lz4"),
+        dataclasses.replace(plain, gated=True),
+    ):
+        output = root / f"fast-{load.codec}-{load.gated}"
+        more = {"device_s": 1 / volumes_per_s, "serial": False, "scan": scan, "watch": str(root / "watch")}
+        work, runtime = prepared(load, bundle, output, 1, StandInShards, **more)
+        entry = {"codec": load.codec, "gate": load.gated, **executed(work, runtime), **waiting(more["watch"], 2)}
+        entry["cpu_s_per_volume"] = entry["cpu_s_per_shard"] / load.per_shard
+        stored = sum(path.stat().st_size for path in (output / "dataset.zarr" / "t1w").rglob("*") if path.is_file())
+        table.append({**entry, "stored_mb_per_volume": stored / 1e6 / work.plan.num_samples})
+        print(rounded(table[-1]), flush=True)
+        shutil.rmtree(output)
+    return table
+
+
 def medians(runs: list[dict[str, float]]) -> dict[str, float]:
     """Of each figure the median over rounds."""
     return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
@@ -260,19 +304,26 @@ def described(load: Load) -> dict[str, Any]:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("ray", "device", "all"), default="all")
+    parser.add_argument("--part", choices=("ray", "device", "fast", "all"), default="all")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--shards", type=int, default=12)
     parser.add_argument("--per-shard", type=int, default=16)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--device-s", type=float, nargs="+", default=[1.0, 0.3, 0.1])
+    parser.add_argument("--volumes", type=int, default=64, help="of each row of part `fast`")
+    parser.add_argument("--rate", type=float, default=35.0, help="volumes a second of its device")
+    parser.add_argument("--scan", default="", help="a real T1w scan of 1 mm for part `fast`, NIfTI")
     parser.add_argument("--out", type=Path, default=REPO / "benchmarks" / "results" / "overhead.json")
     arguments = parser.parse_args()
     found: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     found |= {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
     root = Path(tempfile.mkdtemp())
     try:
+        if arguments.part in ("fast", "all"):
+            with session(gpus=1):
+                found["fast"] = fast_part(arguments.volumes, arguments.rate, arguments.scan, root)
+            del os.environ["RAY_ADDRESS"]
         with session() as started_s:
             found["ray_starts_s"] = started_s
             if arguments.part in ("ray", "all"):

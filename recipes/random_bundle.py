@@ -49,7 +49,7 @@ SMALL = Size(  # as in configs/ixi-4mm
 )
 
 
-def make_random_bundle(folder: Path, size: Size, shape_xyz: tuple[int, int, int]) -> None:
+def make_random_bundle(folder: Path, size: Size, shape_xyz: tuple[int, int, int], spacing_mm: float = 4.0) -> None:
     """Write a bundle for volumes of that many voxels."""
     torch.manual_seed(0)
     folder.mkdir(parents=True)
@@ -62,7 +62,7 @@ def make_random_bundle(folder: Path, size: Size, shape_xyz: tuple[int, int, int]
         latents=LatentSpec(shape_cxyz=latents, shift=(0.0,) * latents[0], scale=(1.0,) * latents[0]),
         covariates=SCHEMA,
         distribution=fit_distribution(phantom_covariates(500, 0), SCHEMA, "phantoms"),
-        volume=VolumeSpec(shape_xyz=shape_xyz, spacing_mm=(4.0,) * 3, origin_mm=(0.0,) * 3),
+        volume=VolumeSpec(shape_xyz=shape_xyz, spacing_mm=(spacing_mm,) * 3, origin_mm=(0.0,) * 3),
         weights={
             AUTOENCODER_FILE: save_weights(build_autoencoder(size.autoencoder), folder / AUTOENCODER_FILE),
             DIFFUSION_FILE: save_weights(
