@@ -31,7 +31,6 @@ from brainsynth.models.bundle_generator import BundleGenerator
 from brainsynth.models.loading import load_labeller
 from brainsynth.places import is_generator
 from brainsynth.plan import GenerationIdentity, GeneratorSettings, Plan, ShardSpec, attempt_seed, generation_identity
-from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_samples
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.work import ShardOutput
@@ -123,15 +122,13 @@ class VolumeGenerator:
 
     def finish(self, made: DrawnShard) -> ShardOutput:
         """Digest and describe what was made, on the CPU, while the device makes the next shard."""
-        arrays = empty_arrays(self.plan, made.shard)
+        arrays: list[Voxels] = [np.empty((len(made.rows), *a.sample_shape), a.dtype) for a in self.plan.arrays]
         ids = self.samples["sample_id"].iloc[made.shard.start : made.shard.stop].astype(str).tolist()
 
         def store(offset: int) -> SampleRecord:
             drawn = made.rows[offset]
-            if drawn.volume is not None:
-                arrays[0][offset] = drawn.volume
-                if drawn.labels is not None:
-                    arrays[1][offset] = drawn.labels
+            for spec, array, voxels in zip(self.plan.arrays, arrays, (drawn.volume, drawn.labels), strict=False):
+                array[offset] = spec.fill_value if drawn.volume is None or voxels is None else voxels
             drawn.volume = drawn.labels = None
             stored = [array[offset] for array in arrays]
             return drawn.record(ids[offset], made.shard.start + offset, stored, self.plan)

@@ -54,6 +54,14 @@ def check_cluster(workers: int, cpus: float, gpus: float, wait_for_nodes: bool) 
         )
 
 
+def check_gpu() -> None:
+    """Refuse, in a worker, a GPU that Ray counts and torch cannot use: before the networks' libraries are imported."""
+    from brainsynth.models.device import choose_device, count_accelerators
+
+    if not count_accelerators():
+        choose_device(use_gpu=True)
+
+
 def cpus_of_worker(workers: int, cpus: float) -> float:
     """The CPUs of each worker's threads: on a cluster those that Ray reserves, on one machine an even share of all."""
     import ray

@@ -13,7 +13,7 @@ import pyarrow as pa
 from brainsynth.config.schema import RuntimeConfig
 from brainsynth.errors import UserError, WorkerBroken
 from brainsynth.executors.metrics import ShardMetrics, VolumesLeft, labels_of
-from brainsynth.executors.preflight import check_cluster, check_this_machine, cpus_of_worker
+from brainsynth.executors.preflight import check_cluster, check_gpu, check_this_machine, cpus_of_worker
 from brainsynth.executors.session import ray_session
 from brainsynth.executors.watch import StackAlarm, Watch
 from brainsynth.models.cpus import reserve
@@ -48,6 +48,8 @@ class _Actor:
         self.alarm = StackAlarm(0.9 * runtime.stall_timeout_s)
         self.mistake: UserError | None = None
         try:
+            if runtime.gpus_per_worker:
+                check_gpu()
             self.runner = ShardRunner(root, build_maker, arguments, runtime.max_attempts, ShardMetrics(labels))
         except UserError as error:  # a constructor that raises would be tried again and again
             self.mistake = error

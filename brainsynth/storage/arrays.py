@@ -32,7 +32,7 @@ from brainsynth.volume import StoredCodec
 
 GROUP = "dataset.zarr"
 _BLOSC: dict[StoredCodec, tuple[str, int]] = {"zstd-3": ("zstd", 3), "zstd-1": ("zstd", 1), "lz4": ("lz4", 5)}
-_ABSENT = np.iinfo(np.uint64).max
+_ABSENT, _CRC_BYTES = np.iinfo(np.uint64).max, 4
 _DECODE_ERRORS = (ValueError, RuntimeError, OSError, IndexError, OverflowError)
 
 
@@ -83,14 +83,15 @@ def encode_shard(plan: Plan, array: ArraySpec, samples: npt.NDArray[Any], thread
     for row, *place in morton_order_iter((plan.samples_per_shard, *grid)):
         if row < len(samples):
             chunk = encoded[row][tuple(place)]
-            index[row, *place] = end, len(chunk)
-            parts.append(chunk)
-            end += len(chunk)
-    return b"".join([*parts, _with_checksum(index.tobytes())])
+            index[row, *place] = end, len(chunk) + _CRC_BYTES
+            parts += [chunk, _checksum(chunk)]
+            end += len(chunk) + _CRC_BYTES
+    last = index.tobytes()
+    return b"".join([*parts, last, _checksum(last)])
 
 
 def _encoded_chunks(array: ArraySpec, sample: npt.NDArray[Any]) -> dict[tuple[int, ...], bytes]:
-    """Each chunk of a sample, by its place, compressed and with its checksum."""
+    """Each chunk of a sample, by its place, compressed."""
     name, level = _BLOSC[array.codec]
     cuts = [
         [slice(start, start + chunk) for start in range(0, size, chunk)]
@@ -99,12 +100,12 @@ def _encoded_chunks(array: ArraySpec, sample: npt.NDArray[Any]) -> dict[tuple[in
     item, chunks = sample.dtype.itemsize, {}
     for place in itertools.product(*(range(len(axis)) for axis in cuts)):
         chunk = np.ascontiguousarray(sample[tuple(axis[i] for axis, i in zip(cuts, place, strict=True))])
-        chunks[place] = _with_checksum(blosc.compress(chunk, name.encode(), level, blosc.SHUFFLE, 0, item))
+        chunks[place] = blosc.compress(chunk, name.encode(), level, blosc.SHUFFLE, 0, item)
     return chunks
 
 
-def _with_checksum(data: bytes) -> bytes:
-    return data + google_crc32c.value(data).to_bytes(4, "little")
+def _checksum(data: bytes) -> bytes:
+    return int(google_crc32c.value(data)).to_bytes(_CRC_BYTES, "little")
 
 
 def decode_shard(plan: Plan, array: ArraySpec, shard: ShardSpec, data: bytes) -> npt.NDArray[Any]:
