@@ -1,6 +1,7 @@
 """Denoiser training steps against the loop of MONAI's 3d_ldm tutorial. Writes results/training-speed.json.
 
     python -m benchmarks.training_speed [--rounds 5] [--compile]
+    python -m benchmarks.training_speed --checkpoint-gb 8.85     # how long a checkpoint holds a training up, and no more
 
 The baseline is the tutorial's training step: `LatentDiffusionInferer` encodes the images at every step, Adam, no averaged
 weights; on a GPU with its float16 autocast and gradient scaler, on a CPU in float32. Its images are in memory: reading is
@@ -14,8 +15,10 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import functools
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,7 +41,9 @@ from brainsynth.models.autoencoder import Autoencoder  # noqa: E402
 from brainsynth.models.device import has_bfloat16  # noqa: E402
 from brainsynth.models.diffusion import Denoiser  # noqa: E402
 from brainsynth.training import diffusion  # noqa: E402
+from brainsynth.training.checkpoint import CheckpointWriter  # noqa: E402
 from brainsynth.training.loop import Worker, optimise  # noqa: E402
+from brainsynth.training.state import TrainingState  # noqa: E402
 
 SUBJECTS = 16
 
@@ -228,6 +233,44 @@ def counted_steps(size: Size) -> dict[str, float]:
     return {"encode": encode, "train": train, "tutorial_over_ours": (encode + train) / train}
 
 
+class OneStorage(TrainingState):
+    """A state of many gigabytes whose tensors share half a one: only its copies take the memory of all."""
+
+    def __init__(self, gigabytes: float) -> None:
+        super().__init__({}, {}, {})
+        shared = torch.randn(1 << 27)
+        size = 1 << 20  # 4 MB, as an average tensor of the paper's UNet, its averages and its optimizer
+        starts = [size * (number % (len(shared) // size)) for number in range(int(gigabytes * 1e9 / 4 / size))]
+        self._parts = {f"{number:05d}": shared[start : start + size] for number, start in enumerate(starts)}
+
+    def _current(self) -> dict[str, Tensor]:
+        return self._parts
+
+
+def checkpoint(gigabytes: float, folder: Path) -> list[dict[str, float]]:
+    """For two saves in turn: how long the training thread stands, and how long copying alone takes; wall and CPU time."""
+    state = OneStorage(gigabytes)
+    writer = CheckpointWriter(folder, state, "", keep=1)
+    rows = []
+    for step in (1, 2):
+        times: dict[str, float] = {}
+
+        def timed(name: str, run: Callable[[], object], times: dict[str, float] = times) -> None:
+            wall, cpu = time.monotonic(), time.thread_time()
+            run()
+            times[f"{name}_s"], times[f"{name}_cpu_s"] = time.monotonic() - wall, time.thread_time() - cpu
+
+        timed("check", state.not_finite)
+        timed("save", functools.partial(writer.save, step))
+        timed("written", writer.wait)  # a training does steps meanwhile
+        timed("copy", functools.partial(state.tensors, writer._copies))  # what of `save` is the copy
+        for unit in ("s", "cpu_s"):
+            times[f"stands_beyond_copy_{unit}"] = times[f"check_{unit}"] + times[f"save_{unit}"] - times[f"copy_{unit}"]
+        rows.append({"gigabytes": gigabytes, "save": step, **times})
+        print(rounded(rows[-1]), flush=True)
+    return rows
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -236,9 +279,14 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="also the compiled denoiser: minutes of compiling on a CPU"
     )
+    parser.add_argument("--checkpoint-gb", type=float, help="measure this alone")
     parser.add_argument("--out", type=Path, default=REPO / "benchmarks" / "results" / "training-speed.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.checkpoint_gb:
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint(arguments.checkpoint_gb, Path(folder))
+        return
     found: dict[str, Any] = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(), "threads": 1}
     found["paper_tflop"] = counted_steps(FULL)
     found["reduced_tflop"] = counted_steps(REDUCED)

@@ -172,4 +172,5 @@ def test_two_workers_of_two_equal_one_of_four_with_accumulation_and_hooks(line: 
     tensors = {name: worst(weights["one"], weights[name]) for name in found}
     print(f"2 × 2 differs from 1 × 4 by, relative: all weights {found}, the worst tensor {tensors}")
     assert 0 < found["two"] < 1e-4
+    assert tensors["two"] < 4.7e-4  # near-zero biases, whose gradient is rounding: Adam makes it as large as any
     assert found["two"] < found["hooked"] < 1e-2
