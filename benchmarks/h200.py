@@ -4,9 +4,11 @@
     python -m benchmarks.h200 --dry-run              # the same sections on a CPU at toy size: does everything run?
 
 Sections, each in its own process with a share of the time: `facts` (device, versions, the rate of large matrix products),
-`ladder` (the zoo's loop against ours, rung by rung, at the paper's size with random weights), `batch` (denoiser and decoder
-by micro-batch, until memory runs out), `pipeline` (a real generation through Ray, written and committed: how busy is the
-device) and `training` (steps against MONAI's tutorial). Anything that fails, hangs or lacks a package is recorded with its
+`ladder` (the zoo's loop against ours, rung by rung, at the paper's size with random weights, and the ratios), `memory`
+(real peaks of training steps, validations and figures), `decoding` (four together against one by one, layouts, cuDNN's
+search, autocast against all bfloat16), `pipeline` (a real generation through Ray, written and committed, with a gate and
+without: how busy is the device), `shipped` (the bundled model), `batch` (denoiser and decoder by micro-batch, until memory
+runs out) and `training` (steps against MONAI's tutorial). Anything that fails, hangs or lacks a package is recorded with its
 reason, and the rest continues. This file imports only the standard library until a section needs more.
 """
 
@@ -34,13 +36,17 @@ from typing import Any
 REPO = Path(__file__).parents[1]
 ITSELF = ("-m", "benchmarks.h200")
 
-BUDGET_S = {"facts": 40.0, "ladder": 215.0, "batch": 50.0, "pipeline": 175.0, "training": 100.0}
+BUDGET_S = {"facts": 30.0, "ladder": 150.0, "memory": 80.0, "decoding": 50.0, "pipeline": 130.0, "shipped": 30.0,
+            "batch": 40.0, "training": 70.0}  # fmt: skip
 """Seconds of each section; what one leaves over goes to those after it."""
 PATIENCE = 6
 """A dry run may take so much longer than a section's share: the machine may be busy with other things."""
 NEEDS = {
     "facts": ("torch",),
     "ladder": ("torch", "monai"),
+    "memory": ("torch", "monai", "zarr"),
+    "decoding": ("torch", "monai"),
+    "shipped": ("torch", "monai", "zarr"),
     "batch": ("torch", "monai"),
     "training": ("torch", "monai"),
     "pipeline": ("torch", "monai", "ray", "zarr", "obstore"),
@@ -230,12 +236,17 @@ def ladder(notes: Notes, dry: bool) -> None:
         found |= {"tflop_per_volume": tflop, "tflop_per_s": tflop / each, "peak_memory_gb": peak_memory(device)}
         return found | ({"share_of_floor": tflop / rate / each} if rate else {})
 
+    results: list[tuple[str, Any]] = []
     for rung_, how in table:
         if dry:
             precision = rung_.precision if has_bfloat16(device) else "float32"
             rung_ = dataclasses.replace(rung_, steps=rung_.steps // 4, precision=precision)
-        notes.rung(rung_.name, functools.partial(one, rung_, how))
+        results.append((rung_.name, notes.rung(rung_.name, functools.partial(one, rung_, how))))
         _free()
+    taken = {name: result["s_per_volume"] for name, result in results if result}
+    notes.rung(
+        "times as fast as the zoo's loop", lambda: {name: taken[table[0][0].name] / s for name, s in taken.items()}
+    )
     notes.rung("copy to the host", lambda: _copy(device, dry))
 
 
@@ -351,17 +362,19 @@ def training(notes: Notes, dry: bool) -> None:
 def pipeline(notes: Notes, dry: bool) -> None:
     """A generation through Ray, written and committed: volumes per second, and how busy the device is."""
     from benchmarks import overhead
+    from benchmarks.timed_shards import add_gate, head
     from recipes.random_bundle import TINY, Size, make_random_bundle
 
     the_device(dry)
     paper = size_of(False).spec
     size = TINY if dry else Size(paper.autoencoder, paper.diffusion)
-    shape = (16, 16, 16) if dry else paper.volume.shape_xyz
+    shape = (32, 40, 32) if dry else paper.volume.shape_xyz
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         root = Path(folder)
-        notes.rung("bundle", lambda: make_random_bundle(root / "bundle", size, shape))
+        notes.rung("bundle", lambda: make_random_bundle(root / "bundle", size, shape, 4.0 if dry else 1.0))
+        notes.rung("gate", lambda: add_gate(root / "bundle", head(shape)))
         notes.rung("Ray starts, seconds", lambda: stack.enter_context(overhead.session()))
-        for steps, shards in ((8, 6), (50, 2)) if not dry else ((2, 3),):
+        for steps, shards, gated in ((8, 4, True), (8, 4, False), (50, 2, False)) if not dry else ((2, 3, True),):
             load = overhead.Load(
                 shape,
                 size,
@@ -371,23 +384,30 @@ def pipeline(notes: Notes, dry: bool) -> None:
                 use_gpu=not dry,
                 threads=0 if not dry else 1,
                 precision="float32" if dry else "bfloat16",
+                gated=gated,
             )
 
-            def one(load: overhead.Load = load, steps: int = steps) -> dict[str, Any]:
-                work, runtime = overhead.prepared(
-                    load, root / "bundle", root / f"data-{steps}", 1, overhead.TimedShards
-                )
+            def one(load: overhead.Load = load, output: Path = root / f"data-{steps}-{gated}") -> dict[str, Any]:
+                work, runtime = overhead.prepared(load, root / "bundle", output, 1, overhead.TimedShards)
                 found = overhead.executed(work, runtime)
                 return {**found, "device_s_per_volume": found["device_s_per_shard"] / load.per_shard}
 
-            notes.rung(f"{steps} steps", one)
+            notes.rung(f"{steps} steps{', gate' if gated else ''}", one)
+
+
+def further(section: str, notes: Notes, dry: bool) -> None:
+    """A section of gpu_sections.py, which needs torch."""
+    getattr(importlib.import_module("benchmarks.gpu_sections"), section)(notes, dry)
 
 
 SECTIONS: dict[str, Callable[[Notes, bool], None]] = {
     "facts": facts,
     "ladder": ladder,
-    "batch": batch,
+    "memory": functools.partial(further, "memory"),
+    "decoding": functools.partial(further, "decoding"),
     "pipeline": pipeline,
+    "shipped": functools.partial(further, "shipped"),
+    "batch": batch,
     "training": training,
 }
 

@@ -18,11 +18,13 @@ class Ema:
         """Follow the module by one step."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, tensor in module.state_dict().items():
-            if tensor.dtype.is_floating_point:
-                self.shadow[name].lerp_(tensor.detach().to(self.shadow[name].dtype), 1 - decay)
-            else:
-                self.shadow[name].copy_(tensor)
+        pairs = [(self.shadow[name], tensor) for name, tensor in module.state_dict().items()]
+        moving = [(mine, tensor.to(mine.dtype)) for mine, tensor in pairs if tensor.dtype.is_floating_point]
+        # On a GPU a few launches, not one a tensor.
+        torch._foreach_lerp_([mine for mine, _ in moving], [tensor for _, tensor in moving], 1 - decay)
+        for mine, tensor in pairs:
+            if not tensor.dtype.is_floating_point:
+                mine.copy_(tensor)
 
     def state(self) -> dict[str, Tensor]:
         """The averaged weights, by name."""

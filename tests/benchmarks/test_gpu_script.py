@@ -31,7 +31,7 @@ def test_every_section_runs_at_toy_size(tmp_path: Path) -> None:
         for rung, entry in section["rungs"].items():
             told = entry.get("error", "")
             assert "result" in entry or any(reason in told for reason in EXPECTED), (name, rung, entry)
-    made = sections["pipeline"]["rungs"]["2 steps"]["result"]
+    made = sections["pipeline"]["rungs"]["2 steps, gate"]["result"]
     assert 0 < made["busy_share"] <= 1
     assert sections["ladder"]["rungs"]["+ UniPC, 12 steps"]["result"]["s_per_volume"] > 0
 

@@ -17,6 +17,7 @@ from brainsynth.errors import UserError
 from brainsynth.records import seal, unseal
 from brainsynth.storage import whole_file
 from brainsynth.training.checkpoint import CheckpointRecord, checkpoints, restore_newest, save_checkpoint
+from brainsynth.training.ema import Ema
 from tests.chaos.checkpoint_saver import DIGEST, fill, make_state
 
 WIDTH = 4
@@ -214,6 +215,35 @@ def test_other_names_are_left_alone(folder: Path) -> None:
     save(folder, 6, keep=1)
     assert sorted(path.name for path in root.iterdir()) == ["step-000004", "step-000005", "step-000006", "step-final"]
     assert restored(folder) == 6
+
+
+def test_what_is_not_finite_is_named_and_a_sum_that_overflows_is_not(tmp_path: Path) -> None:
+    state = make_state(WIDTH)
+    weight = state.modules["network"].half().weight
+    with torch.no_grad():
+        weight.fill_(60_000.0)
+        assert not torch.isfinite(weight.sum())
+        assert state.not_finite() == []
+        weight[0, 0], weight[0, 1] = torch.inf, -torch.inf
+    assert state.not_finite() == ["module.network.weight"]
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.9999])
+def test_averages_follow_to_the_last_bit(decay: float) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv1d(2, 3, 3), torch.nn.BatchNorm1d(3))
+    average = Ema(network, decay)
+    expected = {name: tensor.clone() for name, tensor in average.shadow.items()}
+    for step in range(1, 4):
+        network(torch.randn(4, 2, 9))
+        for parameter in network.parameters():
+            parameter.data.normal_()
+        average.update(network)
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point():
+                expected[name].lerp_(tensor, 1 - min(decay, (1 + step) / (10 + step)))
+            else:
+                expected[name].copy_(tensor)
+    assert all(torch.equal(average.shadow[name], tensor) for name, tensor in expected.items())
 
 
 def test_a_save_that_fails_leaves_nothing_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
