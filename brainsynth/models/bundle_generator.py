@@ -69,7 +69,7 @@ def quantised(images: Tensor, grid: VolumeSpec) -> Tensor:
     if grid.dtype in INTEGER_MAX:
         x = (x * INTEGER_MAX[grid.dtype]).round()
     elif grid.step:
-        # A tensor: CUDA divides by a number by multiplying with 1 / number, which rounds otherwise.
+        # A tensor: GPUs divide by a number by multiplying with 1 / number, which rounds otherwise.
         step = torch.full((1,), grid.step, device=x.device)
         x = ((x / step).round() * step).clamp(0.0, 1.0)
     return x.to(getattr(torch, grid.dtype))

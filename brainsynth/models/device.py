@@ -197,6 +197,11 @@ class MicroBatch:
         log.warning("out of memory: the micro-batch is now %d", self.size)
 
 
+def ready_to_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """In memory from which an accelerator copies without anybody waiting for it."""
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
+
+
 def wait_for_copies() -> None:
     """Until everything that was asked of the accelerator is done."""
     if torch.cuda.is_available():

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from brainsynth.config.schema import SamplerConfig
+from brainsynth.models.device import ready_to_copy
 from brainsynth.models.sampler_rules import METHODS, Run, check_sampler
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.solvers import Predict, StepNoise
@@ -86,11 +87,10 @@ def sample_rows(
 @contextlib.contextmanager
 def drawn_ahead(draw: StepNoise, steps: int) -> Iterator[StepNoise]:
     """The same noise, of which that of the next step is drawn while a device computes this one, once the first was asked."""
-    pinned = torch.cuda.is_available()  # only such memory is copied without waiting for the device
     with ThreadPoolExecutor(1) as pool:
 
         def begin(step: int) -> Future[Tensor]:
-            return pool.submit(lambda: draw(step).pin_memory() if pinned else draw(step))
+            return pool.submit(lambda: ready_to_copy(draw(step)))
 
         waiting: dict[int, Future[Tensor]] = {}
 
