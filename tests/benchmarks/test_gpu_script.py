@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import h200, overhead
+from benchmarks.timed_shards import waiting
 
 REPO = Path(__file__).parents[2]
 EXPECTED = ("CUDA graphs need a GPU", "this CPU has no bfloat16 instructions")
@@ -92,3 +93,12 @@ def test_busy_share_is_told_from_the_records() -> None:
     assert found["busy_share"] == pytest.approx(13 / 20)
     assert found["between_shards_share"] == pytest.approx(2 / 20)
     assert found["in_make_beside_device_share"] == pytest.approx(5 / 20)
+
+
+def test_what_a_device_waits_for_is_told_from_the_threads(tmp_path: Path) -> None:
+    """Before the first volume and after the last one nothing counts; with two threads that run, two cores are too few."""
+    (tmp_path / "watch").write_text("01 02 11 12 02 03 01 00 11 01 02 1")
+    found = waiting(str(tmp_path / "watch"), cores=2)
+    assert found["device_waits_share"] == pytest.approx(4 / 7)
+    assert found["device_waits_for_cores_share"] == pytest.approx(2 / 7)
+    assert found["device_waits_for_python_share"] == pytest.approx(2 / 7)
