@@ -30,6 +30,7 @@ from brainsynth.training.distillation import DistillTask
 from brainsynth.training.latents import LatentEncoder
 from brainsynth.training.learner import Learner
 from brainsynth.training.loop import optimise
+from brainsynth.volume import VolumeSpec
 from tests.gpu import paper
 from tests.gpu.fake_cuda import CUDA, Memory
 
@@ -63,6 +64,7 @@ def generator(
     made.identity = SimpleNamespace(precision=precision, sampler=sampler)  # type: ignore[assignment]
     made.spec = SimpleNamespace(covariates=paper.COVARIATES, latents=sizes.get("latents", paper.LATENTS))  # type: ignore[assignment]
     made.schedule, made.decode_s = NoiseSchedule(training.schedule), 0.0
+    made.stored = VolumeSpec(shape_xyz=paper.SHAPE, spacing_mm=(1.0,) * 3, origin_mm=(0.0,) * 3)
     return made
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
@@ -102,6 +103,7 @@ def test_samplers_and_decoders(training: Any, options: dict[str, Any], precision
         maker = measured.generator(SamplerConfig(steps=4, **options), precision, training, **sizes)
         images = maker.sample(measured.rows(2), [0, 1])
     assert images.shape == (2, *((80, 112, 80) if small else paper.SHAPE))
+    assert images.dtype == np.float16, "it was not quantised on the device"
     assert memory.largest < TOO_LARGE
     if not small:
         assert not memory.waits, "the CPU waits for the device inside a sampler"
