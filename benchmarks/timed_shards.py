@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from scipy import ndimage
 
 from brainsynth.bundle.files import file_sha256, read_bundle
 from brainsynth.bundle.spec import BUNDLE_FILE, GATE_FILE
+from brainsynth.executors import ray_data
 from brainsynth.gate.features import Measured, measure
 from brainsynth.gate.file import save_gate
 from brainsynth.gate.gate import CHECKS, QualityGate, RulerSpec
@@ -38,6 +40,14 @@ class TimedShards(VolumeGenerator):
         seconds = {"make_cpu_s": time.thread_time() - before, "process_cpu_s": time.process_time()}
         made.runtime |= {**seconds, "process_cpu_before_s": process}
         return made
+
+
+class StandInActor(ray_data._Actor):
+    """The actor of a GPU that is not there."""
+
+    def __init__(self, **arguments: Any) -> None:
+        with mock.patch.object(ray_data, "check_gpu"):
+            super().__init__(**arguments)
 
 
 class StandInShards(TimedShards):
