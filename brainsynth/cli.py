@@ -177,6 +177,7 @@ def _demo(words: argparse.ArgumentParser) -> None:
 def _verify(words: argparse.ArgumentParser) -> None:
     words.add_argument("--repair", action="store_true", help="re-plan exactly what is damaged; then run the job again")
     words.add_argument("--failed", action="store_true", help="with --repair: re-plan the rows that failed, too")
+    words.add_argument("--public-key", metavar="FILE", help="of a release: also that this Ed25519 key (PEM) signed it")
 
 
 def _gc(words: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from brainsynth.bundle.generator import ModelSpec
 from brainsynth.config.release import ReleaseConfig
 from brainsynth.manifest import DatasetManifest, ModelRecord
+from brainsynth.metrics.finding import Finding
 from brainsynth.plan import Plan
 from brainsynth.records import record
 from brainsynth.version import __version__
@@ -14,6 +15,7 @@ from brainsynth.version import __version__
 MARK = "Every image is SYNTHETIC: AI-generated, of no real person. Not for diagnosis."
 DIGITAL_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """IPTC's term for what a trained model made; schema.org's digitalSourceType takes it."""
+PREVIEW_KEY = "preview.parquet"
 _LIMITS = (
     "Not for diagnosis, treatment, or any decision about a person.",
     "Not as the only evidence that a method works on people: confirm on real scans.",
@@ -73,6 +75,8 @@ class Facts:
     ended: str
     files: tuple[ReleasedFile, ...]
     """The data and its tables; the documents come later."""
+    findings: tuple[Finding, ...] = ()
+    """Of an evaluation; empty where there was none."""
 
     @property
     def limits(self) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 
 from brainsynth.bundle.generator import GeneratorSpec, ModelSpec
-from brainsynth.cards.facts import MARK, SOFTWARE, Facts, grid
+from brainsynth.cards.facts import MARK, PREVIEW_KEY, SOFTWARE, Facts, grid
+from brainsynth.cards.scorecard import scorecard
 
 _HUB_LICENCES = (
     "cc-by-4.0",
@@ -26,6 +27,8 @@ _SIZES = (
     (1_000_000, "100K<n<1M"),
     (10_000_000, "1M<n<10M"),
 )
+_PREVIEW = {"config_name": "preview", "data_files": [{"split": "preview", "path": PREVIEW_KEY}]}
+"""What `datasets.load_dataset` opens of a release."""
 
 
 def dataset_card(facts: Facts) -> str:
@@ -41,6 +44,7 @@ def dataset_card(facts: Facts) -> str:
         "pretty_name": config.title,
         "size_categories": [size],
         "tags": [*(word.lower() for word in facts.keywords), config.data],
+        **({"configs": [_PREVIEW]} if config.preview else {}),
     }
     gate = "gate" in facts.plan.identity
     reading = (
@@ -61,10 +65,11 @@ def dataset_card(facts: Facts) -> str:
             _labels(facts),
             f"- {facts.extrapolated} rows lie outside the training support (`extrapolated`)\n",
             f"- made by {SOFTWARE} with the model {facts.model.name} (MODEL_CARD.md); plan {manifest.plan_fingerprint}\n\n",
-            f"## Reading it\n\n{reading}\n## Columns of participants.tsv\n\n{_columns(facts)}\n",
+            f"## Reading it\n\n{reading}{_preview(facts)}\n## Columns of participants.tsv\n\n{_columns(facts)}\n",
             f"## What it is for\n\n{_list(config.intended_use)}\n## What it is not for\n\n{_list(facts.limits)}\n",
             f"## Was it checked\n\n- Everything was read back and compared before release: {facts.verified}\n",
-            f"{_audit(facts)}\n## Licence and terms\n\n- this dataset: [{config.licence}]({facts.licence_url})\n",
+            f"{_audit(facts)}\n{scorecard(facts)}\n## Licence and terms\n\n",
+            f"- this dataset: [{config.licence}]({facts.licence_url})\n",
             f"- the model: {facts.model.licence}\n- what allows this release: {config.source_terms}\n\n",
             f"## Cite, ask, report\n\n{facts.citation}\n\n",
             f"Questions, errors and requests to take data down: {config.contact}\n",
@@ -153,6 +158,13 @@ def _columns(facts: Facts, split: bool = True) -> str:
     for label in facts.plan.structures if split else ():
         lines += f"| {label.column} | ml | | volume of {_cell(label.name)}, counted in the label map |\n"
     return lines + ("| split | train, validation, test | | fixed, by subject |\n" if split else "")
+
+
+def _preview(facts: Facts) -> str:
+    count = min(facts.config.preview, facts.manifest.num_ok)
+    return (
+        f"\nThe first {count} volumes are in `{PREVIEW_KEY}`, too: `datasets.load_dataset(FOLDER)`.\n" if count else ""
+    )
 
 
 def _labels(facts: Facts) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import datetime
 import re
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
 
-from brainsynth.records import record
+from brainsynth.records import left_out_at, record
 
 
 @record
@@ -75,6 +75,12 @@ class ReleaseConfig:
     )
     limits: tuple[str, ...] = ()
     """Limits of use in addition to those that every release states."""
+    evaluation: Annotated[str, left_out_at("")] = ""
+    """Output folder of `brainsynth evaluate` on this dataset: its figures fill the scorecard of the card."""
+    preview: Annotated[int, left_out_at(8)] = 8
+    """Volumes that preview.parquet holds, the first ones, which `datasets.load_dataset` opens; 0: none."""
+    signing_key: Annotated[str, left_out_at("")] = ""
+    """PEM file of an Ed25519 private key, by which release.json is signed (docs/publication.md)."""
 
     def __post_init__(self) -> None:
         needed = ("title", "description", "licence", "source_terms", "contact", "url")
@@ -91,5 +97,7 @@ class ReleaseConfig:
             raise ValueError(f"version {self.version!r} must look like 1.0.0")
         if not re.match(r"https?://", self.url):
             raise ValueError(f"url {self.url!r} must begin with https://")
+        if not 0 <= self.preview <= 1000:
+            raise ValueError(f"preview {self.preview} must be 0 to 1000")
         if self.doi and not re.fullmatch(r"10\.\d{4,9}/\S+", self.doi):
             raise ValueError(f"doi {self.doi!r} must look like 10.5281/zenodo.123")

@@ -22,6 +22,8 @@ from brainsynth.usefulness.report import usefulness_section
 from brainsynth.usefulness.tasks import TaskResult
 
 REPORT_KEY, NUMBERS_KEY, MEASURED_KEY = "report.html", "report.json", "measured.tsv"
+JUDGED = "state of the dataset"
+"""The fact that is the digest of what was judged."""
 
 
 def write_report(

@@ -7,7 +7,7 @@ import logging
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.evaluation.adherence import check_rulers, measured_values
 from brainsynth.evaluation.assessment import assess
-from brainsynth.evaluation.evaluation_report import REPORT_KEY, write_report
+from brainsynth.evaluation.evaluation_report import JUDGED, REPORT_KEY, write_report
 from brainsynth.evaluation.fidelity import diversity, fidelity
 from brainsynth.evaluation.trajectories import Trajectory, read_trajectories
 from brainsynth.evaluation.two_sample import check_two_sample, two_sample_findings
@@ -47,6 +47,7 @@ def run(config: EvaluateConfig) -> list[Finding]:
     findings += usefulness_findings(usefulness)
     facts = {
         "dataset": f"{config.dataset}, {len(dataset)} volumes",
+        JUDGED: dataset.manifest["shards_digest"],
         "reference": f"{config.reference}, {len(reference)} real scans",
         "instruments": instruments_of(made),
         "rulers": "; ".join(f"{s.title}: {s.ruler}" for s in scatters),

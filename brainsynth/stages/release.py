@@ -22,17 +22,23 @@ from brainsynth.bundle.files import file_sha256
 from brainsynth.bundle.generator import ModelSpec, model_spec
 from brainsynth.cards import pages
 from brainsynth.cards.croissant import croissant
-from brainsynth.cards.facts import AuditSummary, Facts, ReleasedFile
+from brainsynth.cards.facts import PREVIEW_KEY, AuditSummary, Facts, ReleasedFile
 from brainsynth.cards.ro_crate import ro_crate
 from brainsynth.config.release import ReleaseConfig
 from brainsynth.errors import UserError, problems_error
+from brainsynth.evaluation.evaluation_report import JUDGED
+from brainsynth.evaluation.evaluation_report import NUMBERS_KEY as EVALUATION_KEY
 from brainsynth.export.plan import EXPORT_KEY, plan_export, read_model
+from brainsynth.export.preview import preview
 from brainsynth.export.run import FILES_FOLDER
 from brainsynth.export.tables import tables
 from brainsynth.manifest import MODEL_KEY, DatasetManifest, ModelRecord, for_publication
+from brainsynth.metrics.finding import Finding
 from brainsynth.plan import Plan
-from brainsynth.records import record, seal, unseal
+from brainsynth.records import from_dict, seal, unseal
 from brainsynth.stages.export import run_export
+from brainsynth.stages.released import SIGNATURE_KEY, SUMS, ReleaseRecord, signing_key
+from brainsynth.stages.verify import RELEASE_KEY
 from brainsynth.storage import measured as quality
 from brainsynth.storage.arrays import metadata_keys, shard_key
 from brainsynth.storage.commit import PLAN_KEY, SAMPLES_KEY, commit_key, read_commits, read_plan
@@ -43,27 +49,12 @@ from brainsynth.storage.verify import VerifyReport, verify_dataset
 from brainsynth.storage.whole_file import whole_folder
 
 log = logging.getLogger(__name__)
-SUMS, RELEASE_KEY = "SHA256SUMS", "release.json"
 MAX_FILES, MAX_FOLDER, MAX_BYTES = 100_000, 10_000, 20 << 30
 """What Hugging Face asks of a repository; Zenodo and others are narrower, and docs/publication.md says how to fit them."""
-_BIDS_IGNORE = "data\n/data/**\ncroissant.json\nro-crate-metadata.json\nrelease.json\nSHA256SUMS\nMODEL_CARD.md\n"
-
-
-@record
-class ReleaseRecord:
-    """`release.json`: what was released, sealed; written last."""
-
-    config: ReleaseConfig
-    """As asked for, but for the paths, which are empty: of what they name, the digests are here."""
-    plan_fingerprint: str
-    shards_digest: str
-    bundle: str
-    verified: str
-    audit: AuditSummary
-    files: int
-    size_bytes: int
-    sums_sha256: str
-    """Of SHA256SUMS, and through it of every file."""
+_BIDS_IGNORE = (
+    "data\n/data/**\ncroissant.json\nro-crate-metadata.json\nrelease.json\nSHA256SUMS\nMODEL_CARD.md\n"
+    f"{SIGNATURE_KEY}\n{PREVIEW_KEY}\n"
+)
 
 
 class Checked(NamedTuple):
@@ -74,6 +65,7 @@ class Checked(NamedTuple):
     model: ModelRecord
     bundle: ModelSpec
     audit: AuditRecord
+    findings: tuple[Finding, ...]
 
 
 def check_release(config: ReleaseConfig) -> Checked:
@@ -117,7 +109,23 @@ def check_release(config: ReleaseConfig) -> Checked:
         problems.append(f"dataset: {MODEL_KEY} is missing, so the terms of its model are not known; run its job again")
     if problems or model is None:
         raise problems_error(f"{config.dataset} cannot be released", problems)
-    return Checked(plan, manifest, model, bundle, audit)
+    findings = _findings(config, manifest) if config.evaluation else ()
+    if config.signing_key:
+        signing_key(config.signing_key)
+    return Checked(plan, manifest, model, bundle, audit, findings)
+
+
+def _findings(config: ReleaseConfig, manifest: DatasetManifest) -> tuple[Finding, ...]:
+    """The verdict table of an evaluation. Raises UserError where it is not of this state of the dataset."""
+    where = f"{config.evaluation}/{EVALUATION_KEY}"
+    try:
+        report = json.loads(open_store(resolve_uri(config.evaluation, "evaluation")).read(EVALUATION_KEY))
+        digest, lines = report["facts"][JUDGED], [dict(line) for line in report["findings"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        raise UserError(f"evaluation: {where} is not a report of `brainsynth evaluate`, or an older one") from None
+    if digest != manifest.shards_digest:
+        raise UserError(f"evaluation: {where} is of another dataset, or another state of it; run it again")
+    return tuple(from_dict(Finding, {k: v for k, v in line.items() if k != "as_real"}, where) for line in lines)
 
 
 def describe(config: ReleaseConfig) -> str:
@@ -143,6 +151,8 @@ def run(config: ReleaseConfig) -> ReleaseRecord:
         # Authors, licence and DOI are in CITATION.cff; BIDS wants them in one place.
         described = {k: v for k, v in described.items() if k != "License"} | {"Name": config.title}
         described["Acknowledgements"] = config.source_terms
+        if config.preview:
+            (folder / PREVIEW_KEY).write_bytes(preview(uri, config.preview))
         _put(folder, "dataset_description.json", pretty_json(described).decode())
         _put(folder, ".bidsignore", _BIDS_IGNORE)
         facts = _facts(config, store, checked, report, _files(folder))
@@ -150,17 +160,21 @@ def run(config: ReleaseConfig) -> ReleaseRecord:
         files = _files(folder)
         _put(folder, SUMS, "".join(f"{file.sha256}  {file.path}\n" for file in files))
         done = ReleaseRecord(
-            config=dataclasses.replace(config, dataset="", bundle="", audit="", output=""),
+            config=dataclasses.replace(
+                config, dataset="", bundle="", audit="", output="", evaluation="", signing_key=""
+            ),
             plan_fingerprint=checked.plan.fingerprint,
             shards_digest=checked.manifest.shards_digest,
             bundle=checked.bundle.digest,
             verified=facts.verified,
             audit=facts.audit,
-            files=len(files) + 2,
+            files=len(files) + (3 if config.signing_key else 2),
             size_bytes=sum(file.size_bytes for file in files),
             sums_sha256=file_sha256(folder / SUMS),
         )
         (folder / RELEASE_KEY).write_bytes(seal(done))
+        if config.signing_key:
+            (folder / SIGNATURE_KEY).write_bytes(signing_key(config.signing_key).sign(seal(done)))
     print(
         f"{config.output}: {done.files} files, {done.size_bytes / 1e6:.1f} MB; check them with `sha256sum -c SHA256SUMS`"
     )
@@ -235,6 +249,7 @@ def _facts(
         bundle=checked.bundle,
         audit=_summary(config, checked.audit),
         verified=report.summary().splitlines()[0],
+        findings=checked.findings,
         extrapolated=int(subjects["extrapolated"].sum()),
         began=_utc(min(times)),
         ended=_utc(max(times)),

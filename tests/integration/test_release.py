@@ -13,10 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from brainsynth import cli, open_dataset
 from brainsynth.audit.verdict import AUDIT_KEY, read_audit
@@ -26,10 +29,12 @@ from brainsynth.config.release import ReleaseConfig
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
+from brainsynth.evaluation.evaluation_report import JUDGED
 from brainsynth.labels import LabelTable
 from brainsynth.manifest import MODEL_KEY, ModelRecord, SampleRecord, describe_sample
+from brainsynth.metrics.finding import finding
 from brainsynth.plan import GenerationIdentity, generation_plan, generation_samples
-from brainsynth.records import seal, unseal
+from brainsynth.records import seal, to_dict, unseal
 from brainsynth.stages import release
 from brainsynth.stages.audit import run as audit
 from brainsynth.stages.import_bundle import PAPER
@@ -39,6 +44,7 @@ from brainsynth.storage.finalise import SHARDS_KEY, SUBJECTS_KEY, finalise
 from brainsynth.storage.verify import verify_dataset
 from brainsynth.storage.whole_file import whole_folder
 from brainsynth.volume import VolumeSpec
+from tests.docs.pages import commands
 from tests.instruments.heads import SHAPE, SPACING, heads
 from tests.integration.test_audit import cohort
 from tests.line import as_config, write_yaml
@@ -55,7 +61,11 @@ SCHEMA = CovariateSchema(
 DOCUMENTS = {
     "README.md", "MODEL_CARD.md", "LICENSE", "CITATION.cff", "croissant.json", "ro-crate-metadata.json", ".bidsignore",
     "dataset_description.json", "participants.tsv", "participants.json", "SHA256SUMS", "release.json",
+    "preview.parquet",
 }  # fmt: skip
+
+
+SEVEN = ["Congruence", "Coverage", "Constraint", "Completeness", "Compliance", "Comprehension", "Consistency"]
 
 
 class World:
@@ -211,7 +221,7 @@ def test_no_document_names_a_participant_or_a_folder(world: World, released: Pat
     private = [world.root.as_posix(), os.uname().nodename]
     private += [f'"{pair.subject}"' for pair in read_audit(open_store(str(world.root / "audit"))).copies.worst]
     assert len(private) > 3
-    for name in DOCUMENTS - {"release.json", "SHA256SUMS"}:
+    for name in DOCUMENTS - {"release.json", "SHA256SUMS", "preview.parquet"}:
         text = (released / name).read_text()
         assert [word for word in private if word in text] == [], name
 
@@ -248,6 +258,7 @@ def test_every_document_says_that_it_is_ai_generated_and_its_limits(released: Pa
         "participants.json",
         "SHA256SUMS",
         "release.json",
+        "preview.parquet",
     }
     for name in marked:
         assert "AI-generated" in (released / name).read_text(), name
@@ -263,6 +274,130 @@ def test_the_citation_file(released: Path) -> None:
     assert citation["cff-version"] == "1.2.0"
     assert citation["authors"][0]["orcid"] == "https://orcid.org/0000-0002-1825-0097"
     assert {"message", "title", "type", "doi", "license", "version", "date-released"} <= set(citation)
+
+
+def test_the_card_fills_the_scorecard_from_what_was_measured(world: World, tmp_path: Path) -> None:
+    digest = open_dataset(str(world.dataset)).manifest["shards_digest"]
+    line = to_dict(finding("age: slope", "", (0.8, 0.7, 0.9), 12, (0.9, 0.8, 1.0), 20, "equal")) | {"as_real": True}
+    other = line | {"metric": "coverage (k = 5)", "value": 0.123}
+    within = line | {"metric": "age: slope (sex F)", "value": 0.456}
+    report = {"facts": {JUDGED: digest}, "findings": [line, other, within]}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    world.release(tmp_path / "out", evaluation=str(tmp_path), preview=0)
+    assert not (tmp_path / "out" / "preview.parquet").exists()
+    card = (tmp_path / "out" / "README.md").read_text()
+    rows = {
+        row.split(" | ")[0][2:]: row for row in card.partition("## Scorecard")[2].splitlines() if row.startswith("| C")
+    }
+    assert list(rows) == SEVEN
+    assert "age: slope: 0.8 [0.7, 0.9], n = 12; real 0.9" in rows["Constraint"]
+    assert "coverage (k = 5): 0.123" in rows["Coverage"]
+    assert "(sex F): 0.456" in rows["Consistency"]
+    assert "0.456" not in rows["Constraint"]
+    assert "not measured" in rows["Congruence"]
+    assert f"audit PASS: 0 outright copies of {world.audited.training_people} people" in rows["Compliance"]
+    record = json.loads((tmp_path / "out" / "release.json").read_text())["record"]
+    assert not {"evaluation", "signing_key"} & set(record["config"])
+    (tmp_path / "report.json").write_text(json.dumps({**report, "facts": {JUDGED: "0" * 64}}))
+    with pytest.raises(UserError, match="is of another dataset, or another state of it"):
+        world.release(tmp_path / "again", evaluation=str(tmp_path))
+
+
+def test_the_preview_opens_in_datasets_and_without_it(
+    world: World, released: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = open_dataset(str(world.dataset))
+    table = pd.read_parquet(released / "preview.parquet")
+    assert list(table["sample_id"]) == list(original.table["sample_id"][:8])
+    image = nibabel.Nifti1Image.from_bytes(gzip.decompress(table["nifti"][3]["bytes"]))
+    np.testing.assert_array_equal(np.asarray(image.dataobj), original.volume(3))
+    np.testing.assert_array_equal(image.affine, original[3]["affine"])
+    datasets = pytest.importorskip("datasets", reason="`datasets` is not installed: `pip install datasets nibabel`")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    opened = datasets.load_dataset(str(released), cache_dir=str(world.root / "hf-cache"))
+    assert list(opened) == ["preview"]
+    assert opened["preview"]["age"] == list(table["age"])
+    np.testing.assert_array_equal(opened["preview"][3]["nifti"].get_fdata(dtype=np.float32), original.volume(3))
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Made by the commands of docs/publication.md."""
+    folder = tmp_path_factory.mktemp("keys")
+    typed = [c.text for c in commands("docs/publication.md") if c.text.startswith("openssl ")]
+    assert len(typed) == 2
+    for text in typed:
+        subprocess.run(text.split(), cwd=folder, check=True, capture_output=True)
+    other = ed25519.Ed25519PrivateKey.generate().public_key()
+    pem = other.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (folder / "other.pem").write_bytes(pem)
+    return {name: str(folder / f"{name}.pem") for name in ("private", "public", "other")}
+
+
+def verified(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["verify", *words])
+    said = capsys.readouterr()
+    return int(str(ended.value.code)), said.out + said.err
+
+
+def test_a_signed_release_is_verified_and_a_forged_one_refused(
+    world: World, released: Path, tmp_path: Path, keys: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    signed = tmp_path / "signed"
+    record = world.release(signed, signing_key=keys["private"])
+    assert record.files == len(names(signed))
+    assert keys["private"] not in (signed / "release.json").read_text()
+    assert verified(capsys, str(signed), "--public-key", keys["public"])[0] == 0
+    code, said = verified(capsys, str(signed), "--public-key", keys["other"])
+    assert code == 1
+    assert "was signed by another key" in said
+    code, said = verified(capsys, str(released), "--public-key", keys["public"])
+    assert code == 1
+    assert "it is not signed" in said
+    assert verified(capsys, str(released))[0] == 0
+    forged = dataclasses.replace(record, verified="whatever")  # sealed anew, so that its own digest is right
+    (signed / "release.json").write_bytes(seal(forged))
+    assert verified(capsys, str(signed))[0] == 0
+    code, said = verified(capsys, str(signed), "--public-key", keys["public"])
+    assert code == 1
+    assert "release.json was changed" in said
+    for wrong, message in (("absent.pem", "cannot be read"), (keys["private"], "is not an Ed25519 public key")):
+        code, said = verified(capsys, str(signed), "--public-key", wrong)
+        assert code == 2
+        assert message in said
+    code, said = verified(capsys, str(world.dataset), "--public-key", keys["public"])
+    assert code == 2
+    with pytest.raises(UserError, match="is not an Ed25519 private key"):
+        world.release(tmp_path / "none", signing_key=keys["public"])
+    assert not (tmp_path / "none").exists()
+
+
+def test_openssl_verifies_the_signature(world: World, tmp_path: Path, keys: dict[str, str]) -> None:
+    signed = tmp_path / "signed"
+    world.release(signed, signing_key=keys["private"])
+    command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", keys["public"], "-rawin", "-in", "release.json"]
+    judged = subprocess.run([*command, "-sigfile", "release.json.sig"], cwd=signed, capture_output=True, text=True)
+    assert judged.returncode == 0, judged.stdout + judged.stderr
+
+
+def test_verify_finds_what_was_done_to_a_release(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(released, copy)
+    (copy / "LICENSE").write_text("mine")
+    (copy / "CITATION.cff").unlink()
+    (copy / "scan.nii").write_bytes(b"x")
+    (copy / ".DS_Store").write_bytes(b"x")
+    code, said = verified(capsys, str(copy))
+    assert code == 1
+    lines = ["CITATION.cff is missing", "LICENSE is not the file that was released", "scan.nii was added"]
+    assert said.splitlines()[1:] == lines
+    (copy / "SHA256SUMS").write_text("")
+    code, said = verified(capsys, str(copy))
+    assert code == 2
+    assert "is not the one that was released" in said
 
 
 def broken(document: Path, folder: Path, change: Callable[[Any], None]) -> Path:
