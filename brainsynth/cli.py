@@ -225,6 +225,12 @@ def _vary(words: argparse.ArgumentParser) -> None:
     _extrapolation(words)
 
 
+def _push(words: argparse.ArgumentParser) -> None:
+    words.add_argument("release", help="the folder that `brainsynth release` wrote")
+    words.add_argument("--to", required=True, metavar="OWNER/NAME", help="an existing dataset repository of the hub")
+    words.add_argument("--dry-run", action="store_true", help="check the release and send nothing")
+
+
 def _recipe(words: argparse.ArgumentParser) -> None:
     words.add_argument("--bundle", default=SHIPPED_BUNDLE, metavar="FOLDER", help="that the dataset was made with")
     words.add_argument("--output", required=True, metavar="FILE", help="ends in .recipe")
@@ -264,6 +270,8 @@ def _extrapolation(words: argparse.ArgumentParser) -> None:
 def _view(words: argparse.ArgumentParser) -> None:
     words.add_argument("--port", type=whole(0, 65535), default=0, help="of 127.0.0.1; a free one by default")
     words.add_argument("--no-browser", action="store_true", help="only print the address")
+    words.add_argument("--static", metavar="FOLDER", help="write a site of files instead, which needs no server")
+    words.add_argument("--where", metavar="CONDITION", help='with --static: only these subjects, such as "age > 60"')
     words.add_argument(
         "--measured", metavar="DIGEST", help="of several evaluations, whose measured values: the start of its digest"
     )
@@ -283,6 +291,7 @@ TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any], bool]] = {
     "report": ("write report.html and report.json of a generated dataset again", _report, True),
     "export": ("copy volumes into other formats, checked as they are read; resumes", _export, True),
     "vary": ("one covariate or two varied, noise held fixed: a series and its pictures", _vary, False),
+    "push": ("send a release to a dataset repository of the Hugging Face hub; resumes", _push, False),
     "recipe": ("plan, manifest and bundle of a dataset in one file, from which others make its volumes", _recipe, True),
     "materialise": ("make all volumes of a recipe, checked against its manifest; resumes", _materialise, False),
     "cohort": ("draw a described cohort into a table that generate takes", _cohort, False),

@@ -45,7 +45,7 @@ def check(command: Command) -> None:
         words = words[1:]  # variables for this command alone
     checks: dict[str, Callable[[list[str]], None]] = {
         "python": _python, "brainsynth": _brainsynth, "make": _make, "ray": _ray, "kubectl": _kubectl, "docker": _docker,
-        "sbatch": _sbatch, **dict.fromkeys(("pip", "uv", "export", "cd", "source", "sha256sum"), _nothing),
+        "sbatch": _sbatch, **dict.fromkeys(("pip", "uv", "export", "cd", "source", "sha256sum", "openssl"), _nothing),
     }  # fmt: skip
     if words[0] not in checks:
         raise NotStartable(f"{command}: nobody has said how to check {words[0]!r}")

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from brainsynth.manifest import MODEL_KEY, ModelRecord, SampleRecord, describe_s
 from brainsynth.metrics.finding import finding
 from brainsynth.plan import GenerationIdentity, generation_plan, generation_samples
 from brainsynth.records import seal, to_dict, unseal
-from brainsynth.stages import release
+from brainsynth.stages import push, release
 from brainsynth.stages.audit import run as audit
 from brainsynth.stages.import_bundle import PAPER
 from brainsynth.storage.commit import commit_shard, write_plan
@@ -48,6 +48,7 @@ from tests.docs.pages import commands
 from tests.instruments.heads import SHAPE, SPACING, heads
 from tests.integration.test_audit import cohort
 from tests.line import as_config, write_yaml
+from tests.servers.hub import Hub
 from tests.storage.conftest import BANDS, bands
 
 VOLUMES, PER_SHARD, SECRET = 12, 4, "P17"
@@ -671,7 +672,7 @@ import os, signal, sys
 from pathlib import Path
 from brainsynth.config.load import load_config
 from brainsynth.config.release import ReleaseConfig
-from brainsynth.stages import release
+from brainsynth.stages import push, release
 name = sys.argv[2]
 def killed(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -764,3 +765,90 @@ def test_label_maps_are_released_with_their_images(data: str, labelled: World, t
     )
     issues = json.loads(done.stdout)["issues"]["issues"]
     assert [issue for issue in issues if issue["severity"] == "error"] == []
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that this process and its children talk to, by its protocol of large files."""
+    constants = pytest.importorskip(
+        "huggingface_hub", reason="huggingface_hub is not installed: `pip install 'brainsynth[publish]'`"
+    ).constants
+    hub = Hub()
+    for name, value in (("HF_ENDPOINT", hub.url), ("HF_TOKEN", hub.token), ("HF_HUB_DISABLE_XET", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    yield hub
+    hub.stop()
+
+
+def pushed(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["push", str(folder), "--to", "ada/heads", *words])
+    said = capsys.readouterr()
+    return int(str(ended.value.code)), said.out + said.err
+
+
+def test_a_push_that_is_killed_is_resumed(
+    released: Path, hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push, "FILES", 10)
+    hub.stop_after = 4
+    words = ["push", str(released), "--to", "ada/heads"]
+    script = f"from brainsynth import cli; from brainsynth.stages import push; push.FILES = 10; cli.main({words})"
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert hub.reached.wait(60)
+    child.kill()
+    child.wait()
+    first, committed = list(hub.uploads), len(hub.commits)
+    assert "release.json" not in hub.files
+    hub.stop_after = -1
+    code, said = pushed(capsys, released)
+    assert code == 0, said
+    assert len(set(hub.uploads)) == len(hub.uploads) > len(first)
+    assert hub.commits[-1][-1] == "release.json"
+    assert max(map(len, hub.commits)) <= 10
+    assert len(hub.commits) > committed
+    sent = [name for commit in hub.commits for name in commit]
+    assert len(sent) == len(set(sent))
+    assert {name: data for name, data in hub.files.items() if name != ".gitattributes"} == {
+        name: (released / name).read_bytes() for name in names(released)
+    }
+    assert "of which 0 were sent now" in pushed(capsys, released)[1]
+
+
+def test_a_push_that_cannot_be_is_one_clear_error(
+    world: World,
+    released: Path,
+    hub: Hub,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(folder: Path, *words: str) -> str:
+        code, said = pushed(capsys, folder, *words)
+        assert code == 2
+        assert said.count("error") == 1
+        return said
+
+    for folder in (world.dataset, world.root / "audit", tmp_path / "nowhere"):
+        assert "is not a release: release.json is missing" in refused(folder)
+    copy = tmp_path / "copy"
+    shutil.copytree(released, copy)
+    (copy / "scan.nii").write_bytes(b"x")
+    assert "scan.nii was added" in refused(copy)
+    hub.files["train.csv"] = b"of somebody"
+    assert "holds 1 files that are not of this release, such as train.csv" in refused(released)
+    del hub.files["train.csv"]
+    hub.read_only = True
+    assert "the token may not write there" in refused(released)
+    hub.repo = "ada/other"
+    assert "there is no such dataset repository" in refused(released)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert "the token is missing or not valid" in refused(released)
+    assert hub.commits == []
+    code, said = pushed(capsys, released, "--dry-run")
+    assert code == 0
+    assert "nothing was sent" in said
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens
+    assert "run the same command again to resume" in refused(released)
