@@ -25,7 +25,7 @@ _OF_FLOATS = 2048
 _MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 _EMPTY = (
     "PatientBirthDate", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyID", "ScanOptions",
-    "RepetitionTime", "EchoTime", "EchoTrainLength", "PositionReferenceIndicator", "Laterality",
+    "RepetitionTime", "EchoTime", "EchoTrainLength", "PositionReferenceIndicator", "PatientPosition",
 )  # fmt: skip
 """What every image must have, though it is not known here."""
 _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"

@@ -60,12 +60,13 @@ def command(arguments: argparse.Namespace) -> int:
 def push(api: HfApi, folder: Path, repo: str, files: list[str]) -> int:
     """Send what is not there yet, in order; returns how many files that were. Raises UserError for files of others."""
     from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.hf_api import RepoFile
 
     api.auth_check(repo, repo_type="dataset", write=True)
     there = {
         entry.path: (entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
         for entry in api.list_repo_tree(repo, recursive=True, repo_type="dataset")
-        if hasattr(entry, "blob_id")
+        if isinstance(entry, RepoFile)
     }
     if foreign := sorted(there.keys() - {*files} - OF_THE_HUB):
         raise UserError(

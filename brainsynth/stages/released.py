@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from brainsynth.bundle.files import file_sha256
@@ -71,8 +72,7 @@ def changed(folder: Path, wanted: dict[str, str]) -> list[str]:
 
 def signing_key(path: str) -> Ed25519PrivateKey:
     """The private key of a PEM file. Raises UserError."""
-    from cryptography.hazmat.primitives.asymmetric import ed25519
-
+    ed25519 = _ed25519()
     return _key(path, "signing_key", "private", ed25519.Ed25519PrivateKey)  # type: ignore[no-any-return]
 
 
@@ -81,8 +81,8 @@ def signature_problem(folder: Path, public_key: str) -> str:
 
     Raises UserError for a file that is not such a key.
     """
+    ed25519 = _ed25519()
     from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric import ed25519
 
     key = _key(public_key, "--public-key", "public", ed25519.Ed25519PublicKey)
     if not (folder / SIGNATURE_KEY).is_file():
@@ -92,6 +92,16 @@ def signature_problem(folder: Path, public_key: str) -> str:
     except InvalidSignature:
         return f"{RELEASE_KEY} was changed, or was signed by another key than {public_key}"
     return ""
+
+
+def _ed25519() -> ModuleType:
+    try:
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ModuleNotFoundError:
+        raise UserError(
+            "signatures need cryptography, which is not installed: pip install 'brainsynth[publish]'"
+        ) from None
+    return ed25519
 
 
 def _key(path: str, where: str, kind: str, wanted: type) -> Any:

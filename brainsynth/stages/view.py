@@ -7,15 +7,29 @@ import os
 import sys
 import webbrowser
 
-from brainsynth.storage.filesystem import resolve_uri
+from brainsynth.errors import UserError
+from brainsynth.storage.filesystem import local_folder, resolve_uri
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Serves the dataset until Ctrl-C."""
+    """Serves the dataset until Ctrl-C; or writes it as a site."""
     from brainsynth.viewer.server import ViewServer
     from brainsynth.viewer.view import View
 
-    view = View(resolve_uri(arguments.uri, "uri"), arguments.measured or True)
+    if arguments.where and not arguments.static:
+        raise UserError("--where: only with --static; on the page, filter there")
+    uri = resolve_uri(arguments.uri, "uri")
+    view = View(uri, arguments.measured or True)
+    if arguments.static:
+        from brainsynth.viewer.static import write_site
+
+        output = local_folder(arguments.static, "--static")
+        count = write_site(view, uri, output, arguments.where)
+        size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+        print(
+            f"{count} volumes, {size / 1e6:.1f} MB: open {output / 'index.html'} in a browser, or put the folder on a site"
+        )
+        return 0
     with ViewServer(view, arguments.port) as server:
         print(f"{len(view)} rows: {server.address}\nCtrl+C ends it", flush=True)
         if not arguments.no_browser and _has_screen():

@@ -44,6 +44,21 @@ class View:
                 self._remember()
             return self._document, self._version
 
+    @property
+    def finished(self) -> bool:
+        """Whether no more rows will come."""
+        return self._rows.finished
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether volumes have label maps."""
+        return bool(self._labels)
+
+    def keep(self, rows: list[int]) -> None:
+        """Show these rows alone, from now on."""
+        self._rows.table = self._rows.table[self._rows.table["row"].isin(rows)].reset_index(drop=True)
+        self._remember()
+
     def volume(self, row: int) -> bytes:
         """The volume of a row as an uncompressed float32 NIfTI, equal to what `brainsynth export` writes.
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from brainsynth import cli
 from brainsynth.storage.commit import write_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.finalise import finalise
@@ -62,6 +63,12 @@ def page(browser: Chromium, server: ViewServer) -> Iterator[Chromium]:
     assert browser.complaints == []
     elsewhere = [r for r in browser.requests if not r.startswith((server.address, "data:", "blob:", "about:"))]
     assert elsewhere == []
+
+
+def command(*words: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    return int(str(ended.value.code))
 
 
 def pixels(page: Chromium, selector: str = "#volume") -> npt.NDArray[np.float64]:
@@ -339,3 +346,25 @@ def test_of_many_rows_only_those_in_sight_are_in_the_page(browser: Chromium, tmp
         browser.open("about:blank", "true")
     assert sum(".nii" in request for request in browser.requests) < 10
     assert browser.complaints == []
+
+
+def test_a_site_of_files_needs_no_server(
+    browser: Chromium, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = tmp_path / "site"
+    words = ["view", str(finished), "--static", str(site)]
+    assert command(*words) == 0
+    assert f"open {site}/index.html in a browser" in capsys.readouterr().out
+    browser.complaints.clear()
+    browser.requests.clear()
+    browser.open(f"{site.as_uri()}/index.html", READY)
+    browser.wait(f"{SHOWN} === 'syn000000'")
+    assert browser.run(COUNT) == PEOPLE + 6
+    first = pixels(browser)
+    assert first.std() > 20
+    choose(browser, "syn000013")
+    assert np.abs(pixels(browser) - first).max() > 20
+    assert browser.complaints == []
+    assert [r for r in browser.requests if not r.startswith((site.as_uri(), "data:", "blob:", "about:"))] == []
+    assert command(*words) == 2
+    assert "is not empty" in capsys.readouterr().err

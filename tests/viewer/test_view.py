@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
+import json
 import re
 import signal
 import socket
@@ -17,7 +19,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from brainsynth import open_dataset
+from brainsynth import cli, open_dataset
 from brainsynth.errors import UserError
 from brainsynth.export.file_format import ExportedVolume
 from brainsynth.export.formats import FORMATS
@@ -267,3 +269,38 @@ def test_label_maps_are_those_of_the_dataset(labelled: Path, finished: Path, tmp
     with served(finished) as server:
         assert ask(server, "labels/7.nii").status == 404
         assert ask(server, "dataset.json").json["labels"] == []
+
+
+def test_a_site_holds_the_chosen_volumes_as_they_are(
+    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(uri: Path, *words: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["view", str(uri), *words])
+        return int(str(ended.value.code)), capsys.readouterr().err
+
+    def held(key: str) -> bytes:
+        start, data = (site / f"{key}.js").read_text().split(", ")
+        assert start == f'brainsynthFile("{key}"'
+        return gzip.decompress(base64.b64decode(data.strip()[1:-3]))
+
+    site, view = tmp_path / "site", View(str(labelled))
+    assert run(labelled, "--static", str(site), "--where", "age > 70")[0] == 0
+    rows = json.loads(held("dataset.json"))["rows"]
+    kept = open_dataset(str(labelled), where="age > 70")
+    assert rows["row"] == list(kept.rows)
+    assert len(list((site / "volumes").iterdir())) == len(list((site / "labels").iterdir())) == len(kept) > 0
+    assert held(f"volumes/{kept.rows[0]}.nii") == view.volume(kept.rows[0])
+    assert held(f"labels/{kept.rows[0]}.nii") == view.labels(kept.rows[0])
+    assert run(labelled, "--where", "age > 70") == (
+        2,
+        "error: --where: only with --static; on the page, filter there\n",
+    )
+    code, said = run(labelled, "--static", str(tmp_path / "other"), "--where", "height > 2")
+    assert code == 2
+    assert "height" in said
+    write(str(tmp_path / "growing"), finished=False, shards=2)
+    code, said = run(tmp_path / "growing", "--static", str(tmp_path / "other"))
+    assert code == 2
+    assert "is not finished" in said
+    assert not (tmp_path / "other").exists()

@@ -6,6 +6,7 @@ import { Filters } from "./filters.js";
 import { showSubject } from "./panel.js";
 import { Scatter } from "./scatter.js";
 import { Series } from "./series.js";
+import { ask } from "./source.js";
 import { Table } from "./table.js";
 import { Volume, reason } from "./volume.js";
 
@@ -40,7 +41,7 @@ class App {
   }
 
   async load() {
-    const answer = await fetch("dataset.json");
+    const answer = await ask("dataset.json");
     if (!answer.ok) throw new Error(await reason(answer));
     const version = answer.headers.get("ETag");
     if (version === this.version) return false;

@@ -3,6 +3,7 @@
 
 import { number } from "./columns.js";
 import { element } from "./elements.js";
+import { ask } from "./source.js";
 
 const KEPT_BYTES = 384e6;
 const AXES = [
@@ -134,7 +135,7 @@ export class Volume {
   }
 
   async read(key, kind) {
-    const answer = await fetch(key);
+    const answer = await ask(key);
     if (!answer.ok) throw new Error(await reason(answer));
     const name = key.replace("/", "-");
     const image = await globalThis.niivue.NVImage.loadFromUrl({ url: await answer.arrayBuffer(), name });
