@@ -87,6 +87,7 @@ def _identify(image: Dataset, volume: ExportedVolume, series: str, index: int) -
     image.StudyDescription, image.SeriesDescription = "Synthetic T1w brain MRI" if synthetic else "T1w brain MRI", "T1w"
     for keyword in _EMPTY:
         setattr(image, keyword, "")
+    image.BodyPartExamined = "BRAIN"
     image.ScanningSequence, image.SequenceVariant, image.MRAcquisitionType = "RM", "NONE", "3D"
     image.SeriesNumber, image.InstanceNumber = 1, index + 1
 
