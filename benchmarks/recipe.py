@@ -20,7 +20,7 @@ import numpy as np
 
 from brainsynth import open_dataset
 from brainsynth.config.schema import CovariateSource, GenerateConfig, RuntimeConfig, SamplerConfig
-from brainsynth.manifest import describe_sample
+from brainsynth.manifest import MODEL_KEY, describe_sample
 from brainsynth.planning import plan_generation
 from brainsynth.stages.generate import run as generate
 from brainsynth.stages.recipe import write
@@ -29,7 +29,7 @@ from brainsynth.storage.finalise import finalise, pretty_json
 from recipes.random_bundle import TINY, make_random_bundle
 
 RESULT = Path(__file__).with_name("results") / "recipe.json"
-EDGE, ROWS, SAMPLE, LARGE = 16, 1000, 200, 100_000
+EDGE, ROWS, SAMPLE, LARGE = 16, 400, 200, 100_000
 
 
 def config(root: Path, name: str, rows: int, per_shard: int) -> GenerateConfig:
@@ -68,18 +68,19 @@ def opening(root: Path) -> dict[str, Any]:
         records = [describe_sample(name, shard.start + n, [voxels[n]], plan=work.plan) for n, name in enumerate(ids)]
         commit_shard(work.store, work.plan, shard, [voxels], records, {"micro_batch": 16})
     finalise(work.store, work.plan)
+    (root / "large" / MODEL_KEY).write_bytes((root / "small" / MODEL_KEY).read_bytes())
     path = root / "large.recipe"
     write(str(root / "large"), str(root / "bundle"), path)
     seconds = []
     for _ in range(2):
-        began = time.monotonic()
+        began = time.monotonic(), time.process_time()
         assert len(open_dataset(str(path))) == LARGE
-        seconds.append(round(time.monotonic() - began, 2))
+        seconds.append([round(time.monotonic() - began[0], 2), round(time.process_time() - began[1], 2)])
     return {
         "rows": LARGE,
         "megabytes": round(path.stat().st_size / 1e6, 1),
-        "first_s": seconds[0],
-        "again_s": seconds[1],
+        "first_wall_and_cpu_s": seconds[0],
+        "again_wall_and_cpu_s": seconds[1],
     }
 
 
@@ -88,7 +89,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_random_bundle(root / "bundle", TINY, (EDGE,) * 3)
-        result = {"rows": rows_equal(root), "opening": opening(root), "cores": os.cpu_count()}
+        rows = rows_equal(root)
+        print(json.dumps(rows), flush=True)
+        result = {"rows": rows, "opening": opening(root), "cores": os.cpu_count()}
     RESULT.write_bytes(pretty_json(result))
     print(json.dumps(result))
 

@@ -23,7 +23,8 @@ EXCEPTIONS = {
     r"^pip install ": "installs brainsynth; tests/installation does, from the wheel",
     r"^uv tool install ": "installs a tool that the lock does not hold",
     r"^source .venv/bin/activate$": "the tests run in such an environment",
-    r"^brainsynth view ": "serves until it is stopped; tests/viewer starts it",
+    r"^brainsynth view (?!.*--static)": "serves until it is stopped; tests/viewer starts it",
+    r"^brainsynth view URI": "in a sentence; docs/viewer.md has it with names",
     r"^ray (start|job)": "needs a cluster; tests/integration/test_submit.py submits jobs to one",
     r"^ray (up|down|dashboard|get-auth-token)": "needs an account at AWS; tests/cluster judges the file as Ray would",
     r"^sbatch ": "needs Slurm; tests/cluster/test_slurm.py runs the script without it",
@@ -53,6 +54,7 @@ QUICK = [
     FIRST, "docs/tutorials/publish.md", "docs/tutorials/monai.md", "docs/covariates.md", "docs/cases.md", "README.md",
     "docs/quick-start.md", "docs/published-weights.md", "docs/publication.md", "docs/reliability.md",
     "docs/troubleshooting.md", "docs/labels.md", "docs/pyramid.md",
+    "docs/viewer.md",
 ]  # fmt: skip
 """In this order, on what the first of them makes."""
 
