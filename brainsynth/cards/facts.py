@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from brainsynth.bundle.generator import ModelSpec
 from brainsynth.config.release import ReleaseConfig
 from brainsynth.manifest import DatasetManifest, ModelRecord
 from brainsynth.metrics.finding import Finding
 from brainsynth.plan import Plan
 from brainsynth.records import record
 from brainsynth.version import __version__
+
+if TYPE_CHECKING:
+    from brainsynth.bundle.generator import ModelSpec
 
 MARK = "Every image is SYNTHETIC: AI-generated, of no real person. Not for diagnosis."
 DIGITAL_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"

@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from brainsynth.bundle.files import file_sha256
 from brainsynth.errors import UserError, problems_error
-from brainsynth.stages.released import SIGNATURE_KEY, SUMS, changed, read_release, sums
+from brainsynth.stages.released import SIGNATURE_KEY, SUMS, changed, file_sha256, read_release, sums
 from brainsynth.stages.verify import RELEASE_KEY
 from brainsynth.storage.filesystem import local_folder
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from brainsynth.bundle.files import file_sha256
 from brainsynth.cards.facts import AuditSummary
 from brainsynth.config.release import ReleaseConfig
 from brainsynth.errors import UserError
@@ -35,6 +35,12 @@ class ReleaseRecord:
     size_bytes: int
     sums_sha256: str
     """Of SHA256SUMS, and through it of every file."""
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file of any size; needs no library of an extra."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_release(folder: Path) -> ReleaseRecord:

@@ -110,3 +110,8 @@ def test_a_verb_names_the_extra_that_it_needs(words: list[str], extra: str) -> N
 def test_help_needs_nothing(words: list[str]) -> None:
     done = brainsynth(*words)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_release_is_checked_and_pushed_without_extras() -> None:
+    done = without_extras("import brainsynth.stages.push, brainsynth.stages.released, brainsynth.stages.verify")
+    assert done.returncode == 0, done.stderr
