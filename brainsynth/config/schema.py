@@ -214,7 +214,8 @@ class EncodeConfig:
     cohort: str
     """The prepared cohort."""
     autoencoder: str
-    """Output folder of the autoencoder's training."""
+    """Output folder of the autoencoder's training, or a bundle (its folder, or `t1w-2mm`): then latents get the bundle's
+    shift and scale, so that its denoiser can be trained further on them."""
     output: str
     """Folder of the latents."""
     whitening: Annotated[float, left_out_at(1.0)] = 1.0

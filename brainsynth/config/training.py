@@ -235,7 +235,8 @@ class DiffusionTrainConfig:
     latents: str
     """Output folder of `brainsynth encode-latents`."""
     autoencoder: str
-    """Output folder of the autoencoder's training: decodes the sample figures, and travels into the bundle."""
+    """Output folder of the autoencoder's training, or the bundle whose autoencoder made the latents: decodes the sample
+    figures, and is copied into the bundle."""
     output: str
     """Folder of weights, checkpoints, curves and pictures."""
     architecture: DenoiserArchitecture
@@ -246,10 +247,10 @@ class DiffusionTrainConfig:
     figure_steps: int = 20
     """Network evaluations per sample of the sample figures."""
     start_from: Annotated[str | None, left_out_at(None)] = None
-    """A training's folder, or `diffusion.safetensors` of a training or a bundle, with whose weights it begins: to train
-    further, with more steps or another learning rate. The network may have had fewer `finest_blocks`: the others begin as
-    the identity. Covariates and grid must be the same in number and size; a Gaussian model is fitted to these latents
-    anyway."""
+    """A training's folder, a bundle (its folder, or `t1w-2mm`), or `diffusion.safetensors` of either, with whose weights it
+    begins: to train further, with more steps or another learning rate. The network may have had fewer `finest_blocks`: the
+    others begin as the identity. Covariates and grid must be the same in number and size; a Gaussian model is fitted to
+    these latents anyway, unless a bundle's autoencoder made them: then the one that it begins with is kept."""
     runtime: TrainRuntimeConfig = TrainRuntimeConfig()
 
     def __post_init__(self) -> None:

@@ -136,7 +136,11 @@ def _with_absolute_places(config: C) -> C:
     """The config as workers need it: they run in folders of their own."""
     names = ("cohort", "latents", "autoencoder", "start_from", "bundle", "output", "bundle_output")
     places = {name: value for name in names if (value := getattr(config, name, None)) is not None}
-    changes: dict[str, Any] = {name: resolve_uri(value, name) for name, value in places.items()}
+    changes: dict[str, Any] = {
+        name: resolve_uri(value, name)
+        for name, value in places.items()
+        if value != SHIPPED_BUNDLE or name not in ("autoencoder", "start_from", "bundle")
+    }
     losses = getattr(config, "losses", None)
     if losses is not None and losses.perceptual_weights is not None:
         weights = resolve_uri(losses.perceptual_weights, "losses.perceptual_weights")

@@ -8,7 +8,7 @@ from brainsynth.config.schema import (
     EncodeConfig,
 )
 from brainsynth.executors.dataset import dry_run, make_dataset
-from brainsynth.training.latents import measure_latents, plan_latents
+from brainsynth.training.latents import plan_latents, whiten
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ def run(config: EncodeConfig) -> None:
     """Prepared cohort + autoencoder → latents, their shift and scale."""
     work = plan_latents(config)
     make_dataset(work, config.runtime)
-    spec = measure_latents(work.root, config.whitening)
+    spec = whiten(work.root, config)
     log.info("latents %s: shift %s, scale %s", spec.shape_cxyz, _numbers(spec.shift), _numbers(spec.scale))
 
 

@@ -30,7 +30,7 @@ from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import local_folder, open_store
 from brainsynth.training.data import batch_indices, check_training, weights_seed
 from brainsynth.training.gaussian_fit import fit_gaussian
-from brainsynth.training.latents import read_latent_spec
+from brainsynth.training.latents import WHITENED_AS, read_latent_spec
 from brainsynth.training.learner import Learner
 from brainsynth.training.loop import Worker
 from brainsynth.training.runner import Training
@@ -39,9 +39,8 @@ from brainsynth.training.runs import (
     DenoiserRun,
     DiffusionRun,
     Finished,
-    autoencoder_weights,
     copy_weights,
-    read_run,
+    trained_autoencoder,
     write_weights,
 )
 from brainsynth.training.starting import load_start, with_start
@@ -80,9 +79,13 @@ class Inputs:
     """What a denoiser is trained from."""
 
     autoencoder: AutoencoderRun
+    autoencoder_file: Path
     covariates: CovariateSchema
     latents: LatentSpec
     fingerprint: str
+    keeps_gaussian: bool = False
+    """A denoiser that starts from a bundle's, on latents whitened as the bundle's, keeps its Gaussian model: few people
+    cannot say more about the covariance than the bundle's cohort did."""
 
 
 class DiffusionTask:
@@ -102,14 +105,11 @@ class DiffusionTask:
         denoiser = Denoiser(config.architecture, channels, self.schema.context_size, (x, y, z))
         if config.start_from is not None:
             load_start(denoiser, config.start_from, DIFFUSION_FILE, "denoiser", may_lack=FINEST)
-        if denoiser.gaussian is not None:
+        if denoiser.gaussian is not None and not inputs.keeps_gaussian:
             model = denoiser.gaussian.latents
             fit_gaussian(model, self.train.mean, self.train.context, self.train.subjects)
         self.learner = Learner(denoiser.to(worker.device), worker, options, weight_decay=0.01)
         self.state = self.learner.state("denoiser")
-
-    def _autoencoder_file(self) -> Path:
-        return autoencoder_weights(local_folder(self.config.autoencoder, "autoencoder"), self.inputs.autoencoder)
 
     def _timesteps(self, count: int) -> Tensor:
         """Training timesteps: stratified uniform, or logit-normal for flow (2403.03206, section 3.1)."""
@@ -176,7 +176,7 @@ class DiffusionTask:
         decoder = Autoencoder(
             build_autoencoder(self.inputs.autoencoder.architecture, self.schema.context_size), self.latents
         )
-        load_weights(decoder.network, self._autoencoder_file())
+        load_weights(decoder.network, self.inputs.autoencoder_file)
         decoder.eval().to(device)
         with autocast(device, self.precision):
             z = sample_latents(guided(network, context, 1.0), noise, self.schedule, sampler)
@@ -187,7 +187,7 @@ class DiffusionTask:
 
     def record(self, finished: Finished) -> DenoiserRun:
         """Write the averaged weights, and the autoencoder's next to them; returns the record of the training."""
-        copy_weights(self._autoencoder_file(), self.worker.folder / AUTOENCODER_FILE)
+        copy_weights(self.inputs.autoencoder_file, self.worker.folder / AUTOENCODER_FILE)
         return DenoiserRun(
             config_digest=finished.config_digest,
             autoencoder=self.inputs.autoencoder,
@@ -220,11 +220,11 @@ def covariate_grid(table: pd.DataFrame, schema: CovariateSchema) -> pd.DataFrame
 def check(config: DiffusionTrainConfig) -> Inputs:
     """Everything that can be refused before a worker starts, and what was read for it. Raises UserError."""
     local_folder(config.output, "output")
-    folder = local_folder(config.autoencoder, "autoencoder")
-    autoencoder = read_run(folder, AutoencoderRun, "train-autoencoder")
-    autoencoder_weights(folder, autoencoder)
     store = open_store(config.latents)
     plan = read_plan(store)
+    autoencoder, file, _ = trained_autoencoder(
+        config.autoencoder, plan.covariates, str(plan.identity.get("cohort", ""))
+    )
     if plan.identity.get("autoencoder") != autoencoder.weights_sha256:
         raise UserError(
             f"latents {config.latents} were made by another autoencoder than {config.autoencoder}; encode again"
@@ -237,7 +237,8 @@ def check(config: DiffusionTrainConfig) -> Inputs:
         )
     data = with_start(plan.fingerprint, config.start_from, DIFFUSION_FILE)
     check_training(config, config.latents, "latents", plan.covariates, array="mean")
-    return Inputs(autoencoder, plan.covariates, read_latent_spec(store), data)
+    keeps_gaussian = config.start_from is not None and WHITENED_AS in plan.identity
+    return Inputs(autoencoder, file, plan.covariates, read_latent_spec(store), data, keeps_gaussian)
 
 
 TRAINING = Training("diffusion", check, DiffusionTask, DenoiserRun, older=(DiffusionRun,))

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from brainsynth.bundle.spec import LatentSpec, check_latent_grid
-from brainsynth.config.schema import EncodeConfig, RuntimeConfig
+from brainsynth.config.schema import SHIPPED_BUNDLE, EncodeConfig, RuntimeConfig
 from brainsynth.errors import UserError
 from brainsynth.manifest import SampleRecord, describe_sample
 from brainsynth.models.autoencoder import build_autoencoder
@@ -22,22 +22,24 @@ from brainsynth.reading.dataset import open_dataset, open_input
 from brainsynth.records import seal, unseal
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_plan, read_samples
-from brainsynth.storage.filesystem import Store, local_folder, open_store, resolve_uri
+from brainsynth.storage.filesystem import Store, open_store, resolve_uri
 from brainsynth.storage.work import ShardOutput, Work
-from brainsynth.training.runs import AutoencoderRun, autoencoder_weights, read_run
+from brainsynth.training.runs import trained_autoencoder
 from brainsynth.volume import VolumeSpec, mirrored
 
 LATENTS_KEY = "latents.json"
+WHITENED_AS = "whitened_as"
+"""In the identity of latents of a bundle's autoencoder: its digest. Shift and scale are the bundle's."""
 
 
 def plan_latents(config: EncodeConfig) -> Work:
     """What encoding will store. Raises UserError when cohort and autoencoder do not fit."""
-    folder = local_folder(config.autoencoder, "autoencoder")
-    run = read_run(folder, AutoencoderRun, "train-autoencoder")
-    autoencoder_weights(folder, run)
     cohort_uri = resolve_uri(config.cohort, "cohort")
     cohort_store = open_store(cohort_uri)
     cohort_plan = read_plan(cohort_store)
+    run, file, bundle = trained_autoencoder(config.autoencoder, cohort_plan.covariates, cohort_plan.fingerprint)
+    if bundle is not None and config.whitening != 1:
+        raise UserError("whitening: latents of a bundle's autoencoder keep the bundle's shift and scale: leave it out")
     if cohort_plan.volume != run.volume:
         raise UserError(
             f"cohort {config.cohort} is on another grid than the autoencoder {config.autoencoder} was trained on"
@@ -65,6 +67,7 @@ def plan_latents(config: EncodeConfig) -> Work:
             "cohort": cohort_plan.fingerprint,
             **({"whitening": config.whitening} if config.whitening != 1 else {}),
             **({"mirror": True} if config.mirror else {}),
+            **({} if bundle is None else {WHITENED_AS: bundle.digest}),
         },
         volume=run.volume,
         covariates=cohort_plan.covariates,
@@ -78,7 +81,8 @@ def plan_latents(config: EncodeConfig) -> Work:
         "root": root,
         "plan": plan,
         "cohort_uri": cohort_uri,
-        "autoencoder": str(folder),
+        # Each node has its own copy of the bundled model.
+        "autoencoder": config.autoencoder if config.autoencoder == SHIPPED_BUNDLE else str(file.parent),
         "runtime": config.runtime,
     }
     return Work(root, plan, samples, LatentEncoder, arguments)
@@ -102,10 +106,9 @@ class LatentEncoder:
         self.plan, self.micro_batch = plan, MicroBatch(runtime.micro_batch)
         set_threads(runtime.threads_per_worker, runtime.workers)
         self.device = choose_device(runtime.gpus_per_worker > 0)
-        folder = local_folder(autoencoder, "autoencoder")
-        run = read_run(folder, AutoencoderRun, "train-autoencoder")
+        run, file, _ = trained_autoencoder(autoencoder, plan.covariates, plan.identity["cohort"])
         self.network = build_autoencoder(run.architecture, run.covariates.context_size)
-        load_weights(self.network, autoencoder_weights(folder, run))
+        load_weights(self.network, file)
         self.network.requires_grad_(False).eval().to(self.device)
         self._numbers = numbers_per_cell(self.network)
         self.cohort = open_dataset(cohort_uri)
@@ -147,8 +150,18 @@ class LatentEncoder:
         return mirrored(scan, self.plan.volume) if sample.get("mirrored", False) else scan
 
 
+def whiten(root: str, config: EncodeConfig) -> LatentSpec:
+    """Shift and scale of encoded latents, stored next to them: measured, or those of the bundle that encoded them."""
+    store = open_store(root)
+    plan = read_plan(store)
+    bundle = trained_autoencoder(config.autoencoder, plan.covariates, plan.identity["cohort"]).bundle
+    spec = measure_latents(root, config.whitening) if bundle is None else bundle.latents
+    store.write(LATENTS_KEY, seal(spec))
+    return spec
+
+
 def measure_latents(root: str, whitening: float) -> LatentSpec:
-    """Shift and scale per channel over the training split, stored next to the latents; see EncodeConfig.whitening.
+    """Shift and scale per channel over the training split; see EncodeConfig.whitening.
 
     The variance counts what encoding adds by sampling: var(z) = var(mean) + E[sigma²].
     """
@@ -163,11 +176,9 @@ def measure_latents(root: str, whitening: float) -> LatentSpec:
     std = np.sqrt(np.maximum(np.asarray(square) / count - shift**2, 1e-12))
     scale = std**-whitening / np.sqrt(np.mean(std ** (2 - 2 * whitening)))
     x, y, z = means.volume(0).shape[1:]
-    spec = LatentSpec(
+    return LatentSpec(
         shape_cxyz=(len(shift), x, y, z), shift=tuple(float(s) for s in shift), scale=tuple(float(s) for s in scale)
     )
-    open_store(root).write(LATENTS_KEY, seal(spec))
-    return spec
 
 
 def read_latent_spec(store: Store) -> LatentSpec:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
-from brainsynth.bundle.files import file_sha256
+from brainsynth.bundle.files import bundle_folder, check_bundle_files, file_sha256, read_bundle
 from brainsynth.bundle.labeller import LABELLER_FILE
 from brainsynth.bundle.spec import (
     AUTOENCODER_FILE,
@@ -254,6 +254,45 @@ def copy_weights(source: Path, target: Path) -> None:
     """Copy a weights file whole or not at all."""
     with replaced(target) as temporary:
         shutil.copyfile(source, temporary)
+
+
+class TrainedAutoencoder(NamedTuple):
+    """What latents are made with: a training's autoencoder, or a bundle's."""
+
+    run: AutoencoderRun
+    file: Path
+    bundle: BundleSpec | None
+    """Whose latents keep its shift and scale, so that its denoiser may be trained further on them."""
+
+
+def trained_autoencoder(autoencoder: str, covariates: CovariateSchema, cohort_fingerprint: str) -> TrainedAutoencoder:
+    """The autoencoder in a training's folder, or that of a bundle for this cohort. Raises UserError."""
+    folder = bundle_folder(autoencoder, "autoencoder")
+    if not (folder / BUNDLE_FILE).is_file():
+        run = read_run(folder, AutoencoderRun, "train-autoencoder")
+        return TrainedAutoencoder(run, autoencoder_weights(folder, run), None)
+    bundle = read_bundle(folder)
+    check_bundle_files(folder, bundle)
+    if bundle.flipped_axes:
+        raise UserError(
+            f"autoencoder: {folder} has networks that run against RAS+ (flipped_axes): train one of your own"
+        )
+    if bundle.covariates != covariates:
+        raise UserError(
+            f"autoencoder: the bundle {folder} knows other covariates than this cohort; give the cohort those of "
+            "bundle.json, with the same order, ranges, scales and descriptions"
+        )
+    run = AutoencoderRun(
+        config_digest=bundle.digest,
+        architecture=bundle.autoencoder,
+        volume=bundle.volume,
+        covariates=covariates,
+        cohort_fingerprint=cohort_fingerprint,
+        weights_sha256=bundle.weights[AUTOENCODER_FILE],
+        metrics={},
+        elapsed_s=0.0,
+    )
+    return TrainedAutoencoder(run, folder / AUTOENCODER_FILE, bundle)
 
 
 def autoencoder_weights(folder: Path, run: AutoencoderRun) -> Path:

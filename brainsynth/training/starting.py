@@ -1,4 +1,4 @@
-"""`start_from`: the weights that a training begins with, of a file or of another training's folder."""
+"""`start_from`: the weights that a training begins with, of a file, a bundle or another training's folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from brainsynth.bundle.files import file_sha256
+from brainsynth.bundle.files import bundle_folder, file_sha256
+from brainsynth.config.schema import SHIPPED_BUNDLE
 from brainsynth.errors import UserError
 from brainsynth.models.weights import fit_weights, read_tensors
 from brainsynth.places import user_path
@@ -19,7 +20,7 @@ def starting_file(start_from: str, weights_file: str) -> Path:
 
     Raises UserError where there is none.
     """
-    path = user_path(start_from, "start_from")
+    path = bundle_folder(start_from) if start_from == SHIPPED_BUNDLE else user_path(start_from, "start_from")
     if path.is_dir():
         finished = path / weights_file
         file = finished if finished.is_file() else newest_tensors(path)
