@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from brainsynth.config.schema import SHIPPED_BUNDLE
 from brainsynth.errors import UserError
 from brainsynth.executors.preflight import check_cluster, check_this_machine, cpus_of_worker
 from brainsynth.executors.session import ray_session
