@@ -216,8 +216,12 @@ def _export(words: argparse.ArgumentParser) -> None:
 
 
 def _vary(words: argparse.ArgumentParser) -> None:
-    add_config_arguments(words)
+    add_config_arguments(words, required=False)
+    words.add_argument("--bundle", metavar="FOLDER", help=f"without --config: the model; {SHIPPED_BUNDLE} by default")
     words.add_argument("--output", required=True, metavar="FOLDER", help="a new folder, or the same to resume")
+    words.add_argument("--scan", metavar="FILE", help="a person's scan (NIfTI, MGH) in place of a drawn brain")
+    words.add_argument("--mask", metavar="FILE", help="of that scan: what is 0 there is not brain")
+    words.add_argument("--covariates", metavar="NAME=VALUE,…", help="of that person: every one that the model knows")
     words.add_argument("--sweep", action="append", required=True, metavar="NAME=FROM:TO:POINTS", help="once or twice")
     words.add_argument("--hold", action="append", default=[], metavar="NAME=VALUE", help="else the median in training")
     words.add_argument("--seed", type=whole(0), default=0, help="another number is another brain")

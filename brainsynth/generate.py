@@ -67,14 +67,15 @@ class DrawnShard:
 class VolumeGenerator:
     """Makes shards of synthetic volumes."""
 
-    def __init__(self, plan: Plan, settings: GeneratorSettings) -> None:
+    def __init__(self, plan: Plan, settings: GeneratorSettings, scan: Images | None = None) -> None:
+        """`scan`: of a dataset that is derived from one, as it was prepared."""
         self.plan, self.settings, self.micro_batch = plan, settings, devices.MicroBatch(settings.micro_batch)
         self.identity = generation_identity(plan)
         devices.set_threads(settings.threads, settings.workers)
         self.device = devices.choose_device(settings.use_gpu)
         self.ahead = int(self.device.type != "cpu")
         """Micro-batches that are drawn while the gate still judges; a CPU has no time to spare."""
-        self.generator = built_generator(settings, self.identity)
+        self.generator = built_generator(settings, self.identity, scan)
         self.bundle, folder = described(self.generator, settings.bundle), generator_folder(self.generator)
         if self.bundle.digest != self.identity.bundle:
             raise UserError(f"{settings.bundle} changed while the dataset was being made")
@@ -223,17 +224,27 @@ class VolumeGenerator:
         return images if stored else images.astype(np.float32, copy=False)
 
 
-def built_generator(settings: GeneratorSettings, identity: GenerationIdentity) -> Generator:
-    """The generator of a plan: a bundle, or a class of another package."""
+def built_generator(settings: GeneratorSettings, identity: GenerationIdentity, scan: Images | None = None) -> Generator:
+    """The generator of a plan: a bundle, or a class of another package. Raises UserError where its scan is not given."""
     if is_generator(settings.bundle):
         return open_generator(settings.bundle, identity.options)
     folder = bundle_folder(settings.bundle)
+    if identity.scan is not None:
+        if scan is None:
+            raise UserError(
+                "the dataset is derived from a real person's scan: only `brainsynth vary --scan` makes its volumes"
+            )
+        from brainsynth.models.counterfactual import ScanGenerator  # of no other dataset
+
+        return ScanGenerator(folder, read_bundle(folder), identity, settings.exact_rewrites, scan)
     return BundleGenerator(folder, read_bundle(folder), identity, settings.exact_rewrites)
 
 
-def seconds_per_volume(plan: Plan, samples: pd.DataFrame, settings: GeneratorSettings) -> float:
+def seconds_per_volume(
+    plan: Plan, samples: pd.DataFrame, settings: GeneratorSettings, scan: Images | None = None
+) -> float:
     """Timed on one micro-batch, made here on this machine; writes nothing."""
-    maker = VolumeGenerator(plan, settings)
+    maker = VolumeGenerator(plan, settings, scan)
     rows = samples.iloc[: settings.micro_batch]
     began = time.monotonic()
     maker.volumes(rows, {"sample_s": 0.0, "decode_s": 0.0})

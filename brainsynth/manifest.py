@@ -102,6 +102,8 @@ class DatasetManifest:
     synthetic: bool
     labels: Annotated[LabelTable | None, left_out_at(None)] = None
     """Of a dataset with label maps."""
+    derived_from_person: Annotated[bool, left_out_at(False)] = False
+    """Whether the volumes are one real person's, changed: never to be published."""
 
 
 @record

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import field
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +90,28 @@ class GateRules:
 
 
 @record
+class ScanIdentity:
+    """Of volumes that show one real person under other covariates: whose scan, by digests, and how it was inverted."""
+
+    source_sha256: str
+    """Of the scan's file."""
+    prepared_sha256: str
+    """Of its voxels on the bundle's grid, as a cohort of the bundle would store them."""
+    covariates: dict[str, str | float]
+    """The person's own."""
+    steps: int
+    """Of the flow in either direction."""
+
+
+class PersonScan(NamedTuple):
+    """One person's scan, prepared."""
+
+    identity: ScanIdentity
+    volume: npt.NDArray[np.float32]
+    """(X, Y, Z) intensities in [0, 1] on the bundle's grid."""
+
+
+@record
 class GenerationIdentity:
     """A generation plan's `identity`, typed. What is at its default since it was introduced later is not written."""
 
@@ -106,6 +128,8 @@ class GenerationIdentity:
     """With which a generator of another package was built."""
     labeller: Annotated[str | None, left_out_at(None)] = None
     """Digest of the record of the labeller that makes the label maps."""
+    scan: Annotated[ScanIdentity | None, left_out_at(None)] = None
+    """Of volumes derived from a real person's scan."""
 
 
 @record
@@ -160,6 +184,18 @@ class Plan:
     def holds_volumes(self) -> bool:
         """True where the arrays are volumes, perhaps with their label maps, and no latents or measurements."""
         return self.kind in ("generated", "prepared") and (len(self.arrays) == 1) == (self.labels is None)
+
+    @property
+    def derived_from_person(self) -> bool:
+        """True where the volumes are one real person's, changed: never to be published."""
+        return "scan" in self.identity
+
+    @property
+    def whose(self) -> str:
+        """Of whom generated volumes are, in words for cards, headers and pictures; empty for others."""
+        if self.kind != "generated":
+            return ""
+        return "DERIVED FROM A REAL PERSON'S SCAN" if self.derived_from_person else "of no real person"
 
     def raw_bytes(self) -> int:
         """Uncompressed size of all arrays."""

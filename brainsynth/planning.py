@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from brainsynth.bundle.files import bundle_folder, check_bundle_files, check_decoder, read_bundle
@@ -31,6 +33,7 @@ from brainsynth.plan import (
     GateRules,
     GenerationIdentity,
     GeneratorSettings,
+    PersonScan,
     Plan,
     generation_plan,
     generation_samples,
@@ -45,12 +48,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None) -> Work:
+def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None, scan: PersonScan | None = None) -> Work:
     """Check everything, and plan. Writes nothing.
 
     Args:
         rows: what to generate, validated by the bundle's schema; without them `config` is a GenerateConfig, which names
             their source.
+        scan: of the person whom all rows show; without it, everybody's noise comes from the row.
 
     Raises:
         UserError: bad bundle, table, covariates or sampler.
@@ -86,6 +90,7 @@ def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None) -
         decoder=config.decoder,
         options=config.options,
         labeller=labeller,
+        scan=None if scan is None else scan.identity,
     )
     volume = dataclasses.replace(bundle.volume, dtype=config.stored_dtype)
     plan = generation_plan(
@@ -101,7 +106,9 @@ def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None) -
         use_gpu=config.runtime.gpus_per_worker > 0,
         exact_rewrites=config.runtime.exact_rewrites,
     )
-    return Work(settings.root, plan, samples, volume_generator, {"plan": plan, "settings": settings})
+    arguments: dict[str, Any] = {"plan": plan, "settings": settings}
+    arguments |= {} if scan is None else {"scan": scan.volume}
+    return Work(settings.root, plan, samples, volume_generator, arguments)
 
 
 def planned_model(config: SynthesisConfig) -> tuple[Path, ModelSpec]:
@@ -136,11 +143,13 @@ def planned_model(config: SynthesisConfig) -> tuple[Path, ModelSpec]:
     return folder, bundle
 
 
-def volume_generator(plan: Plan, settings: GeneratorSettings) -> VolumeGenerator:
+def volume_generator(
+    plan: Plan, settings: GeneratorSettings, scan: npt.NDArray[np.float32] | None = None
+) -> VolumeGenerator:
     """The maker of a planned generation, which needs torch; each worker builds its own."""
     from brainsynth.generate import VolumeGenerator
 
-    return VolumeGenerator(plan, settings)
+    return VolumeGenerator(plan, settings, scan)
 
 
 def planned_labels(config: SynthesisConfig, folder: Path, bundle: ModelSpec) -> tuple[str | None, LabelTable | None]:

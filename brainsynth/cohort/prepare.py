@@ -11,9 +11,8 @@ from typing import Any
 import numpy.typing as npt
 import pandas as pd
 
-from brainsynth.cohort.intensity import robust_white, scale_intensities
 from brainsynth.cohort.label_table import read_label_table
-from brainsynth.cohort.scan import MISSING_LABELS, ScanRejected, load_labelled_scan
+from brainsynth.cohort.scan import MISSING_LABELS, ScanRejected, load_labelled_scan, scaled
 from brainsynth.cohort.source import Cells, Source, label_folder, not_read, person_of, read_source, source_table
 from brainsynth.config.schema import PrepareConfig, SourceConfig
 from brainsynth.covariates.distribution import check_distribution
@@ -288,10 +287,8 @@ class CohortPreparer:
                 config.intensity_rule,
                 config.source.assume_orientation,
             )
-            low, high = config.intensity_percentiles
-            robust = config.intensity_rule == "robust"
-            scaled = robust_white(image, high) if robust else scale_intensities(image, (low, high))
-            stored[0][...] = self.plan.volume.quantise(scaled)
+            intensities = scaled(image, config.intensity_rule, config.intensity_percentiles)
+            stored[0][...] = self.plan.volume.quantise(intensities)
             if labels is not None:
                 stored[1][...] = labels
         except ScanRejected as error:

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from brainsynth.cohort.intensity import Brightness, robust_brightness
+from brainsynth.cohort.intensity import Brightness, robust_brightness, robust_white, scale_intensities
 from brainsynth.cohort.intensity import ScanRejected as ScanRejected
 from brainsynth.cohort.scan_file import FileRejected, read_volume
+from brainsynth.config.schema import PreparationConfig
 from brainsynth.labels import BACKGROUND, LabelTable
 from brainsynth.volume import VolumeSpec, resample, resample_labels
 
@@ -86,6 +87,21 @@ def load_labelled_scan(
     if labels is not None:
         facts |= _identity("labels", Path(label_path))
     return conformed, None if labels is None else resample_labels(labels, affine, volume), facts
+
+
+def scaled(image: npt.NDArray[np.float32], rule: str, percentiles: tuple[float, float]) -> npt.NDArray[np.float32]:
+    """A loaded scan's intensities in [0, 1], by the rule that it was loaded with. Raises ScanRejected."""
+    return robust_white(image, percentiles[1]) if rule == "robust" else scale_intensities(image, percentiles)
+
+
+def prepared_scan(
+    path: str, mask_path: str, volume: VolumeSpec, preparation: PreparationConfig, max_file_mib: int = 1024
+) -> tuple[npt.NDArray[np.float32], str]:
+    """One scan as the cohort of a bundle would give it back, and the sha256 of its file. Raises ScanRejected."""
+    rule = preparation.intensity_rule
+    image, facts = load_scan(path, mask_path, volume, preparation.center, max_file_mib, rule)
+    stored = volume.quantise(scaled(image, rule, preparation.intensity_percentiles))
+    return volume.dequantise(stored), str(facts["source_sha256"])
 
 
 def _identity(which: str, file: Path) -> dict[str, str | float]:

@@ -292,6 +292,15 @@ class SamplerConfig:
 
 
 @record
+class PreparationConfig:
+    """How the scans of a bundle's cohort were prepared (`PrepareConfig`): one more scan is prepared in the same way."""
+
+    intensity_rule: Literal["robust", "percentiles"]
+    intensity_percentiles: tuple[float, float]
+    center: Literal["world", "foreground"] = "world"
+
+
+@record
 class RecommendedConfig:
     """How a bundle should be sampled, as its model card says; `recommended.json` in the bundle, no part of its digest.
 
@@ -305,6 +314,8 @@ class RecommendedConfig:
     """Volumes in one stored object."""
     micro_batch: int = 2
     """Volumes that go through the network together on a CPU."""
+    preparation: Annotated[PreparationConfig | None, left_out_at(None)] = None
+    """For `brainsynth vary --scan`."""
 
 
 @record

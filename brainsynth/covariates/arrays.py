@@ -61,8 +61,11 @@ def to_frame(schema: CovariateSchema, values: Floats, codes: Ints) -> pd.DataFra
     return pd.DataFrame({name: columns[name] for name in schema.names})
 
 
-def thin_problems(schema: CovariateSchema, values: Floats, codes: Ints) -> list[str]:
-    """Why this cohort cannot be fitted: one line per covariate, or pair of covariates, that tells too little."""
+def thin_problems(schema: CovariateSchema, values: Floats, codes: Ints, one_category: bool = False) -> list[str]:
+    """Why this cohort cannot be fitted: one line per covariate, or pair of covariates, that tells too little.
+
+    `one_category`: a discrete covariate may have the same category in everybody.
+    """
     found = []
     continuous, discrete = continuous_covariates(schema), discrete_covariates(schema)
     known = np.isfinite(values)
@@ -71,7 +74,7 @@ def thin_problems(schema: CovariateSchema, values: Floats, codes: Ints) -> list[
     for c, column, has in columns:
         if has.sum() < _MIN_ROWS:
             found.append(f"{c.name}: {has.sum()} known values, at least {_MIN_ROWS} are needed")
-        elif np.unique(column[has]).size < 2:
+        elif np.unique(column[has]).size < 2 and not (one_category and c.kind != "continuous"):
             found.append(f"{c.name} is constant in the cohort: leave it out of the schema, or add people who differ")
     for i, j in itertools.combinations(range(len(continuous)), 2):
         both = int((known[:, i] & known[:, j]).sum())

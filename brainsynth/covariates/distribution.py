@@ -170,7 +170,9 @@ class CovariateDistribution:
         return copula.cell_distance(latent, codes, _cell_codes(self), means, scales, _correlation(self))
 
 
-def fit_distribution(table: pd.DataFrame, schema: CovariateSchema, where: str) -> CovariateDistribution:
+def fit_distribution(
+    table: pd.DataFrame, schema: CovariateSchema, where: str, one_category: bool = False
+) -> CovariateDistribution:
     """Fit the joint distribution of all covariates of `schema`.
 
     With `missing="indicator"` every row is used for what it has: a marginal from all its known values, a correlation
@@ -182,11 +184,12 @@ def fit_distribution(table: pd.DataFrame, schema: CovariateSchema, where: str) -
         table: cohort, one row per person, any further columns are ignored.
         schema: continuous, binary and categorical covariates; categories that the table lacks are never drawn.
         where: names the table in errors.
+        one_category: everybody may have the same category, as in a cohort of one site.
 
     Raises:
         UserError: bad values, fewer than 20 known values, a constant covariate, or too many combinations of categories.
     """
-    values, codes = check_distribution(table, schema, where)
+    values, codes = check_distribution(table, schema, where, one_category)
     levels = [np.unique(column[column >= 0]) for column in codes.T]
     combinations = list(itertools.product(*levels))  # the empty one, where no covariate is discrete
     cells = np.array(combinations, dtype=np.int64).reshape(len(combinations), len(levels))
@@ -200,12 +203,14 @@ def fit_distribution(table: pd.DataFrame, schema: CovariateSchema, where: str) -
     return replace(fitted, support_threshold=max(fitted.support_threshold, calibrated))
 
 
-def check_distribution(table: pd.DataFrame, schema: CovariateSchema, where: str) -> tuple[Floats, Ints]:
+def check_distribution(
+    table: pd.DataFrame, schema: CovariateSchema, where: str, one_category: bool = False
+) -> tuple[Floats, Ints]:
     """The values and codes of the rows that say anything. Raises UserError where they are too few to fit a distribution."""
     values, codes = to_arrays(schema, schema.validate(table, where))
     known = np.isfinite(values).any(axis=1) | (codes >= 0).any(axis=1)
     values, codes = values[known], codes[known]
-    problems = thin_problems(schema, values, codes)
+    problems = thin_problems(schema, values, codes, one_category)
     if problems:
         raise problems_error(f"{where}: {len(values)} rows, too few to fit a distribution", problems)
     return values, codes

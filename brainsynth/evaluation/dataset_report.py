@@ -46,7 +46,7 @@ def report_dataset(root: str, bundle: str | None) -> Path | None:
         raise UserError(f"{bundle} is not the bundle that {root} was made with")
     page = Page("brainsynth generation report", f"{root} · plan {plan.fingerprint[:16]}")
     page.text(
-        "Every volume here is synthetic: made by a generative model, of no real person. Not for diagnosis.", "warning"
+        f"Every volume here is synthetic: made by a generative model, {plan.whose}. Not for diagnosis.", "warning"
     )
     subjects = pd.read_parquet(io.BytesIO(store.read(SUBJECTS_KEY)))
     facts = _facts(store.read(SHARDS_KEY), dataset, plan)

@@ -19,13 +19,16 @@ GZIP_LEVEL = 1
 HEADER_BYTES = 348
 
 
-def nifti_bytes(image: npt.NDArray[np.float32 | np.uint8], volume: VolumeSpec, synthetic: bool) -> bytes:
-    """(X, Y, Z) intensities or labels (uint8) → an uncompressed .nii: sform and qform are the affine (code 2, aligned)."""
+def nifti_bytes(image: npt.NDArray[np.float32 | np.uint8], volume: VolumeSpec, whose: str) -> bytes:
+    """(X, Y, Z) intensities or labels (uint8) → an uncompressed .nii: sform and qform are the affine (code 2, aligned).
+
+    `whose`: of whom a generated image is; empty for a scan.
+    """
     nifti = nibabel.Nifti1Image(image, volume.affine)
     nifti.set_sform(volume.affine, code=2)
     nifti.set_qform(volume.affine, code=2)
     nifti.header.set_xyzt_units("mm")
-    nifti.header["descrip"] = b"AI-generated, of no real person; brainsynth" if synthetic else b"brainsynth"
+    nifti.header["descrip"] = f"AI-generated, {whose}; brainsynth" if whose else "brainsynth"
     if image.dtype == np.uint8:
         nifti.header.set_intent("label")
     else:
@@ -46,7 +49,7 @@ def _write_labels(path: Path, volumes: Iterable[ExportedVolume]) -> None:
 
 
 def _write_array(path: Path, values: npt.NDArray[np.float32 | np.uint8], volume: ExportedVolume) -> None:
-    data = nifti_bytes(values, volume.grid, volume.facts["synthetic"])
+    data = nifti_bytes(values, volume.grid, volume.facts["whose"])
     path.write_bytes(gzip.compress(data, GZIP_LEVEL, mtime=0))
 
 

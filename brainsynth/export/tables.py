@@ -51,6 +51,7 @@ def about(export: ExportPlan, subject: Subject) -> dict[str, Any]:
         "sample_id": subject.sample_id,
         "split": subject.split,
         "synthetic": export.plan.kind == "generated",
+        "whose": export.plan.whose,
         "covariates": subject.covariates,
         "units": units,
         **({} if subject.extrapolated is None else {"extrapolated": subject.extrapolated}),
@@ -93,7 +94,7 @@ def _description(export: ExportPlan) -> dict[str, Any]:
     what = f"plan {export.plan.fingerprint}"
     if synthetic:
         kind = "a latent diffusion model" if "sampler" in export.plan.identity else "a generator"
-        what = f"AI-generated images of no real person, made by {kind} ({_model(export)}); {what}"
+        what = f"AI-generated images {export.plan.whose}, made by {kind} ({_model(export)}); {what}"
     made = {"Name": "brainsynth", "Version": __version__, "Description": what}
     licence = {"License": export.model.licence} if export.model else {}
     name = "Synthetic T1w brain MRI (AI-generated)" if synthetic else "Prepared T1w brain MRI"
@@ -115,7 +116,7 @@ def _readme(export: ExportPlan, subjects: list[Subject]) -> str:
     plan, model = export.plan, export.model
     shape, spacing = "×".join(map(str, plan.volume.shape_xyz)), "×".join(f"{mm:g}" for mm in plan.volume.spacing_mm)
     whose = (
-        "Every image is SYNTHETIC: AI-generated, of no real person. Not for diagnosis."
+        f"Every image is SYNTHETIC: AI-generated, {plan.whose}. Not for diagnosis."
         if plan.kind == "generated"
         else "These images come from the cohort named in the dataset's plan; its terms apply."
     )

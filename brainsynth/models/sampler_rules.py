@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from brainsynth.bundle.spec import BundleSpec
 from brainsynth.config.schema import SamplerConfig
-from brainsynth.config.training import ScheduleConfig
+from brainsynth.config.training import DecoderChoice, ScheduleConfig
 from brainsynth.errors import UserError
 from brainsynth.models.schedule import Float64s, NoiseSchedule, flow_times, log_snr_timesteps, timesteps
 from brainsynth.models.solvers import Predict, StepNoise, ddim, dpmpp_2m, flow, heun
@@ -132,6 +132,20 @@ def check_sampler(schedule: ScheduleConfig, sampler: SamplerConfig, guidable: bo
             )
     if sampler.guidance_scale != 1 and not guidable:
         raise UserError("sampler.guidance_scale must be 1: this model was trained without conditioning dropout")
+
+
+def check_inversion(bundle: BundleSpec, sampler: SamplerConfig, decoder: DecoderChoice) -> None:
+    """Raises UserError where the flow of a bundle cannot be run from a scan to its noise and back."""
+    reasons = {
+        "its denoiser predicts no flow": bundle.schedule.prediction != "flow",
+        "its denoiser was distilled for few evaluations": bundle.few_steps is not None,
+        "its decoder draws noise (architecture.kind: pyramid)": bundle.autoencoder.kind == "pyramid",
+        "sampler.guidance_scale must be 1: with guidance the way back is another": sampler.guidance_scale != 1,
+        "decoder must be `own`: a distilled decoder has other errors": decoder != "own",
+    }
+    found = [reason for reason, holds in reasons.items() if holds]
+    if found:
+        raise UserError(f"--scan: the bundle {bundle.name} cannot take a scan: {'; '.join(found)}")
 
 
 def check_bundle_sampler(bundle: BundleSpec, sampler: SamplerConfig) -> None:

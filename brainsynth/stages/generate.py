@@ -11,13 +11,13 @@ from brainsynth.config.schema import SHIPPED_BUNDLE, GenerateConfig, RuntimeConf
 from brainsynth.errors import UserError
 from brainsynth.executors.dataset import dry_run, make_dataset
 from brainsynth.manifest import MODEL_KEY, ModelRecord
-from brainsynth.plan import ROW_COLUMNS
+from brainsynth.plan import ROW_COLUMNS, PersonScan
 from brainsynth.planning import plan_generation
 from brainsynth.records import seal
 from brainsynth.storage.work import Work
 
 
-def run(config: SynthesisConfig, rows: pd.DataFrame | None = None) -> Path | None:
+def run(config: SynthesisConfig, rows: pd.DataFrame | None = None, scan: PersonScan | None = None) -> Path | None:
     """Bundle + covariates → dataset and its report: what `brainsynth generate` does. The same call again resumes.
 
     With `runtime.workers: 0` it runs in this process, else on Ray: in the session that is there, on the cluster that
@@ -25,6 +25,7 @@ def run(config: SynthesisConfig, rows: pd.DataFrame | None = None) -> Path | Non
 
     Args:
         rows: what to generate in place of the rows that `config.covariates` names, validated by the bundle's schema.
+        scan: of the person whom all rows show.
 
     Returns:
         The path of report.html (None on an object store); the dataset is at `config.output`.
@@ -32,7 +33,7 @@ def run(config: SynthesisConfig, rows: pd.DataFrame | None = None) -> Path | Non
     Raises:
         UserError: a mistake in the config or its inputs, another plan at `config.output`, or a layout that cannot run.
     """
-    work = plan_generation(config, rows)
+    work = plan_generation(config, rows, scan)
     make_dataset(work, config.runtime)
     bundle = model_spec(config.bundle, config.options)
     model = ModelRecord(
@@ -95,9 +96,9 @@ def generate_dataset(
     return run(made, schema.validate(rows, "rows", allow_out_of_range=extrapolates, keep=ROW_COLUMNS))
 
 
-def describe(config: SynthesisConfig, rows: pd.DataFrame | None = None) -> str:
+def describe(config: SynthesisConfig, rows: pd.DataFrame | None = None, scan: PersonScan | None = None) -> str:
     """What generate would make, and about how long it takes."""
-    work = plan_generation(config, rows)
+    work = plan_generation(config, rows, scan)
     return f"{dry_run(work, config.runtime)}\n{_duration(work, config.runtime)}"
 
 
@@ -112,6 +113,6 @@ def _duration(work: Work, runtime: RuntimeConfig) -> str:
         from brainsynth.generate import seconds_per_volume
     except ModuleNotFoundError as error:
         return f"no estimate of the time: it is measured on one micro-batch, and {error.name} is not installed"
-    seconds = seconds_per_volume(work.plan, work.samples, work.arguments["settings"])
+    seconds = seconds_per_volume(work.plan, work.samples, work.arguments["settings"], work.arguments.get("scan"))
     minutes = seconds * work.plan.num_samples / max(1, runtime.workers) / 60
     return f"about {minutes:.1f} min of generation, by one micro-batch timed here"

@@ -56,6 +56,10 @@ def write(uri: str, bundle: str, output: Path) -> Recipe:
     spec = read_bundle(folder)
     if plan.kind != "generated" or spec.digest != plan.identity["bundle"]:
         raise UserError(f"--bundle: {bundle} is not the bundle that made {uri}")
+    if plan.derived_from_person:
+        raise UserError(
+            f"{uri} is derived from a real person's scan, which a recipe does not hold: it is not published"
+        )
     check_bundle_files(folder, spec)
     members = {name: store.read(name) for name in DATASET_FILES}
     members |= {f"{BUNDLE_FOLDER}/{f.name}": f.read_bytes() for f in sorted(folder.iterdir()) if f.is_file()}

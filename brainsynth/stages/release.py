@@ -80,6 +80,8 @@ def check_release(config: ReleaseConfig) -> Checked:
     plan = read_plan(store)
     if plan.kind != "generated":
         raise UserError(f"dataset: {config.dataset} holds {plan.kind} data; only generated datasets are released")
+    if plan.derived_from_person:
+        raise UserError(f"dataset: {config.dataset} is derived from a real person's scan: it is not released")
     try:
         manifest = unseal(DatasetManifest, store.read(DATASET_KEY), f"{store.uri}/{DATASET_KEY}")
     except FileNotFoundError:

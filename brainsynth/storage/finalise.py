@@ -132,6 +132,7 @@ def planned_facts(plan: Plan) -> dict[str, Any]:
         "facts": plan.identity,
         "synthetic": plan.kind == "generated",
         **({} if plan.labels is None else {"labels": plan.labels}),
+        **({"derived_from_person": True} if plan.derived_from_person else {}),
     }
 
 
@@ -285,7 +286,7 @@ def _bids_description(plan: Plan) -> dict[str, Any]:
 def _card(plan: Plan, counts: dict[str, int]) -> str:
     shape, spacing = plan.arrays[0].sample_shape, plan.volume.spacing_mm
     warning = (
-        "Every volume is SYNTHETIC: made by a generative model, of no real person. Not for diagnosis.\n"
+        f"Every volume is SYNTHETIC: made by a generative model, {plan.whose}. Not for diagnosis.\n"
         if plan.kind == "generated"
         else "These volumes come from the cohort named in plan.json; its terms apply.\n"
     )

@@ -55,6 +55,7 @@ def check_training(
     what: str,
     schema: CovariateSchema,
     array: str | None = None,
+    one_category: bool = False,
 ) -> None:
     """Raises UserError for data on which this training, or the denoiser's that follows, could not be finished.
 
@@ -71,7 +72,7 @@ def check_training(
         )
     if isinstance(config, DiffusionTrainConfig) or config.denoiser_follows:
         try:
-            check_distribution(_scans(train), schema, f"{what}: the training split of {uri}")
+            check_distribution(_scans(train), schema, f"{what}: the training split of {uri}", one_category)
         except UserError as error:
             hint = (
                 ""

@@ -83,9 +83,9 @@ class Inputs:
     covariates: CovariateSchema
     latents: LatentSpec
     fingerprint: str
-    keeps_gaussian: bool = False
-    """A denoiser that starts from a bundle's, on latents whitened as the bundle's, keeps its Gaussian model: few people
-    cannot say more about the covariance than the bundle's cohort did."""
+    of_bundle: bool = False
+    """Whether a bundle's autoencoder made the latents. A denoiser that starts from the bundle's then keeps its Gaussian
+    model, as few people cannot say more about the covariance, and a covariate may have one category in this cohort."""
 
 
 class DiffusionTask:
@@ -100,12 +100,12 @@ class DiffusionTask:
         self.schedule = NoiseSchedule(config.schedule)
         self.train = LatentTable(config.latents, "train", self.schema, self.latents)
         self.validation = LatentTable(config.latents, "validation", self.schema, self.latents)
-        self.distribution = fit_distribution(self.train.scans, self.schema, config.latents)
+        self.distribution = fit_distribution(self.train.scans, self.schema, config.latents, inputs.of_bundle)
         channels, x, y, z = self.latents.shape_cxyz
         denoiser = Denoiser(config.architecture, channels, self.schema.context_size, (x, y, z))
         if config.start_from is not None:
             load_start(denoiser, config.start_from, DIFFUSION_FILE, "denoiser", may_lack=FINEST)
-        if denoiser.gaussian is not None and not inputs.keeps_gaussian:
+        if denoiser.gaussian is not None and not (inputs.of_bundle and config.start_from is not None):
             model = denoiser.gaussian.latents
             fit_gaussian(model, self.train.mean, self.train.context, self.train.subjects)
         self.learner = Learner(denoiser.to(worker.device), worker, options, weight_decay=0.01)
@@ -236,9 +236,9 @@ def check(config: DiffusionTrainConfig) -> Inputs:
             "(every covariate at its lowest), not an unknown one"
         )
     data = with_start(plan.fingerprint, config.start_from, DIFFUSION_FILE)
-    check_training(config, config.latents, "latents", plan.covariates, array="mean")
-    keeps_gaussian = config.start_from is not None and WHITENED_AS in plan.identity
-    return Inputs(autoencoder, file, plan.covariates, read_latent_spec(store), data, keeps_gaussian)
+    of_bundle = WHITENED_AS in plan.identity
+    check_training(config, config.latents, "latents", plan.covariates, array="mean", one_category=of_bundle)
+    return Inputs(autoencoder, file, plan.covariates, read_latent_spec(store), data, of_bundle)
 
 
 TRAINING = Training("diffusion", check, DiffusionTask, DenoiserRun, older=(DiffusionRun,))

@@ -70,14 +70,14 @@ class View:
             raise KeyError(row)
         plan = self._rows.plan
         image = plan.volume.dequantise(self._image.read(row, self._image.box()))
-        return nifti_bytes(image, plan.volume, plan.kind == "generated")
+        return nifti_bytes(image, plan.volume, plan.whose)
 
     def labels(self, row: int) -> bytes:
         """The label map of a row as `volume` gives its image, uint8. Raises KeyError where there is none, too."""
         if row not in self._whole or not self._labels:
             raise KeyError(row)
         (labels,), plan = self._labels, self._rows.plan
-        return nifti_bytes(labels.read(row, labels.box()), plan.volume, plan.kind == "generated")
+        return nifti_bytes(labels.read(row, labels.box()), plan.volume, plan.whose)
 
     def _remember(self) -> None:
         table = self._rows.table

@@ -429,3 +429,20 @@ def test_fit_is_deterministic_and_does_not_touch_the_table() -> None:
     before = table.copy()
     assert fit_distribution(table, SCHEMA, "x") == fit_distribution(table, SCHEMA, "x")
     pd.testing.assert_frame_equal(table, before)
+
+
+def test_a_cohort_of_one_category_may_be_fitted_where_a_model_knows_more() -> None:
+    rng = np.random.default_rng(0)
+    schema = CovariateSchema(
+        covariates=(
+            Covariate(name="age", kind="continuous", unit="years", low=18.0, high=95.0),
+            Covariate(name="site", kind="binary", categories=("a", "b")),
+        )
+    )
+    table = pd.DataFrame({"age": rng.uniform(20, 90, 40), "site": "b"})
+    with pytest.raises(UserError, match="site is constant in the cohort"):
+        fit_distribution(table, schema, "one site")
+    drawn = fit_distribution(table, schema, "one site", one_category=True).draw(50, 0)
+    assert set(drawn["site"]) == {"b"}
+    with pytest.raises(UserError, match="age is constant in the cohort"):
+        fit_distribution(table.assign(age=50.0), schema, "one age", one_category=True)
