@@ -28,6 +28,7 @@ from brainsynth.labels import DSEG, LOST, Label, LabelTable
 from brainsynth.records import digest, from_dict, left_out_at, record, to_dict
 from brainsynth.volume import StoredCodec, VolumeSpec
 
+NOBODY = "of no real person"
 ROW_COLUMNS = ("sample_id", "noise_seed")
 """What a table of rows may say apart from covariates; see `generation_samples`."""
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,6})?")
@@ -195,7 +196,7 @@ class Plan:
         """Of whom generated volumes are, in words for cards, headers and pictures; empty for others."""
         if self.kind != "generated":
             return ""
-        return "DERIVED FROM A REAL PERSON'S SCAN" if self.derived_from_person else "of no real person"
+        return "DERIVED FROM A REAL PERSON'S SCAN" if self.derived_from_person else NOBODY
 
     def raw_bytes(self) -> int:
         """Uncompressed size of all arrays."""

@@ -82,7 +82,7 @@ def _identify(image: Dataset, volume: ExportedVolume, series: str, index: int) -
     if isinstance(age, int | float) and 0 <= age < 1000:
         image.PatientAge = f"{round(age):03d}Y"
     asked = ", ".join(f"{name} {value}" for name, value in covariates.items())
-    mark = f"AI-generated, {facts['whose']}, not for diagnosis. Asked of the model: " if synthetic else ""
+    mark = f"AI-generated, {volume.whose}, not for diagnosis. Asked of the model: " if synthetic else ""
     image.ImageComments = f"{mark}{asked}"[:10240]
     image.StudyDescription, image.SeriesDescription = "Synthetic T1w brain MRI" if synthetic else "T1w brain MRI", "T1w"
     for keyword in _EMPTY:

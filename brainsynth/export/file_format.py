@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brainsynth.labels import LabelTable
+from brainsynth.plan import NOBODY
 from brainsynth.volume import VolumeSpec
 
 
@@ -32,6 +33,11 @@ class ExportedVolume:
     def image(self) -> npt.NDArray[np.float32]:
         """(X, Y, Z) intensities in [0, 1]."""
         return self.grid.dequantise(self.stored)
+
+    @property
+    def whose(self) -> str:
+        """Of whom a generated image is (`Plan.whose`); empty for a scan."""
+        return str(self.facts.get("whose", NOBODY)) if self.facts["synthetic"] else ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,7 +49,7 @@ def _write_labels(path: Path, volumes: Iterable[ExportedVolume]) -> None:
 
 
 def _write_array(path: Path, values: npt.NDArray[np.float32 | np.uint8], volume: ExportedVolume) -> None:
-    data = nifti_bytes(values, volume.grid, volume.facts["whose"])
+    data = nifti_bytes(values, volume.grid, volume.whose)
     path.write_bytes(gzip.compress(data, GZIP_LEVEL, mtime=0))
 
 

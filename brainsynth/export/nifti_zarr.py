@@ -27,7 +27,7 @@ def _write_labels(path: Path, volumes: Iterable[ExportedVolume]) -> None:
 
 def _write_array(path: Path, values: npt.NDArray[Any], volume: ExportedVolume, suffix: str) -> None:
     group = write_image(path, values, volume, suffix)
-    header = nifti_bytes(values, volume.grid, volume.facts["whose"])[:HEADER_BYTES]
+    header = nifti_bytes(values, volume.grid, volume.whose)[:HEADER_BYTES]
     stored = group.create_array(
         "nifti", shape=(HEADER_BYTES,), chunks=(HEADER_BYTES,), dtype="uint8", compressors=None, fill_value=0
     )

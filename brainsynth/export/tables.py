@@ -51,7 +51,7 @@ def about(export: ExportPlan, subject: Subject) -> dict[str, Any]:
         "sample_id": subject.sample_id,
         "split": subject.split,
         "synthetic": export.plan.kind == "generated",
-        "whose": export.plan.whose,
+        **({"whose": export.plan.whose} if export.plan.derived_from_person else {}),
         "covariates": subject.covariates,
         "units": units,
         **({} if subject.extrapolated is None else {"extrapolated": subject.extrapolated}),
