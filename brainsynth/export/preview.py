@@ -24,9 +24,7 @@ def preview(uri: str, count: int) -> bytes:
     table = dataset.table[["sample_id", *plan.covariates.names]].assign(split=dataset.splits).iloc[:count]
     volumes = [
         {
-            "bytes": gzip.compress(
-                nifti_bytes(dataset.volume(place), plan.volume, plan.kind == "generated"), GZIP_LEVEL, mtime=0
-            ),
+            "bytes": gzip.compress(nifti_bytes(dataset.volume(place), plan.volume, plan.whose), GZIP_LEVEL, mtime=0),
             "path": f"sub-{name}_T1w.nii.gz",
         }
         for place, name in enumerate(table["sample_id"])
