@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -106,8 +106,7 @@ def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None, s
         use_gpu=config.runtime.gpus_per_worker > 0,
         exact_rewrites=config.runtime.exact_rewrites,
     )
-    arguments: dict[str, Any] = {"plan": plan, "settings": settings}
-    arguments |= {} if scan is None else {"scan": scan.volume}
+    arguments = {"plan": plan, "settings": settings, "scan": None if scan is None else scan.volume}
     return Work(settings.root, plan, samples, volume_generator, arguments)
 
 
