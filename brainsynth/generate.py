@@ -164,8 +164,11 @@ class VolumeGenerator:
         """Keep what passed. Those that the gate refuses are drawn again, together, from their next seeds."""
         for index, (place, judged) in enumerate(zip(last.places, last.judged, strict=True)):
             volume, verdict, took_s = judged.result()
+            labels = None if last.maps is None else last.maps[index]
+            if verdict is not None and volume is not None:
+                labels, verdict = self._count(volume, labels, verdict, rows.iloc[place], seconds)
             drawn[place].add(volume, verdict)
-            drawn[place].labels = None if last.maps is None else last.maps[index]
+            drawn[place].labels = labels
             if verdict is not None:
                 seconds["gate_s"] = seconds.get("gate_s", 0.0) + took_s
         self._label([drawn[place] for place in last.places], seconds)
@@ -190,15 +193,40 @@ class VolumeGenerator:
         read = volume if stored is None else self.plan.volume.dequantise(stored)
         return stored, self.gatekeeper.judge(read, asked), time.monotonic() - began
 
+    def _count(
+        self,
+        volume: Voxels,
+        labels: npt.NDArray[np.uint8] | None,
+        verdict: Verdict,
+        row: pd.Series,
+        seconds: dict[str, float],
+    ) -> tuple[npt.NDArray[np.uint8] | None, Verdict]:
+        """Label map and verdict, where the gate counts volumes and has let this one pass so far."""
+        if (
+            self.gatekeeper is None
+            or self.plan.labels is None
+            or not (self.gatekeeper.rules.counted and verdict.passed)
+        ):
+            return labels, verdict
+        labels = self._labelled(volume, seconds) if labels is None else labels
+        volumes_ml = self.plan.labels.volumes_ml(labels, self.plan.volume.voxel_ml)
+        named = {label.name: volumes_ml[label.column] for label in self.plan.labels.labels}
+        asked = {name: float(row[name]) for name in self.gatekeeper.rules.counted}
+        return labels, self.gatekeeper.count(verdict, named, asked)
+
     def _label(self, drawn: list[Drawn], seconds: dict[str, float]) -> None:
-        """The label map of each volume that is kept. One at a time: it then follows from the stored image alone."""
-        if self.labeller is None:
-            return
-        began = time.monotonic()
+        """The label map of each volume that is kept and has none yet."""
         for one in drawn:
-            if one.volume is not None:
-                (one.labels,) = self.labeller(self.plan.volume.dequantise(one.volume)[None])
+            if self.labeller is not None and one.volume is not None and one.labels is None:
+                one.labels = self._labelled(one.volume, seconds)
+
+    def _labelled(self, volume: Voxels, seconds: dict[str, float]) -> npt.NDArray[np.uint8]:
+        """One volume's label map. One at a time: it then follows from the stored image alone."""
+        assert self.labeller is not None
+        began = time.monotonic()
+        labels: npt.NDArray[np.uint8] = self.labeller(self.plan.volume.dequantise(volume)[None])[0]
         seconds["label_s"] = seconds.get("label_s", 0.0) + time.monotonic() - began
+        return labels
 
     def volumes(self, rows: pd.DataFrame, seconds: dict[str, float]) -> Voxels:
         """(B, X, Y, Z) stored voxels, where the device has quantised them, else float32 images in [0, 1].

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from brainsynth.config.gate import CountedConfig
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import DecoderChoice, Precision
 from brainsynth.covariates.names import clashing
@@ -87,7 +88,9 @@ class GateRules:
     tolerance: dict[str, float]
     """Covariate → largest distance of measured from asked, in its unit."""
     measures: tuple[str, ...]
-    """Covariates that the gate measures on every volume that its checks let pass."""
+    """Covariates that are measured on every volume that the checks let pass."""
+    counted: Annotated[dict[str, CountedConfig], left_out_at({})] = field(default_factory=dict)
+    """Those of them that are counted on the label map."""
 
 
 @record

@@ -81,12 +81,13 @@ def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None, s
         table = config.covariates.table if isinstance(config, GenerateConfig) else None
         raise UserError(f"{table}: {error}" if table else str(error)) from None
     labeller, labels = planned_labels(config, folder, bundle)
+    gate = None if config.gate is None else planned_rules(config.gate, folder, bundle, labels)
     identity = GenerationIdentity(
         bundle=bundle.digest,
         sampler=config.sampler,
         precision=config.precision,
         base_seed=config.base_seed,
-        gate=None if config.gate is None else planned_rules(config.gate, folder, bundle),
+        gate=gate,
         decoder=config.decoder,
         options=config.options,
         labeller=labeller,
@@ -168,7 +169,7 @@ def planned_labels(config: SynthesisConfig, folder: Path, bundle: ModelSpec) -> 
     return labeller.digest, labeller.labels
 
 
-def planned_rules(config: GateConfig, folder: Path, bundle: ModelSpec) -> GateRules:
+def planned_rules(config: GateConfig, folder: Path, bundle: ModelSpec, labels: LabelTable | None) -> GateRules:
     """What the bundle's gate may refuse. Raises UserError when it has none, or the config does not suit it."""
     from brainsynth.gate.file import load_bundle_gate  # and with it SciPy's image filters: only a dataset with a gate
     from brainsynth.gate.rules import gate_rules
@@ -178,7 +179,14 @@ def planned_rules(config: GateConfig, folder: Path, bundle: ModelSpec) -> GateRu
             f"gate: the bundle {folder} has no quality gate; export it again with gate in the config of "
             "brainsynth export-bundle, or leave gate out here"
         )
-    return gate_rules(config, load_bundle_gate(folder, bundle), bundle.weights[GATE_FILE])
+    continuous = {one.name for one in bundle.covariates.covariates if one.kind == "continuous"}
+    other = sorted(set(config.counted) - continuous)
+    if other:
+        raise UserError(
+            f"gate.counted: {', '.join(other)}: not a continuous covariate of the bundle, which has "
+            f"{', '.join(sorted(continuous))}"
+        )
+    return gate_rules(config, load_bundle_gate(folder, bundle), bundle.weights[GATE_FILE], labels)
 
 
 def covariate_rows(source: CovariateSource, bundle: ModelSpec) -> pd.DataFrame:

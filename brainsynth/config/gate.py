@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
 
-from brainsynth.records import record
+from brainsynth.records import left_out_at, record
 
 
 @record
@@ -26,6 +26,21 @@ class GateFitConfig:
 
 
 @record
+class CountedConfig:
+    """A volume that is counted on the label map."""
+
+    structures: tuple[str, ...]
+    """Names in the label table whose volumes in ml add up to it."""
+    slope: float = 1.0
+    """With `intercept`: counted ml = intercept + slope · covariate, where two segmentations differ."""
+    intercept: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.structures or not self.slope > 0:
+            raise ValueError("counted: give at least one structure, and a slope above 0")
+
+
+@record
 class GateConfig:
     """What becomes of a generated volume that fails the bundle's gate; part of a dataset's identity."""
 
@@ -37,6 +52,8 @@ class GateConfig:
     """Continuous covariate → largest allowed distance of measured from asked, in the covariate's unit."""
     tolerance_errors: dict[str, float] = field(default_factory=dict)
     """The same in multiples of the ruler's own mean absolute error on people that it was not fitted on."""
+    counted: Annotated[dict[str, CountedConfig], left_out_at({})] = field(default_factory=dict)
+    """Covariates of `tolerance` that are counted on the label map instead of measured by the gate; needs label maps."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_attempts <= 100:
@@ -46,3 +63,6 @@ class GateConfig:
         both = sorted(set(self.tolerance) & set(self.tolerance_errors))
         if both:
             raise ValueError(f"{', '.join(both)}: give tolerance or tolerance_errors, not both")
+        free = sorted(set(self.counted) - set(self.tolerance))
+        if free:
+            raise ValueError(f"counted: {', '.join(free)}: give its tolerance, too")

@@ -17,10 +17,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from brainsynth import open_dataset, planning
 from brainsynth.bundle.files import file_sha256, read_bundle
 from brainsynth.bundle.spec import BUNDLE_FILE, GATE_FILE
-from brainsynth.config.schema import ExportConfig, GenerateConfig
+from brainsynth.config.schema import ExportConfig, GenerateConfig, RuntimeConfig
 from brainsynth.errors import UserError
+from brainsynth.executors.dataset import make_dataset
 from brainsynth.gate.file import load_gate, save_gate
 from brainsynth.gate.gate import CHECKS, QualityGate
 from brainsynth.generate import VolumeGenerator
@@ -32,7 +34,9 @@ from brainsynth.storage.commit import write_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.finalise import SUBJECTS_KEY
 from brainsynth.storage.verify import verify_dataset
+from brainsynth.storage.work import Work
 from tests.integration.test_bad_input import run_job
+from tests.integration.test_generated_labels import TABLE, labelled_work
 from tests.integration.test_regenerate import brainsynth
 from tests.line import Line, as_config
 
@@ -103,8 +107,6 @@ def test_refused_rows_are_drawn_again_then_set_aside(
     row = int(redrawn.index[0])
     one = maker.samples.iloc[[row]]
     again = maker.volumes(one.assign(seed=[attempt_seed(int(one["seed"].iloc[0]), 1)]), {"sample_s": 0, "decode_s": 0})
-    from brainsynth import open_dataset
-
     data = open_dataset(str(root))
     stored = data.volume(list(data.rows).index(row))
     assert np.abs(stored - again[0]).max() <= 2.0**-10  # made alone it may round otherwise than in its micro-batch
@@ -275,3 +277,67 @@ def test_judging_while_the_next_are_drawn_changes_nothing(
     np.testing.assert_array_equal(plain.arrays[0], overlapped.arrays[0])
     assert list(plain.samples) == list(overlapped.samples)
     assert any(int(sample.extra["gate_attempts"]) > 1 for sample in plain.samples)
+
+
+COUNTED = {"ventricular_volume": {"structures": ["band 1", "band 2"], "intercept": 3.0}}
+
+
+def counting(
+    line: Line, bundle: str, folder: Path, tolerance: float, monkeypatch: pytest.MonkeyPatch, **counted: Any
+) -> Work:
+    """A generation whose gate counts the ventricles on the label maps, and refuses for nothing else."""
+    monkeypatch.setattr(planning, "planned_labels", lambda *_: (None, TABLE))
+    folder.mkdir(exist_ok=True)
+    gate = {
+        "max_attempts": 2,
+        "exempt": SOFT,
+        "tolerance": {"ventricular_volume": tolerance},
+        "counted": counted or COUNTED,
+    }
+    return labelled_work(line, folder, bundle=bundle, gate=gate)
+
+
+def test_the_gate_counts_on_the_label_map(
+    line: Line, tight: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wide tolerance keeps all, and the count is in the manifest; one at the median refuses half of the volumes."""
+
+    def generated(folder: Path, tolerance: float) -> pd.DataFrame:
+        work = counting(line, tight, folder, tolerance, monkeypatch)
+        make_dataset(work, RuntimeConfig(workers=0, micro_batch=4))
+        assert verify_dataset(open_store(work.root)).ok
+        rows = pd.read_parquet(io.BytesIO(open_store(work.root).read(SUBJECTS_KEY)))
+        kept = rows[rows["status"] == "ok"]
+        counted = kept["label_volume_band_1"] + kept["label_volume_band_2"] - 3.0
+        np.testing.assert_allclose(kept["measured_ventricular_volume"], counted, rtol=1e-5)
+        return rows.assign(away=(rows["measured_ventricular_volume"] - rows["ventricular_volume"]).abs())
+
+    wide = generated(tmp_path / "wide", 1e6)
+    assert (wide["status"] == "ok").all()
+    middle = float(wide["away"].median())
+    narrow = generated(tmp_path / "narrow", middle)
+    assert narrow.loc[narrow["status"] == "ok", "away"].max() <= middle
+    assert (narrow["status"] == "ok").sum() >= 6
+    assert narrow["gate_refused"].str.contains("adherence.ventricular_volume").sum() >= 6
+
+
+@pytest.mark.parametrize(
+    ("counted", "says"),
+    [
+        ({"ventricular_volume": {"structures": ["band 9"]}}, "no structure band 9: the label maps have band 1"),
+        ({"sex": {"structures": ["band 1"]}}, "counted: sex: give its tolerance, too"),
+        ({"ventricular_volume": {"structures": []}}, "give at least one structure"),
+        ({"ventricular_volume": {"structures": ["band 1"], "slope": 0}}, "a slope above 0"),
+    ],
+)
+def test_a_count_that_cannot_be_made_is_refused(
+    line: Line, tight: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        counting(line, tight, tmp_path, 5.0, monkeypatch, **counted)
+
+
+def test_without_label_maps_nothing_is_counted(line: Line, tight: str, tmp_path: Path) -> None:
+    gate = {"tolerance": {"ventricular_volume": 5.0}, "counted": COUNTED}
+    with pytest.raises(UserError, match=r"this dataset has none: set labels to true"):
+        plan_generation(as_config(line.generate(tmp_path / "data", bundle=tight, gate=gate), GenerateConfig, tmp_path))
