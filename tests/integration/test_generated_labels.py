@@ -17,7 +17,7 @@ from brainsynth.evaluation.dataset_report import report_dataset
 from brainsynth.executors.dataset import make_dataset
 from brainsynth.generate import VolumeGenerator
 from brainsynth.labels import Label, LabelTable
-from brainsynth.plan import GeneratorSettings, Plan, ShardSpec, volume_arrays
+from brainsynth.plan import ShardSpec, volume_arrays
 from brainsynth.planning import plan_generation
 from brainsynth.stages import regenerate
 from brainsynth.storage.filesystem import open_store
@@ -37,8 +37,8 @@ def bands(images: F32) -> U8:
 class Labelled(VolumeGenerator):
     """A generator whose bundle has a labeller."""
 
-    def __init__(self, plan: Plan, settings: GeneratorSettings) -> None:
-        super().__init__(plan, settings)
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
         self.labeller = bands
 
 
