@@ -63,18 +63,7 @@ def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None, s
     if rows is None:
         assert isinstance(config, GenerateConfig), "a config without covariates needs rows"
         rows = covariate_rows(config.covariates, bundle)
-    extrapolated = bundle.extrapolated(rows)
-    if extrapolated.any():
-        log.warning(
-            "%d of %d rows lie outside the training support (a value, or an unusual combination of values): they are made, "
-            "and flagged `extrapolated` in the manifest",
-            extrapolated.sum(),
-            len(rows),
-        )
-    missing = rows[list(bundle.covariates.names)].isna().sum()
-    if missing.any():
-        counts = ", ".join(f"{name} in {count}" for name, count in missing.items() if count)
-        log.warning("empty cells: %s of %d rows; the model takes these values as unknown", counts, len(rows))
+    extrapolated = _looked_over(rows, bundle)
     try:
         samples = generation_samples(rows, bundle.covariates, config.base_seed, extrapolated)
     except UserError as error:
@@ -109,6 +98,23 @@ def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None, s
     )
     arguments = {"plan": plan, "settings": settings, "scan": None if scan is None else scan.volume}
     return Work(settings.root, plan, samples, volume_generator, arguments)
+
+
+def _looked_over(rows: pd.DataFrame, bundle: ModelSpec) -> npt.NDArray[np.bool_]:
+    """Which rows lie outside the training support; warns of them and of empty cells."""
+    extrapolated = bundle.extrapolated(rows)
+    if extrapolated.any():
+        log.warning(
+            "%d of %d rows lie outside the training support (a value, or an unusual combination of values): they are made, "
+            "and flagged `extrapolated` in the manifest",
+            extrapolated.sum(),
+            len(rows),
+        )
+    missing = rows[list(bundle.covariates.names)].isna().sum()
+    if missing.any():
+        counts = ", ".join(f"{name} in {count}" for name, count in missing.items() if count)
+        log.warning("empty cells: %s of %d rows; the model takes these values as unknown", counts, len(rows))
+    return extrapolated
 
 
 def planned_model(config: SynthesisConfig) -> tuple[Path, ModelSpec]:
