@@ -152,7 +152,7 @@ def ours(kind: Kind, size: Size, batch: int, device: torch.device) -> Callable[[
     )
     with made_up_latents(size):
         none: Any = None
-        inputs = diffusion.Inputs(none, size.spec.covariates, size.spec.latents, "made up")
+        inputs = diffusion.Inputs(none, Path(), size.spec.covariates, size.spec.latents, "made up")
         task = diffusion.DiffusionTask(config, inputs, Worker(config.runtime, Path()))
     if kind.channels_last:
         task.learner.network.to(memory_format=torch.channels_last_3d)

@@ -116,7 +116,7 @@ def diffusion_task(training: Any = paper.UNET, batch: int = 2, latents: Any = pa
     run = SimpleNamespace(
         architecture=(paper.AUTOENCODER if training is not paper.SMALL else paper.SMALL_AUTOENCODER).architecture
     )
-    inputs: Any = diffusion_training.Inputs(run, paper.COVARIATES, latents, "")  # type: ignore[arg-type]
+    inputs: Any = diffusion_training.Inputs(run, Path(), paper.COVARIATES, latents, "")  # type: ignore[arg-type]
     worker: Any = paper.OneGpu(config.runtime.micro_batch)
     with ExitStack() as stack:
         for name, value in (
@@ -126,7 +126,6 @@ def diffusion_task(training: Any = paper.UNET, batch: int = 2, latents: Any = pa
         ):
             stack.enter_context(mock.patch.object(diffusion_training, name, value))
         task = diffusion_training.DiffusionTask(config, inputs, worker)
-    task._autoencoder_file = Path  # type: ignore[method-assign]
     return task
 
 
