@@ -97,6 +97,7 @@ def test_a_generation(line: Line, ray_cluster: None, tmp_path: Path) -> None:
     assert {"sample", "decode", "finish", "encode", "write"} <= set(exported(work.root, STAGE_SECONDS, "stage"))
 
 
+@pytest.mark.slow
 def test_rejected_and_failed_rows_are_counted_as_what_they_are(ray_cluster: None, tmp_path: Path) -> None:
     work = noise_work(str(tmp_path / "data"), 8, 2, 0.01, str(tmp_path / "diary"))
     work.build_maker = SomeBadRows

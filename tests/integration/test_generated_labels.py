@@ -37,8 +37,8 @@ def bands(images: F32) -> U8:
 class Labelled(VolumeGenerator):
     """A generator whose bundle has a labeller."""
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
         self.labeller = bands
 
 

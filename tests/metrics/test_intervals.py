@@ -61,6 +61,7 @@ def test_a_biased_statistic_is_corrected_as_scipy_does():
     assert found.low > plain.low + 0.05 * (found.high - found.low)
 
 
+@pytest.mark.slow
 def test_it_covers_as_often_as_it_says():
     rng = np.random.default_rng(3)
     found = [
