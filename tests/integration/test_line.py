@@ -84,6 +84,7 @@ def test_same_plan_same_voxels_whoever_runs_it(line: Line, ray_cluster: None, tm
     assert np.abs(first.volume(0) - first.volume(1)).max() > 10 * TOLERANCE  # the subjects do differ
 
 
+@pytest.mark.slow
 def test_driver_killed_half_way_same_command_same_dataset(line: Line, tmp_path: Path) -> None:
     runtime = {"workers": 1, "cpus_per_worker": 0.5, "micro_batch": 1, "threads_per_worker": 1}
     changes = {"covariates": {"draw": 36}, "sampler": {"method": "ab2", "steps": 20}}

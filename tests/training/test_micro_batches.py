@@ -81,6 +81,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "randn_like", lambda x, **_: torch.zeros_like(x))
 
 
+@pytest.mark.slow
 def test_micro_batches_and_recomputed_blocks_change_rounding_alone(line: Line, tmp_path: Path, silent: None) -> None:
     whole = trained(line, tmp_path, "whole", {})
     for name, runtime in (("parts", {"micro_batch": 1}), ("uneven", {"micro_batch": 3})):
