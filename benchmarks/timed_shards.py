@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from brainsynth.bundle.files import file_sha256, read_bundle
+from brainsynth.bundle.files import read_bundle
 from brainsynth.bundle.spec import BUNDLE_FILE, GATE_FILE
 from brainsynth.executors import ray_data
 from brainsynth.gate.features import Measured, measure
@@ -26,6 +26,7 @@ from brainsynth.instruments.linear_ruler import LinearRuler
 from brainsynth.instruments.tissue_features import tissue_length
 from brainsynth.plan import ShardSpec
 from brainsynth.records import seal
+from brainsynth.storage.whole_file import file_sha256
 
 Volumes = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 

@@ -53,22 +53,21 @@ def measured(first: pd.Series, seconds: pd.DataFrame, spec: BundleSpec) -> dict[
     made = generator.predict(generator.person, pd.concat([larger, older]))
     others = {str(row["participant_id"]): person_of(row, spec)[0].volume for _, row in seconds.iterrows()}
     distances = {name: difference(made[0], volume, scan) for name, volume in others.items()}
-    name = str(first["participant_id"])
+    name, measured = str(first["participant_id"]), gate.measure_covariates(scan)
     return {
         "seen_in_training": bool(first["seen"]),
         "retest": difference(scan, others[name], scan),
         "retest_measured_change": {
-            key: value - gate.measure_covariates(scan)[key]
-            for key, value in gate.measure_covariates(others[name]).items()
+            key: value - measured[key] for key, value in gate.measure_covariates(others[name]).items()
         },
         "nearest_other_person": min(difference(scan, v, scan) for key, v in others.items() if key != name),
         "composition": composition(generator),
         "reversibility": reversibility(generator, made[0], larger),
         "asked_change_ml": float(own["ventricular_volume"].iloc[0] * (LARGER - 1)),
-        "larger": point(gate, scan, made[0]),
-        "older": point(gate, scan, made[1]),
+        "larger": point(gate, scan, measured, made[0]),
+        "older": point(gate, scan, measured, made[1]),
         "own_retest_is_nearest": min(distances, key=lambda key: distances[key]) == name,
-        "scan_passes_gate": bool(point(gate, scan, scan)["gate_passed"]),
+        "scan_passes_gate": bool(point(gate, scan, measured, scan)["gate_passed"]),
     }
 
 

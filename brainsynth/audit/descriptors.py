@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from brainsynth.audit.memorisation import Spaces
-from brainsynth.bundle.files import file_sha256
 from brainsynth.config.schema import RuntimeConfig
 from brainsynth.errors import UserError
 from brainsynth.instruments.alignment import (
@@ -38,6 +37,7 @@ from brainsynth.records import digest
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_commits, read_plan
 from brainsynth.storage.filesystem import Store, open_store
+from brainsynth.storage.whole_file import file_sha256
 from brainsynth.storage.work import ShardOutput, Work
 from brainsynth.volume import VolumeSpec, voxel_sha256
 

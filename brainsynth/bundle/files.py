@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Protocol
 
@@ -12,12 +11,7 @@ from brainsynth.config.training import DecoderChoice
 from brainsynth.errors import UserError
 from brainsynth.records import unseal
 from brainsynth.storage.filesystem import local_folder
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 (hex) of a file's bytes."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+from brainsynth.storage.whole_file import file_sha256
 
 
 def bundle_folder(bundle: str, what: str = "bundle") -> Path:

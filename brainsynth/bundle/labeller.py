@@ -10,12 +10,11 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from brainsynth.bundle.files import file_sha256
 from brainsynth.config.architectures import LabellerArchitecture
 from brainsynth.errors import UserError
 from brainsynth.labels import LabelTable
 from brainsynth.records import digest, record, seal, unseal
-from brainsynth.storage.whole_file import write_whole
+from brainsynth.storage.whole_file import file_sha256, write_whole
 from brainsynth.volume import VolumeSpec
 
 LABELLER_RECORD = "labeller.json"

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from brainsynth.cohort.scan import MISSING_LABELS, file_sha256
+from brainsynth.cohort.scan import MISSING_LABELS
 from brainsynth.errors import UserError
 from brainsynth.manifest import SampleRecord
 from brainsynth.plan import Plan
 from brainsynth.storage.commit import committed_of, read_commit, read_plan, read_samples
 from brainsynth.storage.filesystem import Store
+from brainsynth.storage.whole_file import file_sha256
 
 CLOCK_S = 60.0
 """Clocks of the machines that wrote the file and the record may differ by this much."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from brainsynth.cohort.intensity import ScanRejected as ScanRejected
 from brainsynth.cohort.scan_file import FileRejected, read_volume
 from brainsynth.config.schema import PreparationConfig
 from brainsynth.labels import BACKGROUND, LabelTable
+from brainsynth.storage.whole_file import file_sha256
 from brainsynth.volume import VolumeSpec, resample, resample_labels
 
 HEAD_MM = 160.0
@@ -112,12 +112,6 @@ def _identity(which: str, file: Path) -> dict[str, str | float]:
         f"{which}_bytes": status.st_size,
         f"{which}_mtime": round(status.st_mtime, 6),
     }
-
-
-def file_sha256(file: Path) -> str:
-    """Digest (hex) of a file's bytes."""
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _mask(

@@ -38,12 +38,14 @@ def reversibility(generator: ScanGenerator, volume: Images, row: pd.DataFrame) -
     return difference(generator.scan, back, generator.scan)
 
 
-def point(gate: QualityGate | None, scan: Images, volume: Images) -> dict[str, Any]:
-    """Of one counterfactual: its difference from the scan and, with a gate, measured covariates and the gate's score."""
+def point(gate: QualityGate | None, scan: Images, own: dict[str, float], volume: Images) -> dict[str, Any]:
+    """Of one counterfactual: its difference from the scan and, with a gate, measured covariates and the gate's score.
+
+    `own`: what the gate measures on the scan.
+    """
     found: dict[str, Any] = {"difference_from_scan": difference(volume, scan, scan)}
     if gate is None:
         return found
-    own = gate.measure_covariates(scan)
     for name, value in gate.measure_covariates(volume).items():
         found |= {f"measured_{name}": value, f"measured_change_{name}": value - own[name]}
     judged = gate.exempting(*TEXTURE).check(volume)

@@ -37,6 +37,11 @@ def nifti_bytes(image: npt.NDArray[np.float32 | np.uint8], volume: VolumeSpec, w
     return data
 
 
+def packed_nifti(image: npt.NDArray[np.float32 | np.uint8], volume: VolumeSpec, whose: str) -> bytes:
+    """`nifti_bytes` as a .nii.gz; equal volumes give equal bytes."""
+    return gzip.compress(nifti_bytes(image, volume, whose), GZIP_LEVEL, mtime=0)
+
+
 def _write(path: Path, volumes: Iterable[ExportedVolume]) -> None:
     (volume,) = volumes
     _write_array(path, volume.image, volume)
@@ -49,8 +54,7 @@ def _write_labels(path: Path, volumes: Iterable[ExportedVolume]) -> None:
 
 
 def _write_array(path: Path, values: npt.NDArray[np.float32 | np.uint8], volume: ExportedVolume) -> None:
-    data = nifti_bytes(values, volume.grid, volume.whose)
-    path.write_bytes(gzip.compress(data, GZIP_LEVEL, mtime=0))
+    path.write_bytes(packed_nifti(values, volume.grid, volume.whose))
 
 
 FORMAT = FileFormat(

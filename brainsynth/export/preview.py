@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from brainsynth.export.nifti import GZIP_LEVEL, nifti_bytes
+from brainsynth.export.nifti import packed_nifti
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store
@@ -24,7 +23,7 @@ def preview(uri: str, count: int) -> bytes:
     table = dataset.table[["sample_id", *plan.covariates.names]].assign(split=dataset.splits).iloc[:count]
     volumes = [
         {
-            "bytes": gzip.compress(nifti_bytes(dataset.volume(place), plan.volume, plan.whose), GZIP_LEVEL, mtime=0),
+            "bytes": packed_nifti(dataset.volume(place), plan.volume, plan.whose),
             "path": f"sub-{name}_T1w.nii.gz",
         }
         for place, name in enumerate(table["sample_id"])

@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from brainsynth.bundle.files import file_sha256
 from brainsynth.config.evaluation import SEGMENTED, VENTRICLES, EvaluateConfig
 from brainsynth.errors import UserError
 from brainsynth.instruments.counting import StructureCounter, planned_labeller
@@ -37,6 +36,7 @@ from brainsynth.reading.dataset import SyntheticDataset, open_dataset, open_inpu
 from brainsynth.storage.arrays import empty_arrays
 from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import open_store, resolve_uri
+from brainsynth.storage.whole_file import file_sha256
 from brainsynth.storage.work import ShardOutput, Work
 from brainsynth.volume import VolumeSpec, resample
 

@@ -21,7 +21,6 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
-from brainsynth.bundle.files import file_sha256
 from brainsynth.config.evaluation import SegmentationConfig
 from brainsynth.errors import UserError
 from brainsynth.models import segmenter as networks
@@ -29,6 +28,7 @@ from brainsynth.models.device import able
 from brainsynth.models.segmenter import STRUCTURES
 from brainsynth.records import record
 from brainsynth.storage.filesystem import resolve_uri
+from brainsynth.storage.whole_file import file_sha256
 from brainsynth.volume import VolumeSpec, resample
 
 F32 = npt.NDArray[np.float32]

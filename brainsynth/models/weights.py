@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from brainsynth.bundle.files import file_sha256
 from brainsynth.errors import UserError
+from brainsynth.storage.whole_file import file_sha256
 
 
 def save_weights(module: nn.Module, path: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save
 
-from brainsynth.bundle.files import bundle_folder, check_bundle_files, file_sha256, read_bundle
+from brainsynth.bundle.files import bundle_folder, check_bundle_files, read_bundle
 from brainsynth.bundle.labeller import (
     LABELLER_FILE,
     LABELLER_RECORD,
@@ -33,6 +33,7 @@ from brainsynth.labels import LabelTable
 from brainsynth.models.sampler_rules import check_bundle_sampler
 from brainsynth.records import seal
 from brainsynth.storage.filesystem import local_folder
+from brainsynth.storage.whole_file import file_sha256
 from brainsynth.training.runs import (
     AutoencoderRun,
     DenoiserRun,

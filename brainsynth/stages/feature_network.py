@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from brainsynth.bundle.files import file_sha256
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.instruments.alignment import to_working_grid, working_grid
 from brainsynth.instruments.feature_network import FeatureNetwork
@@ -20,6 +19,7 @@ from brainsynth.models.medicalnet import load_medicalnet
 from brainsynth.records import digest, to_dict
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store, resolve_uri
+from brainsynth.storage.whole_file import file_sha256
 from brainsynth.training.embedder import EmbedderTraining, train_embedder
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from brainsynth.bundle.files import check_bundle_files, file_sha256, read_bundle
+from brainsynth.bundle.files import check_bundle_files, read_bundle
 from brainsynth.bundle.recommended import write_recommended
 from brainsynth.bundle.spec import AUTOENCODER_FILE, BUNDLE_FILE, DIFFUSION_FILE, BundleSpec, LatentSpec
 from brainsynth.config.architectures import AutoencoderArchitecture, DiffusionArchitecture
@@ -31,6 +31,7 @@ from brainsynth.stages.export_bundle import new_bundle
 from brainsynth.storage.cells import read_cells
 from brainsynth.storage.filesystem import local_folder
 from brainsynth.storage.untrusted import plain_json
+from brainsynth.storage.whole_file import file_sha256
 from brainsynth.volume import VolumeSpec
 
 MD5 = {AUTOENCODER_FILE: "329e97b3085643ff235f11f049856242", DIFFUSION_FILE: "21c3047556fb671caf0556f1cce6ef22"}

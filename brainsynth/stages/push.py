@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brainsynth.errors import UserError, problems_error
-from brainsynth.stages.released import SIGNATURE_KEY, SUMS, changed, file_sha256, read_release, sums
+from brainsynth.stages.released import SIGNATURE_KEY, SUMS, changed, read_release, sums
 from brainsynth.stages.verify import RELEASE_KEY
 from brainsynth.storage.filesystem import local_folder
+from brainsynth.storage.whole_file import file_sha256
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from brainsynth.audit.verdict import AUDIT_KEY, AuditRecord, read_audit
-from brainsynth.bundle.files import file_sha256
 from brainsynth.bundle.generator import ModelSpec, model_spec
 from brainsynth.cards import pages
 from brainsynth.cards.croissant import croissant
@@ -46,7 +45,7 @@ from brainsynth.storage.filesystem import LocalStore, Store, check_apart, local_
 from brainsynth.storage.finalise import DATASET_KEY, SHARDS_KEY, SUBJECTS_KEY, finalise, pretty_json
 from brainsynth.storage.keys import only_of_desktop
 from brainsynth.storage.verify import VerifyReport, verify_dataset
-from brainsynth.storage.whole_file import whole_folder
+from brainsynth.storage.whole_file import file_sha256, whole_folder
 
 log = logging.getLogger(__name__)
 MAX_FILES, MAX_FOLDER, MAX_BYTES = 100_000, 10_000, 20 << 30
@@ -174,9 +173,10 @@ def run(config: ReleaseConfig) -> ReleaseRecord:
             size_bytes=sum(file.size_bytes for file in files),
             sums_sha256=file_sha256(folder / SUMS),
         )
-        (folder / RELEASE_KEY).write_bytes(seal(done))
+        sealed = seal(done)
+        (folder / RELEASE_KEY).write_bytes(sealed)
         if config.signing_key:
-            (folder / SIGNATURE_KEY).write_bytes(signing_key(config.signing_key).sign(seal(done)))
+            (folder / SIGNATURE_KEY).write_bytes(signing_key(config.signing_key).sign(sealed))
     print(
         f"{config.output}: {done.files} files, {done.size_bytes / 1e6:.1f} MB; check them with `sha256sum -c SHA256SUMS`"
     )

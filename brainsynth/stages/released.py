@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from brainsynth.errors import UserError
 from brainsynth.records import record, unseal
 from brainsynth.stages.verify import RELEASE_KEY
 from brainsynth.storage.keys import is_of_desktop
+from brainsynth.storage.whole_file import file_sha256
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -35,12 +35,6 @@ class ReleaseRecord:
     size_bytes: int
     sums_sha256: str
     """Of SHA256SUMS, and through it of every file."""
-
-
-def file_sha256(path: Path) -> str:
-    """Of a file of any size; needs no library of an extra."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_release(folder: Path) -> ReleaseRecord:

@@ -39,7 +39,7 @@ from brainsynth.gate.gate import QualityGate
 from brainsynth.models.counterfactual import ScanGenerator
 from brainsynth.models.sampler_rules import check_inversion
 from brainsynth.places import user_path
-from brainsynth.plan import ROW_COLUMNS, PersonScan, ScanIdentity, generation_identity
+from brainsynth.plan import ROW_COLUMNS, PersonScan, Plan, ScanIdentity, generation_identity
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.report import case_figures
 from brainsynth.report.montage import Volume
@@ -188,7 +188,8 @@ def make_case(case: Case) -> Path:
     generate.run(case.config, case.rows, case.person)
     volumes = _volumes(case)
     captions, marked = case.captions(), case.outside.tolist()
-    whose = read_plan(open_store(case.config.output)).whose
+    plan = read_plan(open_store(case.config.output))
+    whose = plan.whose
     side = len(case.sweeps[1].values) if len(case.sweeps) == 2 else 0
     columns = side or min(_COLUMNS, len(volumes))
     changes = case_figures.change(volumes, case.reference)
@@ -200,9 +201,10 @@ def make_case(case: Case) -> Path:
     folder = LocalStore(case.output)
     if case.person is not None:
         scan = case.person.volume
-        points = [{} if volume is None else point(case.gate, scan, volume) for volume in volumes]
+        own = {} if case.gate is None else case.gate.measure_covariates(scan)
+        points = [{} if volume is None else point(case.gate, scan, own, volume) for volume in volumes]
         series = pd.concat([series, pd.DataFrame(points, index=series.index)], axis=1)
-        _measure(case, folder, volumes)
+        _measure(case, plan, folder, volumes, own)
     folder.write("series.tsv", _tsv(series))
     folder.write("grid.png", case_figures.grid(volumes, captions, marked, columns, whose))
     changed = case_figures.differences(volumes, captions, marked, columns, case.reference, whose)
@@ -217,13 +219,13 @@ def make_case(case: Case) -> Path:
     return case.output
 
 
-def _measure(case: Case, folder: LocalStore, volumes: list[Volume | None]) -> None:
+def _measure(case: Case, plan: Plan, folder: LocalStore, volumes: list[Volume | None], own: dict[str, float]) -> None:
     """measures.json, unless it is there for this very dataset: composition, and reversibility of the series' two ends."""
     assert case.person is not None
     digest = str(open_dataset(case.config.output).manifest["shards_digest"])
     if (folder.path / MEASURES).is_file() and json.loads(folder.read(MEASURES))["shards_digest"] == digest:
         return
-    plan, source = read_plan(open_store(case.config.output)), bundle_folder(case.config.bundle)
+    source = bundle_folder(case.config.bundle)
     assert isinstance(case.bundle, BundleSpec)
     exact = case.config.runtime.exact_rewrites
     generator = ScanGenerator(source, case.bundle, generation_identity(plan), exact, case.person.volume)
@@ -237,7 +239,7 @@ def _measure(case: Case, folder: LocalStore, volumes: list[Volume | None]) -> No
             case.rows["sample_id"].iloc[index]: reversibility(generator, volume, case.rows.iloc[[index]])
             for index, volume in ends.items()
         },
-        "measured_on_the_scan": {} if case.gate is None else case.gate.measure_covariates(case.person.volume),
+        "measured_on_the_scan": own,
         "ruler_error": {} if case.gate is None else {ruler.name: ruler.mae for ruler in case.gate.spec.rulers},
     }
     folder.write(MEASURES, pretty_json(measured))

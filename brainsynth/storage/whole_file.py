@@ -21,6 +21,12 @@ TEMPORARY_PREFIX = ".tmp-"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
 @contextlib.contextmanager
 def temporary(path: Path, mark: str = "") -> Iterator[Path]:
     """A name for a temporary file or folder next to `path`, with its suffix; what is there at the end is removed."""

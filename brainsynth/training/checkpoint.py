@@ -26,10 +26,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from brainsynth.bundle.files import file_sha256
 from brainsynth.errors import UserError
 from brainsynth.records import record, seal, unseal
-from brainsynth.storage.whole_file import discard, replaced, reported_when_full
+from brainsynth.storage.whole_file import discard, file_sha256, replaced, reported_when_full
 from brainsynth.training.state import Groups, TrainingState
 
 log = logging.getLogger(__name__)

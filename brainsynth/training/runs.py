@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
-from brainsynth.bundle.files import bundle_folder, check_bundle_files, file_sha256, read_bundle
+from brainsynth.bundle.files import bundle_folder, check_bundle_files, read_bundle
 from brainsynth.bundle.labeller import LABELLER_FILE
 from brainsynth.bundle.spec import (
     AUTOENCODER_FILE,
@@ -33,7 +33,7 @@ from brainsynth.plan import Plan
 from brainsynth.records import digest, record, seal, to_dict, unseal
 from brainsynth.storage.commit import PLAN_KEY
 from brainsynth.storage.filesystem import local_folder
-from brainsynth.storage.whole_file import replaced
+from brainsynth.storage.whole_file import file_sha256, replaced
 from brainsynth.volume import VolumeSpec
 
 log = logging.getLogger(__name__)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from brainsynth.bundle.files import bundle_folder, file_sha256
+from brainsynth.bundle.files import bundle_folder
 from brainsynth.config.schema import SHIPPED_BUNDLE
 from brainsynth.errors import UserError
 from brainsynth.models.weights import fit_weights, read_tensors
 from brainsynth.places import user_path
 from brainsynth.records import digest
+from brainsynth.storage.whole_file import file_sha256
 from brainsynth.training.checkpoint import newest_tensors
 
 

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from brainsynth.bundle.files import file_sha256
 from brainsynth.bundle.spec import DIFFUSION_FILE, BundleSpec
 from brainsynth.config.distillation import StepDistillConfig
 from brainsynth.errors import UserError
@@ -38,7 +37,7 @@ from brainsynth.records import digest, to_dict
 from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import local_folder, open_store
-from brainsynth.storage.whole_file import replaced
+from brainsynth.storage.whole_file import file_sha256, replaced
 from brainsynth.training.data import batch_indices, check_splits, weights_seed
 from brainsynth.training.generated_latents import (
     TOGETHER,

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from brainsynth import open_dataset, planning
-from brainsynth.bundle.files import file_sha256, read_bundle
+from brainsynth.bundle.files import read_bundle
 from brainsynth.bundle.spec import BUNDLE_FILE, GATE_FILE
 from brainsynth.config.schema import ExportConfig, GenerateConfig, RuntimeConfig
 from brainsynth.errors import UserError
@@ -34,6 +34,7 @@ from brainsynth.storage.commit import write_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.finalise import SUBJECTS_KEY
 from brainsynth.storage.verify import verify_dataset
+from brainsynth.storage.whole_file import file_sha256
 from brainsynth.storage.work import Work
 from tests.integration.test_bad_input import run_job
 from tests.integration.test_generated_labels import TABLE, labelled_work

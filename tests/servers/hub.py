@@ -10,13 +10,15 @@ import hashlib
 import json
 import re
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from http.server import BaseHTTPRequestHandler
+from typing import Any, cast
+
+from tests.servers.loopback import Loopback
 
 TOKEN = "hf_right"  # noqa: S105
 
 
-class Hub:
+class Hub(Loopback):
     """`token` alone may write to `repo`. After `stop_after` uploads the next one gets no answer, and `reached` is set."""
 
     def __init__(self, repo: str = "ada/heads", token: str = TOKEN, large: int = 2000) -> None:
@@ -27,14 +29,7 @@ class Hub:
         self.commits: list[list[str]] = []
         self.uploads: list[str] = []
         self.read_only, self.stop_after, self.reached = False, -1, threading.Event()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.hub = self
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(_Handler)
 
     def tree(self) -> list[dict[str, Any]]:
         out: list[dict[str, Any]] = []
@@ -50,21 +45,12 @@ def _blob(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-class _Server(ThreadingHTTPServer):
-    hub: Hub
-    daemon_threads = True
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that is killed hangs up early."""
-
-
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
     protocol_version = "HTTP/1.1"
 
     @property
     def hub(self) -> Hub:
-        return self.server.hub
+        return cast(Hub, self.server.owner)  # type: ignore[attr-defined]
 
     def _handle(self) -> None:
         hub, path = self.hub, self.path.partition("?")[0]

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import cast
+
+from tests.servers.loopback import Loopback
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Request:
     token: str
 
 
-class StaticServer:
+class StaticServer(Loopback):
     """Serves the files of `folder`, never a list of them.
 
     `ranges` False answers with whole files; `status` answers every request with that error; `redirect` sends every request
@@ -35,31 +37,18 @@ class StaticServer:
         self.folder = folder
         self.ranges, self.status, self.delay_s, self.redirect = True, 0, 0.0, ""
         self.requests: list[Request] = []
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.static = self
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    def stop(self) -> None:
-        """Answer no more."""
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _Server(ThreadingHTTPServer):
-    static: StaticServer
-    daemon_threads = True
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up early, as one does that wanted a part of a file, is not an error."""
+        super().__init__(_Handler)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
     protocol_version = "HTTP/1.1"
 
+    @property
+    def static(self) -> StaticServer:
+        return cast(StaticServer, self.server.owner)  # type: ignore[attr-defined]
+
     def do_GET(self) -> None:
-        static = self.server.static
+        static = self.static
         time.sleep(static.delay_s)
         asked = self.headers.get("Range", "")
         if static.redirect:
@@ -87,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, body: bytes, headers: dict[str, str], asked: str) -> None:
         sent = Request(self.command, self.path, asked, len(body), self.headers.get("Authorization", ""))
-        self.server.static.requests.append(sent)
+        self.static.requests.append(sent)
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body)), "ETag": '"1"'}.items():
             self.send_header(name, value)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from brainsynth.bundle.files import file_sha256
 from brainsynth.errors import UserError
 from brainsynth.records import seal, unseal
 from brainsynth.storage import whole_file
+from brainsynth.storage.whole_file import file_sha256
 from brainsynth.training.checkpoint import CheckpointRecord, checkpoints, restore_newest, save_checkpoint
 from brainsynth.training.ema import Ema
 from tests.chaos.checkpoint_saver import DIGEST, fill, make_state
