@@ -171,6 +171,8 @@ class CropsConfig:
     """Largest SD of the noise on the coarse volume, in the networks' units of intensity: drawn volumes have errors."""
     pooled_weight: float = 2.0
     """Of the L1 distance of the result's averages to the coarse volume."""
+    l1_weight: float = 0.3
+    """Of the L1 distance to the scan once the critics take part; before, it is 1. What is left of it makes details soft."""
     matching_weight: float = 0.1
     """Of the L1 distance of the critic's features of result and scan."""
     penalty_weight: float = 10.0
@@ -184,8 +186,9 @@ class CropsConfig:
     def __post_init__(self) -> None:
         if not 4 <= self.cells <= 64 or not 0 <= self.noise <= 1:
             raise ValueError("cells must be between 4 and 64, and noise between 0 and 1")
-        if min(self.pooled_weight, self.matching_weight, self.penalty_weight, self.critics_alone) < 0:
-            raise ValueError("pooled_weight, matching_weight, penalty_weight and critics_alone cannot be negative")
+        for name in ("pooled_weight", "l1_weight", "matching_weight", "penalty_weight", "critics_alone"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} cannot be negative")
 
 
 @record

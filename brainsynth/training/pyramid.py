@@ -114,8 +114,9 @@ class PyramidTask:
             l1 = l1 + (volume - batch.target).abs().mean()
             square = square + (volume - batch.target).square().mean()
             pooled = pooled + (avg_pool3d(volume, 2) - batch.coarse).abs().mean()
-        loss = (1 - 0.7 * share) * l1 + (1 - share) * self.config.losses.square_weight * square
-        return {"l1": l1, "pooled": pooled}, loss + self.crops_config.pooled_weight * pooled
+        alone, weights = 1 - share, self.crops_config
+        loss = (alone + share * weights.l1_weight) * l1 + alone * self.config.losses.square_weight * square
+        return {"l1": l1, "pooled": pooled}, loss + weights.pooled_weight * pooled
 
     def _judged(self, batches: list[Batch], made: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The adversarial loss and the distance of features, with gradients to the generated crops alone."""
