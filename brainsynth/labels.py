@@ -103,6 +103,13 @@ class LabelTable:
         return tuple(label.index for label in self.labels)
 
     @property
+    def class_of(self) -> npt.NDArray[np.uint8]:
+        """(256,) the class of each stored integer: its place in the table, counted from 1; 0 where it has none."""
+        classes = np.zeros(256, np.uint8)
+        classes[list(self.indices)] = np.arange(1, len(self.labels) + 1)
+        return classes
+
+    @property
     def index_of(self) -> dict[int, int]:
         """Integer in the files that were read → stored integer."""
         read = {value: label.index for label in self.labels for value in label.values or (label.index,)}

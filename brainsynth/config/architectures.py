@@ -275,3 +275,22 @@ class LabellerArchitecture:
             raise ValueError("blocks needs one number per level, between 1 and 16")
         if self.cell not in (1, 2, 4):
             raise ValueError("cell must be 1, 2 or 4")
+
+
+@record
+class RendererArchitecture:
+    """A renderer: one local generator, from the labels of a cell of 2 × 2 × 2 voxels to their intensities."""
+
+    width: int = 64
+    """Channels, all at the grid of cells."""
+    blocks: int = 5
+    """Each of a 3×3×3 convolution and two 1×1×1, so each lets a cell see one cell further."""
+    noise: int = 4
+    """Numbers of noise that each cell gets."""
+    intensity_scale: float = 1.0
+    """Intensities are multiplied by this for the network, and divided by it again afterwards."""
+
+    def __post_init__(self) -> None:
+        _check_size((self.width,), self.blocks, self.noise)
+        if not 0.01 <= self.intensity_scale <= 100:
+            raise ValueError("intensity_scale must be between 0.01 and 100")

@@ -1,8 +1,8 @@
-"""Knobs of the labeller's training; the same rules as in schema.py."""
+"""Knobs of the trainings on label maps, labeller and renderer; the same rules as in schema.py."""
 
 from __future__ import annotations
 
-from brainsynth.config.architectures import LabellerArchitecture
+from brainsynth.config.architectures import LabellerArchitecture, RendererArchitecture
 from brainsynth.config.training import OptimisationConfig, TrainRuntimeConfig, check_keeps, check_shares
 from brainsynth.records import record
 
@@ -62,11 +62,89 @@ class LabellerTrainConfig:
     runtime: TrainRuntimeConfig = TrainRuntimeConfig()
 
     def __post_init__(self) -> None:
-        if (self.bundle is None) != (self.bundle_output is None):
-            raise ValueError("bundle and bundle_output need each other")
         if self.dice_weight < 0:
             raise ValueError("dice_weight must be at least 0")
-        check_shares(self.optimisation, self.runtime)
-        check_keeps(self.runtime)
-        if self.runtime.micro_batch:
-            raise ValueError("runtime.micro_batch does nothing for train-labeller: its losses are of a whole batch")
+        _check(self, "train-labeller: its losses are of a whole batch")
+
+
+@record
+class RendererLossConfig:
+    """L1 and square at first, then an adversarial loss. `crops` has the weights of what comes with the critic."""
+
+    square_weight: float = 4.0
+    """Weight of the mean squared error; that of the L1 is 1. It ends as the critic comes in."""
+    adversarial_weight: float = 0.2
+    """Of the adversarial loss; 0 trains without a critic."""
+    adversarial_start: int = 500
+    """Step at which the critic joins."""
+    discriminator_channels: int = 64
+    """Of its first layer."""
+    discriminator_learning_rate: float = 5e-4
+    """Its own."""
+
+    def __post_init__(self) -> None:
+        if min(self.square_weight, self.adversarial_weight, self.adversarial_start) < 0:
+            raise ValueError("square_weight, adversarial_weight and adversarial_start cannot be negative")
+        if not 1 <= self.discriminator_channels <= 4096 or self.discriminator_learning_rate <= 0:
+            raise ValueError("need discriminator_channels between 1 and 4096, discriminator_learning_rate above 0")
+
+
+@record
+class RendererCropsConfig:
+    """The crops that a renderer is trained on, and the losses that come with the critic."""
+
+    cells: int = 16
+    """Cells of 2 voxels of a crop along each axis; where the grid has fewer, all of them."""
+    l1_weight: float = 0.2
+    """Of the L1 distance to the scan once the critic takes part; before, it is 1. What is left of it makes details soft."""
+    matching_weight: float = 0.1
+    """Of the L1 distance of the critic's features of result and scan."""
+    penalty_weight: float = 10.0
+    """Of the critic's gradient penalty (R1 by finite differences)."""
+    critics_alone: int = 50
+    """Steps from `losses.adversarial_start` on in which the critic learns and the renderer rests; in as many more steps the
+    part of the critic in the loss grows."""
+    balance: str | None = None
+    """A binary or categorical covariate: scans of each of its values are drawn equally often. None: each scan is."""
+
+    def __post_init__(self) -> None:
+        if not 4 <= self.cells <= 64:
+            raise ValueError("cells must be between 4 and 64")
+        for name in ("l1_weight", "matching_weight", "penalty_weight", "critics_alone"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} cannot be negative")
+
+
+@record
+class RendererTrainConfig:
+    """`brainsynth train-renderer`."""
+
+    cohort: str
+    """A prepared cohort with label maps (docs/labels.md)."""
+    output: str
+    """Folder of weights, checkpoints, curves and pictures."""
+    optimisation: OptimisationConfig
+    architecture: RendererArchitecture = RendererArchitecture()
+    losses: RendererLossConfig = RendererLossConfig()
+    crops: RendererCropsConfig = RendererCropsConfig()
+    flip_left_right: bool = True
+    """Augmentation: half of the scans are mirrored; structures named left and right change sides. Off where a side has no
+    other."""
+    bundle: str | None = None
+    """A bundle, or `t1w-2mm`; with `bundle_output`, which becomes a copy of it that has this renderer, in float16."""
+    bundle_output: str | None = None
+    """Folder of that copy, new. Its digest is that of `bundle`."""
+    runtime: TrainRuntimeConfig = TrainRuntimeConfig()
+
+    def __post_init__(self) -> None:
+        _check(self, "train-renderer: its crops are small")
+
+
+def _check(config: LabellerTrainConfig | RendererTrainConfig, why: str) -> None:
+    """What holds for both. Raises ValueError; `why` says why a micro-batch does nothing."""
+    if (config.bundle is None) != (config.bundle_output is None):
+        raise ValueError("bundle and bundle_output need each other")
+    check_shares(config.optimisation, config.runtime)
+    check_keeps(config.runtime)
+    if config.runtime.micro_batch:
+        raise ValueError(f"runtime.micro_batch does nothing for {why}")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import silu
 
-from brainsynth.config.architectures import PyramidArchitecture, UpsamplerArchitecture
+from brainsynth.config.architectures import PyramidArchitecture, RendererArchitecture, UpsamplerArchitecture
 from brainsynth.models.patch_autoencoder import depth_to_space
 from brainsynth.models.sampling import draw_noise
 
@@ -63,32 +63,47 @@ class PyramidAutoencoder(nn.Module):
         return made
 
 
-class Upsampler(nn.Module):
-    """`forward(coarse_B1XYZ, level_B, places_B4XYZ, context_BK, noise_BNXYZ)` → (B, 1, 2X, 2Y, 2Z).
+class LocalGenerator(nn.Module):
+    """What makes the 8 children of every coarse cell from what is known of the cell and of those around it.
 
-    `level` is the SD of the noise that was added to the coarse volume. Untrained it repeats the coarse volume.
+    `channels` of a cell are given; `code_size` numbers say what holds for the whole volume. Untrained it makes zeros.
     """
 
-    def __init__(self, architecture: UpsamplerArchitecture, context_size: int) -> None:
+    def __init__(self, architecture: UpsamplerArchitecture | RendererArchitecture, channels: int, code_size: int) -> None:
         super().__init__()
         width, self.noise = architecture.width, architecture.noise
-        self.embed = nn.Sequential(nn.Linear(context_size + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.first = nn.Conv3d(1 + self.noise + 4, width, 3, padding=1)
+        self.embed = nn.Sequential(nn.Linear(code_size, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.first = nn.Conv3d(channels + self.noise + 4, width, 3, padding=1)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(architecture.blocks))
         self.gain = nn.Parameter(torch.ones(width))
         self.last = nn.Conv3d(width, 8, 3, padding=1)
         for parameter in self.last.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, coarse: Tensor, level: Tensor, place: Tensor, context: Tensor, noise: Tensor) -> Tensor:
-        """As the class says."""
-        code = self.embed(torch.cat([context, _LEVEL_UNIT * level[:, None]], dim=1))
-        seen = torch.cat([coarse * 2 - 1, noise, place], dim=1)
+    def finer(self, given: Tensor, place: Tensor, code: Tensor, noise: Tensor) -> Tensor:
+        """(B, 1, 2X, 2Y, 2Z) of what is given (B, channels, X, Y, Z), places, code (B, code_size) and noise."""
+        embedded = self.embed(code)
+        seen = torch.cat([given, noise, place], dim=1)
         h = self.first(seen.contiguous(memory_format=torch.channels_last_3d))
         for block in self.blocks:
-            h = block(h, code)
-        details = self.last(silu(unit_power(h) * self.gain.view(1, -1, 1, 1, 1)))
-        return functional.interpolate(coarse, scale_factor=2, mode="nearest") + depth_to_space(details.float(), 2)
+            h = block(h, embedded)
+        return depth_to_space(self.last(silu(unit_power(h) * self.gain.view(1, -1, 1, 1, 1))).float(), 2)
+
+
+class Upsampler(LocalGenerator):
+    """`forward(coarse_B1XYZ, level_B, places_B4XYZ, context_BK, noise_BNXYZ)` → (B, 1, 2X, 2Y, 2Z).
+
+    `level` is the SD of the noise that was added to the coarse volume. Untrained it repeats the coarse volume.
+    """
+
+    def __init__(self, architecture: UpsamplerArchitecture, context_size: int) -> None:
+        super().__init__(architecture, 1, context_size + 1)
+
+    def forward(self, coarse: Tensor, level: Tensor, place: Tensor, context: Tensor, noise: Tensor) -> Tensor:
+        """As the class says."""
+        code = torch.cat([context, _LEVEL_UNIT * level[:, None]], dim=1)
+        details = self.finer(coarse * 2 - 1, place, code, noise)
+        return functional.interpolate(coarse, scale_factor=2, mode="nearest") + details
 
 
 class _Block(nn.Module):

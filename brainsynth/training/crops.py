@@ -1,4 +1,4 @@
-"""Crops of scans for the stages of a pyramid: at every phase of the grid, mirrored or not, the coarse volume noised."""
+"""Crops of scans at every phase of the grid; for the stages of a pyramid mirrored or not, the coarse volume noised."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool3d, relu
 
 from brainsynth.config.architectures import PyramidArchitecture
+from brainsynth.config.labelling import RendererCropsConfig
 from brainsynth.config.training import CropsConfig
 from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.errors import UserError
@@ -42,8 +43,42 @@ class Batch:
         return self.degraded, self.level, self.places, self.context
 
 
-class Crops:
-    """Draws crops of a split by torch's random numbers; reads scans when they are needed and keeps none."""
+class ScanCrops:
+    """Where crops of a split's scans are, and what is known of the scans; draws by torch's random numbers."""
+
+    def __init__(self, dataset: SyntheticDataset, schema: CovariateSchema, cells: int, balance: str | None) -> None:
+        self.dataset, self.cells = dataset, cells
+        self.contexts = torch.from_numpy(schema.encode(dataset.table))
+        self.hide = _WITHOUT_COVARIATES if schema.missing == "indicator" else 0.0
+        self.order = _balanced(dataset, balance)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def indices(self, batch_size: int, step: int, seed: int) -> npt.NDArray[np.int64]:
+        """The scans of a global batch."""
+        return self.order[batch_indices(len(self.order), batch_size, step, seed)]
+
+    def shown(self, contexts: Tensor) -> Tensor:
+        """Covariates of crops, some of them not shown."""
+        return drop_context(contexts, torch.rand(len(contexts)) < self.hide)
+
+    def place(self, volume: Tensor, factor: int) -> tuple[tuple[slice, ...], Tensor]:
+        """A crop anywhere in a volume, and the places of its cells of `factor` voxels along each axis."""
+        grid = [size // factor for size in volume.shape]
+        shape = [min(self.cells, size) for size in grid]
+        for _ in range(_TRIES):
+            origin = [
+                int(torch.randint(0, size - n * factor + 1, ())) for size, n in zip(volume.shape, shape, strict=True)
+            ]
+            crop = tuple(slice(o, o + n * factor) for o, n in zip(origin, shape, strict=True))
+            if (volume[crop][::4, ::4, ::4] > _FOREGROUND).float().mean() > _ENOUGH:
+                break
+        return crop, place_of(shape, [o / factor for o in origin], grid)
+
+
+class Crops(ScanCrops):
+    """Those of a pyramid; reads scans when they are needed and keeps none."""
 
     def __init__(
         self,
@@ -53,14 +88,8 @@ class Crops:
         config: CropsConfig,
         mirror: bool,
     ) -> None:
-        self.dataset, self.architecture, self.config, self.mirror = dataset, architecture, config, mirror
-        self.contexts = torch.from_numpy(schema.encode(dataset.table))
-        self.hide = _WITHOUT_COVARIATES if schema.missing == "indicator" else 0.0
-        self.order = _balanced(dataset, config.balance)
-
-    def indices(self, batch_size: int, step: int, seed: int) -> npt.NDArray[np.int64]:
-        """The scans of a global batch."""
-        return self.order[batch_indices(len(self.order), batch_size, step, seed)]
+        super().__init__(dataset, schema, config.cells, config.balance)
+        self.architecture, self.noise, self.mirror = architecture, config.noise, mirror
 
     def batches(self, scans: npt.NDArray[np.int64] | Tensor) -> list[Batch]:
         """For each stage, from the coarsest on, a crop of each of these scans."""
@@ -72,28 +101,14 @@ class Crops:
 
     def _stage(self, volumes: list[Tensor], contexts: Tensor, factor: int) -> Batch:
         """`factor`: voxels of a coarse cell along each axis."""
-        crops, places = zip(*(self._crop(volume, factor) for volume in volumes), strict=True)
-        target = torch.stack(crops)[:, None]
+        where, places = zip(*(self.place(volume, factor) for volume in volumes), strict=True)
+        target = torch.stack([volume[crop] for volume, crop in zip(volumes, where, strict=True)])[:, None]
         if factor > 2:
             target = avg_pool3d(target, factor // 2)
         coarse = avg_pool3d(target, 2)
-        level = self.config.noise * torch.rand(len(target)) * (torch.rand(len(target)) > _WITHOUT_NOISE)
-        context = drop_context(contexts, torch.rand(len(target)) < self.hide)
+        level = self.noise * torch.rand(len(target)) * (torch.rand(len(target)) > _WITHOUT_NOISE)
+        context = self.shown(contexts)
         return Batch(target, coarse, degrade(coarse, level), level, torch.stack(places), context)
-
-    def _crop(self, volume: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-        """Voxels of a crop anywhere in a volume, and the places of its cells."""
-        grid = [size // factor for size in volume.shape]
-        shape = [min(self.config.cells, size) for size in grid]
-        for _ in range(_TRIES):
-            origin = [
-                int(torch.randint(0, size - n * factor + 1, ())) for size, n in zip(volume.shape, shape, strict=True)
-            ]
-            x, y, z = (slice(o, o + n * factor) for o, n in zip(origin, shape, strict=True))
-            crop = volume[x, y, z]
-            if (crop[::4, ::4, ::4] > _FOREGROUND).float().mean() > _ENOUGH:
-                break
-        return crop, place_of(shape, [o / factor for o in origin], grid)
 
 
 def degrade(coarse_B1XYZ: Tensor, level_B: Tensor) -> Tensor:  # noqa: N803
@@ -117,7 +132,7 @@ def _balanced(dataset: SyntheticDataset, covariate: str | None) -> npt.NDArray[n
     return np.concatenate([everyone[values.isna()], *(np.resize(group, most) for group in groups)])
 
 
-def check_balance(crops: CropsConfig, schema: CovariateSchema) -> None:
+def check_balance(crops: CropsConfig | RendererCropsConfig, schema: CovariateSchema) -> None:
     """Raises UserError where `crops.balance` names no binary or categorical covariate."""
     names = [c.name for c in schema.covariates if c.kind != "continuous"]
     if crops.balance is not None and crops.balance not in names:

@@ -75,9 +75,7 @@ class LabellerTask:
         self.mirror = mirrored_classes(self.table) if config.augmentation.mirror else None
         if self.mirror is None and config.augmentation.mirror:
             log.warning("not mirrored: a structure of one side has no counterpart in the label table")
-        self.class_of = torch.zeros(256, dtype=torch.uint8)
-        for number, index in enumerate(self.table.indices, 1):
-            self.class_of[index] = number
+        self.class_of = torch.from_numpy(self.table.class_of)
         self.train, self.validation = inputs.scans("train"), inputs.scans("validation")
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,213 +1,65 @@
-"""Train the generators of a pyramid on crops: L1 at first, then with a critic of each stage.
-
-The critic's loss is relativistic (1807.00734, with the gradient penalty of 2501.05441 by finite differences): how much more
-like a scan does the real crop look than the generated one, given the same coarse volume?
-"""
+"""Train the generators of a pyramid, one a stage, as training/adversarial.py says."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.functional import avg_pool3d, relu, softplus
+from torch import Tensor
+from torch.nn.functional import avg_pool3d
 
 from brainsynth.bundle.spec import AUTOENCODER_FILE
 from brainsynth.config.architectures import PyramidArchitecture
 from brainsynth.config.training import AutoencoderTrainConfig, CropsConfig
 from brainsynth.models.critic import Critic
-from brainsynth.models.device import able, autocast, layout
 from brainsynth.models.pyramid import PyramidAutoencoder
 from brainsynth.plan import Plan
 from brainsynth.reading.dataset import open_dataset
-from brainsynth.report.montage import grid
+from brainsynth.training.adversarial import AdversarialTask, Values
 from brainsynth.training.crops import Batch, Crops
 from brainsynth.training.data import weights_seed
-from brainsynth.training.image_quality import closeness, sharpness
-from brainsynth.training.learner import Learner, adamw, descend
 from brainsynth.training.loop import Worker
 from brainsynth.training.runs import AutoencoderRun, Finished, write_autoencoder
 from brainsynth.training.starting import load_start
-from brainsynth.training.state import TrainingState
-
-VALIDATED, JUDGED = 8, 12
-"""Scans that are rebuilt in a validation, and crops of each split that the critics judge then."""
-PROBE = 0.02
-"""SD of the noise that must not change a critic's mind."""
-CRITIC_CLIP = 5.0
-Values = dict[str, Tensor]
 
 
-class PyramidTask:
-    """One step, validation and figures of a pyramid's stages, all of which take part in every step."""
+class PyramidTask(AdversarialTask[PyramidAutoencoder, Batch]):
+    """What is a pyramid's own: it is given the coarse volume, whose cells the result must average to."""
+
+    name, pictures = "autoencoder", "reconstructions"
 
     def __init__(self, config: AutoencoderTrainConfig, cohort: Plan, worker: Worker) -> None:
         assert isinstance(config.architecture, PyramidArchitecture)
-        self.config, self.cohort, self.worker = config, cohort, worker
-        self.crops_config = config.crops or CropsConfig()
-        options, size = config.optimisation, cohort.covariates.context_size
-        self.precision = able(worker.device, options.precision)
-        torch.manual_seed(weights_seed(options.seed))
-        network = PyramidAutoencoder(config.architecture, size)
+        self.config, self.cohort, self.architecture = config, cohort, config.architecture
+        self.crops = config.crops or CropsConfig()
+        size = cohort.covariates.context_size
+        torch.manual_seed(weights_seed(config.optimisation.seed))
+        network = PyramidAutoencoder(self.architecture, size)
         if config.start_from is not None:
             load_start(network, config.start_from, AUTOENCODER_FILE, "autoencoder")
-        layout(network.to(worker.device))
-        width = config.losses.discriminator_channels
-        self.critics = Critics(len(config.architecture.stages), width, size)
-        layout(self.critics.to(worker.device))
-        self.learner = Learner(network, worker, options)
-        self._critics = worker.parallel(self.critics)
-        self.critic_optimizer = adamw(self.critics, config.losses.discriminator_learning_rate, 0.0, betas=(0.0, 0.99))
-        ratio = config.losses.discriminator_learning_rate / options.learning_rate
-        self.critic_optimizer.param_groups[0]["lr_factor"] = ratio
-        self.state = TrainingState(
-            {"autoencoder": network, "discriminator": self.critics},
-            {"autoencoder": self.learner.average},
-            {"autoencoder": self.learner.optimizer, "discriminator": self.critic_optimizer},
-        )
-        self.splits = {split: self._crops(split) for split in ("train", "validation")}
+        critics = [Critic(config.losses.discriminator_channels, size) for _ in self.architecture.stages]
+        super().__init__(config, self.crops, worker, network, critics)
 
-    def _crops(self, split: str) -> Crops:
-        dataset, architecture = open_dataset(self.config.cohort, split=split), self.config.architecture
-        assert isinstance(architecture, PyramidArchitecture)
-        return Crops(dataset, self.cohort.covariates, architecture, self.crops_config, self.config.flip_left_right)
+    def split(self, split: str) -> Crops:
+        """The crops of a split."""
+        dataset, mirror = open_dataset(self.config.cohort, split=split), self.config.flip_left_right
+        return Crops(dataset, self.cohort.covariates, self.architecture, self.crops, mirror)
 
-    def step(self, step: int) -> Values:
-        """One update of all generators, and of their critics once they take part."""
-        options, weights, crops = self.config.optimisation, self.config.losses, self.splits["train"]
-        scans = self.worker.share(crops.indices(options.batch_size, step, options.seed))
-        batches = [self._on_device(batch) for batch in crops.batches(scans)]
-        since = step - weights.adversarial_start if weights.adversarial_weight > 0 else -1
-        self._pace(critics=since >= 0)
-        alone = self.crops_config.critics_alone
-        # A generator that was trained with critics before would lose its texture to the L1 in the meantime.
-        rest = 0 <= since < alone
-        with autocast(self.worker.device, self.precision), torch.set_grad_enabled(not rest):
-            made = [volume.float() for volume in self.learner.parallel([batch.condition for batch in batches])]
-        share = min(1.0, max(0.0, (since - alone + 1) / max(1, alone)))
-        values, loss = self._distances(batches, made, share)
-        seen = [relu(volume) for volume in made]
-        if share > 0:
-            judged, matched = self._judged(batches, seen)
-            values |= {"adversarial": judged, "matching": matched}
-            loss = loss + share * (weights.adversarial_weight * judged + self.crops_config.matching_weight * matched)
-        values["gradient_norm"] = loss.new_zeros(()) if rest else self.learner.update(loss)
-        if since >= 0:
-            values |= self._critic_step(batches, [volume.detach() for volume in seen])
-        return {"loss": loss, **values}
-
-    def _on_device(self, batch: Batch) -> Batch:
-        return Batch(**{name: value.to(self.worker.device) for name, value in vars(batch).items()})
-
-    def _pace(self, critics: bool) -> None:
-        """Without momentum, and in smaller steps, where critics take part: what they say changes with every step."""
-        for group in self.learner.optimizer.param_groups:
-            group["betas"] = (0.0 if critics else 0.9, 0.99)
-            if critics:
-                group["lr"] /= 3
-
-    def _distances(self, batches: list[Batch], made: list[Tensor], share: float) -> tuple[Values, Tensor]:
-        """To the scan, less and less as the critics come in, and of the averages to the coarse volume."""
-        l1, square, pooled = made[0].new_zeros(3)
+    def distances(self, batches: list[Batch], made: list[Tensor], share: float) -> tuple[Values, Tensor]:
+        """To the scan, and of the averages to the coarse volume."""
+        values, loss = super().distances(batches, made, share)
+        pooled = made[0].new_zeros(())
         for batch, volume in zip(batches, made, strict=True):
-            l1 = l1 + (volume - batch.target).abs().mean()
-            square = square + (volume - batch.target).square().mean()
             pooled = pooled + (avg_pool3d(volume, 2) - batch.coarse).abs().mean()
-        alone, weights = 1 - share, self.crops_config
-        loss = (alone + share * weights.l1_weight) * l1 + alone * self.config.losses.square_weight * square
-        return {"l1": l1, "pooled": pooled}, loss + weights.pooled_weight * pooled
-
-    def _judged(self, batches: list[Batch], made: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The adversarial loss and the distance of features, with gradients to the generated crops alone."""
-        frozen = {name: parameter.detach() for name, parameter in self.critics.named_parameters()}
-        conditions = [batch.condition for batch in batches]
-        with autocast(self.worker.device, self.precision):
-            with torch.no_grad():
-                of_scans = self.critics([batch.target for batch in batches], conditions)
-            of_made = functional_call(self.critics, frozen, (made, conditions))
-        adversarial = matching = made[0].new_zeros(())
-        for (real, real_features), (generated, features) in zip(of_scans, of_made, strict=True):
-            for x, y in zip(real, generated, strict=True):
-                adversarial = adversarial + softplus(x.float() - y.float()).mean()
-            for x, y in zip(real_features[1:], features[1:], strict=True):
-                matching = matching + (x.float() - y.float()).abs().mean() / len(features)
-        return adversarial, matching
-
-    def _critic_step(self, batches: list[Batch], made: list[Tensor]) -> Values:
-        """Real crops should look more real than generated ones; a little noise should change nothing."""
-        both = [torch.cat([batch.target, volume]) for batch, volume in zip(batches, made, strict=True)]
-        probed = [torch.cat([pair, pair + PROBE * torch.randn_like(pair)]) for pair in both]
-        with autocast(self.worker.device, self.precision):
-            judged = self._critics(probed, [_repeated(batch, 4) for batch in batches])
-        loss = penalty = made[0].new_zeros(())
-        for logits, _ in judged:
-            for real, generated, real_again, generated_again in (part.float().chunk(4) for part in logits):
-                loss = loss + softplus(generated - real).mean()
-                change = torch.cat([real_again - real, generated_again - generated])
-                penalty = penalty + change.square().mean()
-        total = loss + self.crops_config.penalty_weight * penalty
-        descend(total, self.critics, self.critic_optimizer, CRITIC_CLIP)
-        return {"discriminator": loss.detach(), "penalty": penalty.detach()}
+        return values | {"pooled": pooled}, loss + self.crops.pooled_weight * pooled
 
     @torch.no_grad()
-    def _rebuilt(self, network: PyramidAutoencoder, index: int) -> tuple[Tensor, Tensor]:
+    def made(self, network: PyramidAutoencoder, index: int) -> tuple[Tensor, Tensor]:
         """A validation scan and what is made of its averages, with the same noise for all: what the bundle will do."""
         crops = self.splits["validation"]
+        assert isinstance(crops, Crops)
         x = torch.from_numpy(crops.dataset.volume(index))[None, None].to(self.worker.device)
         context = crops.contexts[index : index + 1].to(self.worker.device)
         return x, network.decode(network.encode(x)[0], context, [0]).float().clamp(0, 1)
 
-    def validate(self) -> list[dict[str, float]]:
-        """L1, PSNR, SSIM and sharpness ratio of scans rebuilt from their averages, and the critics' gap.
-
-        The gap is what critics give real crops more than generated ones. Where it is much larger on training scans, the
-        critics know them by heart.
-        """
-        network, rows = self.learner.averaged(), []
-        for index in self.worker.part(range(min(VALIDATED, len(self.splits["validation"].dataset)))):
-            x, made = self._rebuilt(network, index)
-            rows.append({**closeness(made, x), "sharpness_ratio": sharpness(made) / max(sharpness(x), 1e-12)})
-        if self.worker.rank == 0:
-            rows.append({f"critic_gap_{split}": self._gap(network, crops) for split, crops in self.splits.items()})
-        return rows
-
-    @torch.no_grad()
-    def _gap(self, network: PyramidAutoencoder, crops: Crops) -> float:
-        """Mean difference of the logits of real and generated crops, the same crops and noise every time."""
-        with torch.random.fork_rng([]):
-            torch.manual_seed(1)
-            batches = [self._on_device(batch) for batch in crops.batches(crops.indices(JUDGED, 0, 1))]
-            made = [relu(volume.float()) for volume in network([batch.condition for batch in batches])]
-        both = [torch.cat([batch.target, volume]) for batch, volume in zip(batches, made, strict=True)]
-        judged = self.critics(both, [_repeated(batch, 2) for batch in batches])
-        pairs = [part.float().chunk(2) for logits, _ in judged for part in logits]
-        return float(torch.stack([(real - generated).mean() for real, generated in pairs]).mean())
-
-    def figures(self) -> dict[str, Any]:
-        """Validation scans (top) and what is made of their averages (below)."""
-        network, count = self.learner.averaged(), min(4, len(self.splits["validation"].dataset))
-        pairs = [self._rebuilt(network, index) for index in range(count)]
-        rows = [[x[0, 0].cpu().numpy() for x in row] for row in zip(*pairs, strict=True)]
-        return {"reconstructions": grid(rows)}
-
     def record(self, finished: Finished) -> AutoencoderRun:
         """Write the averaged weights; returns the record of the training."""
         return write_autoencoder(self.learner.averaged(), self.worker.folder, self.config, self.cohort, finished)
-
-
-class Critics(nn.Module):
-    """A critic for each stage."""
-
-    def __init__(self, stages: int, width: int, context_size: int) -> None:
-        super().__init__()
-        self.stages = nn.ModuleList(Critic(width, context_size) for _ in range(stages))
-
-    def forward(self, volumes: list[Tensor], conditions: list[tuple[Tensor, ...]]) -> list[Any]:
-        """Of each stage logits and features."""
-        return [c(v, *rest) for c, v, rest in zip(self.stages, volumes, conditions, strict=True)]
-
-
-def _repeated(batch: Batch, times: int) -> tuple[Tensor, ...]:
-    """The condition of several sets of the same crops."""
-    return tuple(torch.cat([part] * times) for part in batch.condition)
