@@ -20,7 +20,7 @@ from brainsynth.bundle.generator import (
     generator_folder,
     open_generator,
 )
-from brainsynth.bundle.labeller import check_labeller_grid, read_labeller
+from brainsynth.bundle.labeller import LABELLER
 from brainsynth.bundle.spec import GATE_FILE
 from brainsynth.config.gate import GateConfig
 from brainsynth.config.schema import SHIPPED_BUNDLE, CovariateSource, GenerateConfig, SynthesisConfig
@@ -170,8 +170,8 @@ def planned_labels(config: SynthesisConfig, folder: Path, bundle: ModelSpec) -> 
         return None, bundle.labels
     if not config.labels:
         return None, None
-    labeller = read_labeller(folder)
-    check_labeller_grid(labeller.volume, bundle.volume)
+    labeller = LABELLER.read(folder)
+    LABELLER.check_grid(labeller.volume, bundle.volume)
     return labeller.digest, labeller.labels
 
 

@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 
 from brainsynth.bundle.files import bundle_folder
-from brainsynth.bundle.labeller import read_labeller
+from brainsynth.bundle.labeller import LABELLER
 from brainsynth.config.evaluation import SegmentationConfig
 from brainsynth.instruments.segmentation import SegmentationRuler
 from brainsynth.labels import Label, LabelTable
@@ -95,7 +95,7 @@ def write_maps(data: Path, uri: str, most: int | None) -> None:
 def figures(data: Path, labeller: str, generated: str | None, most: int | None) -> dict[str, Any]:
     """Everything that `figures` measures, as plain numbers."""
     cohort, folder = open_dataset("runs/t1w-2mm/cohort-labels", split="validation"), bundle_folder(labeller)
-    spec, label = read_labeller(folder), load_labeller(folder, choose_device(False))
+    spec, label = LABELLER.read(folder), load_labeller(folder, choose_device(False))
     pairs = [(cohort.label_map(i), label(cohort.volume(i)[None])[0]) for i in range(len(cohort))]
     groups = cohort.table["cohort"].to_numpy()
     voxel_ml = spec.volume.voxel_ml

@@ -345,6 +345,8 @@ class ExportConfig:
     labeller: Annotated[str | None, left_out_at(None)] = None
     """Output folder of `brainsynth train-labeller`: the bundle gets this labeller, also one that was exported before.
     Datasets may then ask for `labels`. No part of the bundle's digest, as images do not depend on it."""
+    renderer: Annotated[str | None, left_out_at(None)] = None
+    """Output folder of `brainsynth train-renderer`, likewise: `brainsynth render` then makes images of label maps."""
 
 
 @record

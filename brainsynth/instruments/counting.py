@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from brainsynth.bundle.files import bundle_folder
-from brainsynth.bundle.labeller import LabellerSpec, check_labeller_grid, read_labeller
+from brainsynth.bundle.labeller import LABELLER, LabellerSpec
 from brainsynth.errors import UserError
 from brainsynth.labels import VOLUME_PREFIX, volume_columns
 from brainsynth.volume import VolumeSpec
@@ -24,8 +24,8 @@ def planned_labeller(bundle: str, grid: VolumeSpec, structures: Iterable[str]) -
     Raises:
         UserError: the bundle has no labeller, or it is of another grid or does not know a structure.
     """
-    spec = read_labeller(bundle_folder(bundle, "labeller"))
-    check_labeller_grid(spec.volume, grid)
+    spec = LABELLER.read(bundle_folder(bundle, "labeller"))
+    LABELLER.check_grid(spec.volume, grid)
     known = {label.column for label in spec.labels.labels}
     for structure in structures:
         try:
@@ -47,7 +47,7 @@ class StructureCounter:
         from brainsynth.models.loading import load_labeller  # and with it every network
 
         folder = bundle_folder(bundle, "labeller")
-        self.spec = read_labeller(folder)
+        self.spec = LABELLER.read(folder)
         self.label = load_labeller(folder, device, self.spec.digest)
 
     def volumes_ml(self, volume: npt.NDArray[np.float32]) -> dict[str, float]:

@@ -34,9 +34,7 @@ class LocalCritic(nn.Module):
                 nn.init.kaiming_normal_(module.weight, _SLOPE)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
-    def judged(
-        self, volume: Tensor, given: Tensor, place: Tensor, code: Tensor
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def judged(self, volume: Tensor, given: Tensor, place: Tensor, code: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Two maps of logits, five of features."""
         shift, wider_shift = (layer(code)[:, :, None, None, None] * 0.1 for layer in (self.shift, self.wider_shift))
         children, means = space_to_depth(volume, 2), avg_pool3d(volume, 2)

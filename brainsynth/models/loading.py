@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from brainsynth.bundle.files import check_bundle_files, check_decoder
-from brainsynth.bundle.labeller import LABELLER_FILE, read_labeller
+from brainsynth.bundle.labeller import LABELLER
 from brainsynth.bundle.spec import AUTOENCODER_FILE, DECODER_FILE, DIFFUSION_FILE, BundleSpec
 from brainsynth.config.training import DecoderChoice, Precision
 from brainsynth.errors import UserError
@@ -78,14 +78,14 @@ def load_labeller(folder: Path, device: torch.device, digest: str | None = None)
     """
     from brainsynth.models.labeller import Labeller, VolumeLabeller  # only where label maps are asked for
 
-    spec = read_labeller(folder)
+    spec = LABELLER.read(folder)
     if digest is not None and spec.digest != digest:
         raise UserError(
             f"the dataset's label maps are of another labeller: its plan names {digest[:12]}…, the bundle {folder} has "
             f"{spec.digest[:12]}…"
         )
     network = Labeller(spec.architecture, len(spec.labels.labels) + 1)
-    load_weights(network, folder / LABELLER_FILE)
+    load_weights(network, folder / LABELLER.file)
     layout(network.float().requires_grad_(False).eval().to(device))
     return VolumeLabeller(network, spec.labels.indices, device)
 

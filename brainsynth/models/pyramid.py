@@ -69,7 +69,9 @@ class LocalGenerator(nn.Module):
     `channels` of a cell are given; `code_size` numbers say what holds for the whole volume. Untrained it makes zeros.
     """
 
-    def __init__(self, architecture: UpsamplerArchitecture | RendererArchitecture, channels: int, code_size: int) -> None:
+    def __init__(
+        self, architecture: UpsamplerArchitecture | RendererArchitecture, channels: int, code_size: int
+    ) -> None:
         super().__init__()
         width, self.noise = architecture.width, architecture.noise
         self.embed = nn.Sequential(nn.Linear(code_size, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())

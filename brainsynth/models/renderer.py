@@ -50,7 +50,7 @@ class Renderer(LocalGenerator):
         """Images of crops, from fresh noise, for training."""
         made = []
         for classes, place, context in conditions:
-            noise = torch.randn(len(place), self.noise, *place.shape[2:]).to(place)  # type: ignore[call-overload]
+            noise = torch.randn(len(place), self.noise, *place.shape[2:]).to(place)
             made.append(self.image(classes, place, context, noise))
         return made
 
@@ -75,7 +75,9 @@ class MapRenderer:
 
     def __init__(self, network: Renderer, table: LabelTable, device: torch.device) -> None:
         if len(table.labels) + 1 != network.classes:
-            raise ValueError(f"a network of {network.classes} classes for background and {len(table.labels)} structures")
+            raise ValueError(
+                f"a network of {network.classes} classes for background and {len(table.labels)} structures"
+            )
         self.network, self.class_of, self.device = network, table.class_of, device
 
     @torch.no_grad()

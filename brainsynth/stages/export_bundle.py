@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save
-
 from brainsynth.bundle.files import bundle_folder, check_bundle_files, read_bundle
-from brainsynth.bundle.labeller import (
-    LABELLER_FILE,
-    LABELLER_RECORD,
-    LabellerSpec,
-    check_labeller_grid,
-    has_labeller,
-    read_labeller,
-    write_labeller,
-)
 from brainsynth.bundle.recommended import RECOMMENDED_FILE, write_recommended
+from brainsynth.bundle.renderer import COMPANIONS
 from brainsynth.bundle.spec import AUTOENCODER_FILE, BUNDLE_FILE, DECODER_FILE, GATE_FILE, BundleSpec
 from brainsynth.config.distillation import DistillConfig, StepDistillConfig
 from brainsynth.config.schema import ExportConfig
 from brainsynth.errors import UserError
 from brainsynth.gate.fit import reference_rows, write_gate
-from brainsynth.labels import LabelTable
 from brainsynth.models.sampler_rules import check_bundle_sampler
 from brainsynth.records import seal
+from brainsynth.stages.companion import AnyPlanned, plan_labeller, plan_renderer
+from brainsynth.stages.new_bundle import check_empty, in_float16, new_bundle
 from brainsynth.storage.filesystem import local_folder
 from brainsynth.storage.whole_file import file_sha256
 from brainsynth.training.runs import (
     AutoencoderRun,
     DenoiserRun,
     DiffusionRun,
-    LabellerRun,
     autoencoder_weights,
     read_run,
 )
-from brainsynth.volume import VolumeSpec
 
 log = logging.getLogger(__name__)
 
@@ -50,27 +37,27 @@ log = logging.getLogger(__name__)
 def run(config: ExportConfig) -> None:
     """Trained runs → bundle, its record last; harmless to repeat."""
     files, folder, spec = plan_bundle(config)
-    labeller = _planned_labeller(config, folder, spec)
+    companions = _planned_companions(config, folder, spec)
     if (folder / BUNDLE_FILE).exists():
         spec = read_bundle(folder)
         check_bundle_files(folder, spec)
         if config.recommended is not None:  # not part of the digest: it may be improved later
             write_recommended(folder, config.recommended)
-        if labeller is not None:
-            write_labeller(folder, *labeller)
+        for companion in companions:
+            companion.write(folder)
     else:
-        spec = _write(config, files, folder, spec, labeller)
+        spec = _write(config, files, folder, spec, companions)
     log.info("bundle %s: %s (digest %s)", spec.name, config.output, spec.digest[:12])
 
 
 def describe(config: ExportConfig) -> str:
     """What export-bundle would write."""
     _, folder, spec = plan_bundle(config)
-    labeller = _planned_labeller(config, folder, spec)
+    companions = _planned_companions(config, folder, spec)
     gate = ""
     if config.gate is not None:
         gate = f" and a quality gate fitted on {len(reference_rows(config.gate, spec)[1])} people's {config.gate.reference}"
-    names = "" if labeller is None else f", a labeller of {len(labeller[0].labels.labels)} structures"
+    names = "".join(f", a {one.kind.name} of {len(one.spec.labels.labels)} structures" for one in companions)
     return f"bundle {spec.name} (digest {spec.digest[:12]}), {len(spec.weights)} weight files{gate}{names} → {folder}"
 
 
@@ -83,7 +70,7 @@ def plan_bundle(config: ExportConfig) -> tuple[dict[str, Path], Path, BundleSpec
     if config.autoencoder is not None:
         spec, files[AUTOENCODER_FILE] = _with_autoencoder(config.autoencoder, spec)
     if config.weights == "float16":
-        rounded = {name: hashlib.sha256(_rounded(path)).hexdigest() for name, path in files.items()}
+        rounded = {name: hashlib.sha256(in_float16(path)).hexdigest() for name, path in files.items()}
         trained = {f"trained_{name.split('.')[0]}_sha256": sha for name, sha in spec.weights.items()}
         spec = dataclasses.replace(spec, weights=rounded, provenance={**spec.provenance, **trained})
     if config.gate is not None:
@@ -167,12 +154,12 @@ def _write(
     files: dict[str, Path],
     folder: Path,
     spec: BundleSpec,
-    labeller: tuple[LabellerSpec, bytes] | None,
+    companions: list[AnyPlanned],
 ) -> BundleSpec:
     with new_bundle(folder) as temporary:
         for name, path in files.items():
             if config.weights == "float16":
-                (temporary / name).write_bytes(_rounded(path))
+                (temporary / name).write_bytes(in_float16(path))
             else:
                 shutil.copyfile(path, temporary / name)
         if config.gate is not None:
@@ -180,95 +167,20 @@ def _write(
             spec = dataclasses.replace(spec, weights={**spec.weights, GATE_FILE: file_sha256(temporary / GATE_FILE)})
         if config.recommended is not None:
             write_recommended(temporary, config.recommended)
-        if labeller is not None:
-            write_labeller(temporary, *labeller)
+        for companion in companions:
+            companion.write(temporary)
         (temporary / BUNDLE_FILE).write_bytes(seal(spec))
     return spec
 
 
-def _rounded(path: Path) -> bytes:
-    """A weights file with its float32 numbers in float16. Raises UserError when one would overflow."""
-    tensors = load_file(path)
-    for name, tensor in tensors.items():
-        if tensor.dtype == torch.float32:
-            tensors[name] = tensor.half()
-            if not tensors[name].isfinite().all():
-                raise UserError(f"weights: {name} of {path} has numbers beyond float16's range; take float32")
-    return save(tensors)
-
-
-@contextlib.contextmanager
-def new_bundle(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which becomes the bundle when it is whole; after an error nothing is left of it.
-
-    Raises:
-        UserError: `folder` is not empty, or a file in the temporary folder is not what its record names.
-    """
-    check_empty(folder)
-    temporary = folder.with_name(f".tmp-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        check_bundle_files(temporary, read_bundle(temporary))
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _planned_labeller(config: ExportConfig, folder: Path, spec: BundleSpec) -> tuple[LabellerSpec, bytes] | None:
-    if config.labeller is None:
-        return None
-    return plan_labeller(
-        local_folder(config.labeller, "labeller"), folder, spec.volume, half=config.weights == "float16"
-    )
-
-
-def plan_labeller(source: Path, folder: Path, volume: VolumeSpec, *, half: bool) -> tuple[LabellerSpec, bytes]:
-    """A trained labeller for a bundle: its record and its file. Raises UserError where it does not fit the bundle.
-
-    Args:
-        source: output folder of the training.
-        folder: of the bundle, which may have this labeller already.
-        volume: the bundle's grid.
-        half: store its weights in float16.
-    """
-    run = read_run(source, LabellerRun, "train-labeller")
-    path = source / LABELLER_FILE
-    if not path.is_file() or file_sha256(path) != run.weights_sha256:
-        raise UserError(f"{path} is missing or is not the file that run.json names; train again or copy it again")
-    data = _rounded(path) if half else path.read_bytes()
-    dice = {key.removeprefix("dice_"): value for key, value in run.metrics.items() if key.startswith("dice_")}
-    spec = LabellerSpec(
-        architecture=run.architecture,
-        labels=LabelTable(
-            labels=tuple(dataclasses.replace(label, values=()) for label in run.labels.labels),
-            source=f"brainsynth labeller, trained on: {run.labels.source}",
-        ),
-        volume=run.volume,
-        weights_sha256=hashlib.sha256(data).hexdigest(),
-        provenance={
-            "config": run.config_digest,
-            "cohort_fingerprint": run.cohort_fingerprint,
-            "scans": run.scans,
-            "steps": run.steps,
-        },
-        dice=dice,
-        dice_scans=run.validation_scans,
-    )
-    check_labeller_grid(spec.volume, volume)
-    if has_labeller(folder) and read_labeller(folder).digest != spec.digest:
-        raise UserError(f"labeller: {folder} holds another labeller; give another output folder")
-    return spec, data
-
-
-def check_empty(folder: Path) -> None:
-    """Raises UserError when there is something in the folder."""
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty and is not a bundle; give a new output folder")
+def _planned_companions(config: ExportConfig, folder: Path, spec: BundleSpec) -> list[AnyPlanned]:
+    """Of each network that the config names, what the bundle gets."""
+    half, planned = config.weights == "float16", list[AnyPlanned]()
+    if config.labeller is not None:
+        planned.append(plan_labeller(local_folder(config.labeller, "labeller"), folder, spec.volume, half=half))
+    if config.renderer is not None:
+        planned.append(plan_renderer(local_folder(config.renderer, "renderer"), folder, spec.volume, half=half))
+    return planned
 
 
 def bundle_output(config: DistillConfig | StepDistillConfig, is_same: Callable[[BundleSpec], bool]) -> Path:
@@ -300,8 +212,7 @@ def write_distilled(folder: Path, spec: BundleSpec, source: Path, trained: Path,
             shutil.copyfile((trained if file == name else source) / file, temporary / file)
         if spec.few_steps is None and (source / RECOMMENDED_FILE).is_file():
             shutil.copyfile(source / RECOMMENDED_FILE, temporary / RECOMMENDED_FILE)
-        if has_labeller(source):
-            for file in (LABELLER_FILE, LABELLER_RECORD):
-                shutil.copyfile(source / file, temporary / file)
+        for companion in COMPANIONS:
+            companion.copy(source, temporary)
         (temporary / BUNDLE_FILE).write_bytes(seal(spec))
     return spec

@@ -27,7 +27,7 @@ from brainsynth.errors import UserError, problems_error
 from brainsynth.models.published_weights import file_digests, read_autoencoder, read_denoiser
 from brainsynth.places import user_path
 from brainsynth.records import seal
-from brainsynth.stages.export_bundle import new_bundle
+from brainsynth.stages.new_bundle import new_bundle
 from brainsynth.storage.cells import read_cells
 from brainsynth.storage.filesystem import local_folder
 from brainsynth.storage.untrusted import plain_json

@@ -47,6 +47,9 @@ JOBS = {
         "labelling.LabellerTrainConfig",
         "prepared cohort with label maps → labeller, which names the structures of a volume",
     ),
+    "train-renderer": Job(
+        "labelling.RendererTrainConfig", "prepared cohort with label maps → renderer, which makes images of label maps"
+    ),
     "export-bundle": Job("schema.ExportConfig", "trained runs → bundle: all that generation needs"),
     "generate": Job("schema.GenerateConfig", "bundle + covariates → dataset of synthetic brains, and its report"),
     "evaluate": Job(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from typing import Any
@@ -12,21 +11,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from brainsynth.bundle.labeller import LABELLER_FILE
+from brainsynth.bundle.labeller import LABELLER
 from brainsynth.config.labelling import LabellerTrainConfig
-from brainsynth.errors import UserError
-from brainsynth.labels import LabelTable
 from brainsynth.metrics.overlap import dice
 from brainsynth.models.device import able, autocast, layout
 from brainsynth.models.labeller import Labeller, VolumeLabeller, grid_places, padded
 from brainsynth.models.patch_autoencoder import space_to_depth
-from brainsynth.plan import Plan
-from brainsynth.reading.dataset import open_dataset
 from brainsynth.report.montage import grid
-from brainsynth.storage.commit import read_plan
-from brainsynth.storage.filesystem import local_folder, open_store
-from brainsynth.training.data import CACHE_BYTES, batch_indices, check_splits, weights_seed
+from brainsynth.training.data import batch_indices, weights_seed
 from brainsynth.training.label_augmentation import augmented, mirrored_classes
+from brainsynth.training.labelled import Inputs, check
 from brainsynth.training.learner import Learner
 from brainsynth.training.loop import Worker
 from brainsynth.training.runner import Training
@@ -35,29 +29,6 @@ from brainsynth.training.runs import Finished, LabellerRun, write_weights
 log = logging.getLogger(__name__)
 VALIDATED_AT_MOST = 32
 _AIR = 0.05  # share of the empty cells that a step learns from: they are half of a volume and all alike
-
-
-class LabelledScans:
-    """The scans of a split of a cohort, with their label maps: in memory once they were read, where that is small."""
-
-    def __init__(self, cohort: str, split: str) -> None:
-        self.cohort = open_dataset(cohort, split=split)
-        voxels = math.prod(self.cohort.shape[1:]) * len(self.cohort)
-        self._kept: dict[int, tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]] | None = None
-        if 3 * voxels <= CACHE_BYTES:
-            self._kept = {}
-
-    def __len__(self) -> int:
-        return len(self.cohort)
-
-    def scan(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-        """(X, Y, Z) intensities in [0, 1], and stored labels."""
-        if self._kept is None:
-            return self.cohort.volume(index), self.cohort.label_map(index)
-        if index not in self._kept:
-            self._kept[index] = self.cohort.volume(index).astype(np.float16), self.cohort.label_map(index)
-        image, labels = self._kept[index]
-        return image.astype(np.float32), labels
 
 
 class LabellerTask:
@@ -152,7 +123,7 @@ class LabellerTask:
             scans=len(self.train),
             validation_scans=len(_spread(len(self.validation), VALIDATED_AT_MOST)),
             steps=self.config.optimisation.steps,
-            weights_sha256=write_weights(self.learner.averaged(), self.worker.folder / LABELLER_FILE),
+            weights_sha256=write_weights(self.learner.averaged(), self.worker.folder / LABELLER.file),
             metrics=finished.metrics,
             elapsed_s=finished.elapsed_s,
         )
@@ -182,37 +153,6 @@ def label_losses(scores: Tensor, classes: Tensor, balance: float = 0.0) -> dict[
 def _spread(count: int, at_most: int) -> list[int]:
     """Evenly spread positions: cohorts are often sorted."""
     return [int(i) for i in np.unique(np.linspace(0, count - 1, min(count, at_most)).round())]
-
-
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """What a labeller is trained from."""
-
-    cohort: Plan
-    labels: LabelTable
-    uri: str
-
-    @property
-    def fingerprint(self) -> str:
-        """Of images and label maps."""
-        return self.cohort.fingerprint
-
-    def scans(self, split: str) -> LabelledScans:
-        """A split of the cohort."""
-        return LabelledScans(self.uri, split)
-
-
-def check(config: LabellerTrainConfig) -> Inputs:
-    """Everything that can be refused before a worker starts, and what was read for it. Raises UserError."""
-    plan = read_plan(open_store(config.cohort))
-    if plan.labels is None:
-        raise UserError(
-            f"cohort: {config.cohort} has no label maps to learn from; prepare it again with label_column or label_folder "
-            "in source (docs/labels.md)"
-        )
-    local_folder(config.output, "output")
-    check_splits(config.cohort, "cohort")
-    return Inputs(plan, plan.labels, config.cohort)
 
 
 TRAINING = Training("labeller", check, LabellerTask, LabellerRun)

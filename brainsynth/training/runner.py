@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from brainsynth.config.distillation import DistillConfig, StepDistillConfig
-from brainsynth.config.labelling import LabellerTrainConfig
+from brainsynth.config.labelling import LabellerTrainConfig, RendererTrainConfig
 from brainsynth.config.training import AutoencoderTrainConfig, DiffusionTrainConfig
 from brainsynth.storage.whole_file import reported_when_full
 from brainsynth.training.diverged import check_not_diverged
@@ -18,7 +18,14 @@ from brainsynth.training.preemption import Preempted, never
 from brainsynth.training.runs import Finished, Run, finished, training_digest, training_folder, write_run
 
 log = logging.getLogger(__name__)
-TrainConfig = AutoencoderTrainConfig | DiffusionTrainConfig | DistillConfig | StepDistillConfig | LabellerTrainConfig
+TrainConfig = (
+    AutoencoderTrainConfig
+    | DiffusionTrainConfig
+    | DistillConfig
+    | StepDistillConfig
+    | LabellerTrainConfig
+    | RendererTrainConfig
+)
 C = TypeVar("C", bound=TrainConfig)
 
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 from torch import nn
 
 from brainsynth.bundle.files import bundle_folder, check_bundle_files, read_bundle
-from brainsynth.bundle.labeller import LABELLER_FILE
+from brainsynth.bundle.labeller import LABELLER
+from brainsynth.bundle.renderer import RENDERER
 from brainsynth.bundle.spec import (
     AUTOENCODER_FILE,
     BUNDLE_FILE,
@@ -22,7 +23,12 @@ from brainsynth.bundle.spec import (
     DistilledSpec,
     LatentSpec,
 )
-from brainsynth.config.architectures import AnyAutoencoderArchitecture, DenoiserArchitecture, LabellerArchitecture
+from brainsynth.config.architectures import (
+    AnyAutoencoderArchitecture,
+    DenoiserArchitecture,
+    LabellerArchitecture,
+    RendererArchitecture,
+)
 from brainsynth.config.training import AutoencoderTrainConfig, ScheduleConfig, TrainRuntimeConfig
 from brainsynth.covariates.distribution import CovariateDistribution
 from brainsynth.covariates.schema import CovariateSchema
@@ -164,10 +170,35 @@ class LabellerRun:
     @property
     def weights(self) -> dict[str, str]:
         """sha256 by file name."""
-        return {LABELLER_FILE: self.weights_sha256}
+        return {LABELLER.file: self.weights_sha256}
 
 
-Run = AutoencoderRun | DenoiserRun | DiffusionRun | DistillRun | StepDistillRun | LabellerRun
+@record
+class RendererRun:
+    """A trained renderer."""
+
+    config_digest: str
+    architecture: RendererArchitecture
+    volume: VolumeSpec
+    labels: LabelTable
+    volumes_ml: dict[str, tuple[float, float]]
+    """Smallest and largest volume of each structure in the label maps of the training split, by its key."""
+    covariates: CovariateSchema
+    cohort_fingerprint: str
+    scans: int
+    """Of the training split."""
+    steps: int
+    weights_sha256: str
+    metrics: dict[str, float]
+    elapsed_s: float
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """sha256 by file name."""
+        return {RENDERER.file: self.weights_sha256}
+
+
+Run = AutoencoderRun | DenoiserRun | DiffusionRun | DistillRun | StepDistillRun | LabellerRun | RendererRun
 
 
 def training_digest(config: Any, data_fingerprint: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 from brainsynth.config.audit import AuditConfig
 from brainsynth.config.distillation import DistillConfig, StepDistillConfig
 from brainsynth.config.evaluation import EvaluateConfig
-from brainsynth.config.labelling import LabellerTrainConfig
+from brainsynth.config.labelling import LabellerTrainConfig, RendererTrainConfig
 from brainsynth.config.load import load_config
 from brainsynth.config.release import ReleaseConfig
 from brainsynth.config.schema import EncodeConfig, ExportConfig, GenerateConfig, PhantomConfig, PrepareConfig
@@ -24,6 +24,7 @@ CLASSES = {
     "cohort": PrepareConfig,
     "cohort-labels": PrepareConfig,
     "labeller": LabellerTrainConfig,
+    "renderer": RendererTrainConfig,
     "autoencoder": AutoencoderTrainConfig,
     "latents": EncodeConfig,
     "diffusion": DiffusionTrainConfig,

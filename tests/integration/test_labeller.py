@@ -13,7 +13,7 @@ import pytest
 
 from brainsynth import open_dataset
 from brainsynth.bundle.files import read_bundle
-from brainsynth.bundle.labeller import LABELLER_FILE, LABELLER_RECORD, read_labeller
+from brainsynth.bundle.labeller import LABELLER
 from brainsynth.cohort.phantom_cohort import DERIVATIVE, write_phantom_cohort
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.config.labelling import LabellerTrainConfig
@@ -128,13 +128,13 @@ def test_a_bundle_gets_a_labeller_without_another_digest(line: Line, made: Made,
     named = line.generate(tmp_path / "a", bundle=str(made.bundle))
     assert plan_generation(as_config(named, GenerateConfig, tmp_path)).plan.fingerprint == plain.fingerprint
     labelled = plan_generation(as_config(named | {"labels": True}, GenerateConfig, tmp_path)).plan
-    assert labelled.identity == plain.identity | {"labeller": read_labeller(made.bundle).digest}
+    assert labelled.identity == plain.identity | {"labeller": LABELLER.read(made.bundle).digest}
     later = line.bundle() | {"output": str(tmp_path / "later")}
     export_bundle.run(as_config(later, ExportConfig, tmp_path))
-    assert not (tmp_path / "later" / LABELLER_RECORD).exists()
+    assert not (tmp_path / "later" / LABELLER.record).exists()
     for _ in range(2):
         export_bundle.run(as_config(later | {"labeller": str(made.root / "run")}, ExportConfig, tmp_path))
-    assert read_labeller(tmp_path / "later") == read_labeller(made.bundle)
+    assert LABELLER.read(tmp_path / "later") == LABELLER.read(made.bundle)
 
 
 def test_any_bundle_gets_a_copy_with_the_labeller(line: Line, made: Made, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_any_bundle_gets_a_copy_with_the_labeller(line: Line, made: Made, tmp_pa
     for _ in range(2):
         train_labeller.run(as_config(config, LabellerTrainConfig, tmp_path))
     assert read_bundle(copy) == read_bundle(source)
-    assert read_labeller(copy).labels == read_labeller(made.bundle).labels
+    assert LABELLER.read(copy).labels == LABELLER.read(made.bundle).labels
     planned = plan_generation(
         as_config(line.generate(tmp_path / "d", bundle=str(copy), labels=True), GenerateConfig, tmp_path)
     )
@@ -161,7 +161,7 @@ def test_any_bundle_gets_a_copy_with_the_labeller(line: Line, made: Made, tmp_pa
 
 
 def test_its_record_says_what_it_names_and_how_well(made: Made) -> None:
-    spec = read_labeller(made.bundle)
+    spec = LABELLER.read(made.bundle)
     assert [label.name for label in spec.labels.labels] == ["CSF", "Grey-Matter", "White-Matter", "Ventricles"]
     assert "construction" in spec.labels.source
     assert spec.dice == {k.removeprefix("dice_"): v for k, v in made.run.metrics.items() if k != "dice"}
@@ -171,7 +171,7 @@ def test_its_record_says_what_it_names_and_how_well(made: Made) -> None:
 def test_float16_halves_the_file_and_hardly_changes_a_label(line: Line, made: Made, tmp_path: Path) -> None:
     half = line.bundle() | {"output": str(tmp_path / "half"), "labeller": str(made.root / "run"), "weights": "float16"}
     export_bundle.run(as_config(half, ExportConfig, tmp_path))
-    sizes = [(folder / LABELLER_FILE).stat().st_size for folder in (tmp_path / "half", made.bundle)]
+    sizes = [(folder / LABELLER.file).stat().st_size for folder in (tmp_path / "half", made.bundle)]
     assert sizes[0] < 0.6 * sizes[1]
     cohort, cpu = open_dataset(made.config["cohort"], split="validation"), choose_device(False)
     maps = [load_labeller(folder, cpu)(cohort.volumes(range(3))) for folder in (tmp_path / "half", made.bundle)]
@@ -246,7 +246,7 @@ def test_another_labeller_or_none_is_refused_before_anything_is_written(line: Li
     without = line.generate(tmp_path / "data", labels=True)
     with pytest.raises(UserError, match="labels: the bundle .* has no labeller"):
         plan_generation(as_config(without, GenerateConfig, tmp_path))
-    (other / LABELLER_FILE).write_bytes((other / LABELLER_FILE).read_bytes()[:-1] + b"\0")
+    (other / LABELLER.file).write_bytes((other / LABELLER.file).read_bytes()[:-1] + b"\0")
     with pytest.raises(UserError, match=r"labeller\.safetensors is missing or is not the file that"):
         plan_generation(as_config(config | {"bundle": str(other)}, GenerateConfig, tmp_path))
     shutil.copytree(made.bundle, other, dirs_exist_ok=True)
@@ -267,7 +267,7 @@ def test_mistakes_of_export_and_training(line: Line, made: Made, tmp_path: Path)
     with pytest.raises(UserError, match="run `brainsynth train-labeller`"):
         export_bundle.run(as_config(bundle, ExportConfig, tmp_path))
     shutil.copytree(made.root / "run", tmp_path / "damaged")
-    with (tmp_path / "damaged" / LABELLER_FILE).open("ab") as file:
+    with (tmp_path / "damaged" / LABELLER.file).open("ab") as file:
         file.write(b"\0")
     bundle |= {"output": str(tmp_path / "new"), "labeller": str(tmp_path / "damaged")}
     with pytest.raises(UserError, match="is not the file that"):
