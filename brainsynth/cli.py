@@ -229,6 +229,22 @@ def _vary(words: argparse.ArgumentParser) -> None:
     _extrapolation(words)
 
 
+def _render(words: argparse.ArgumentParser) -> None:
+    words.add_argument("--bundle", default=SHIPPED_BUNDLE, metavar="FOLDER", help="the model, with a renderer")
+    words.add_argument(
+        "--labels", required=True, metavar="FILE", help="the label map (NIfTI, MGH) in world coordinates"
+    )
+    words.add_argument(
+        "--label-table", metavar="FILE", help="where its integers are others: index, name and values of each structure"
+    )
+    words.add_argument("--covariates", default="", metavar="NAME=VALUE,…", help="one that is left out is unknown")
+    words.add_argument("--seed", type=whole(0), default=0, metavar="N", help="another number is another texture")
+    words.add_argument("--output", required=True, metavar="FILE", help="the image, new; ends in .nii.gz")
+    words.add_argument(
+        "--allow-extrapolation", action="store_true", help="take what is far from any label map or person in training"
+    )
+
+
 def _push(words: argparse.ArgumentParser) -> None:
     words.add_argument("release", help="the folder that `brainsynth release` wrote")
     words.add_argument("--to", required=True, metavar="OWNER/NAME", help="an existing dataset repository of the hub")
@@ -295,6 +311,7 @@ TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any], bool]] = {
     "report": ("write report.html and report.json of a generated dataset again", _report, True),
     "export": ("copy volumes into other formats, checked as they are read; resumes", _export, True),
     "vary": ("one covariate or two varied, noise held fixed: a series and its pictures", _vary, False),
+    "render": ("make an image of a label map, by the bundle's renderer (docs/labels.md)", _render, False),
     "push": ("send a release to a dataset repository of the Hugging Face hub; resumes", _push, False),
     "recipe": ("plan, manifest and bundle of a dataset in one file, from which others make its volumes", _recipe, True),
     "materialise": ("make all volumes of a recipe, checked against its manifest; resumes", _materialise, False),

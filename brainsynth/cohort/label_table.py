@@ -11,22 +11,25 @@ from brainsynth.storage.cells import read_cells
 _MAX_VALUES = 4096
 """Integers of one structure."""
 _VALUE = re.compile(r"(\d{1,6})(?:\s*-\s*(\d{1,6}))?")
-_WHERE = "source.label_table"
 
 
-def read_label_table(path: str, source: str) -> LabelTable:
+def read_label_table(path: str, source: str, where: str = "source.label_table") -> LabelTable:
     """The structures that a table names: columns `index` and `name`, and optionally `abbreviation`, `color` and `values`.
 
     A row with index 0 is background: its `values` are integers of the files that are none of the structures.
 
+    Args:
+        source: where the label maps come from.
+        where: the config's key or the option, for errors.
+
     Raises:
         UserError: with every line that is wrong.
     """
-    table = read_cells(path, _WHERE)
+    table = read_cells(path, where)
     absent = [name for name in ("index", "name") if name not in table.columns]
     if absent:
         raise UserError(
-            f"{_WHERE}: {path}: missing column(s) {', '.join(absent)}; a label table has index and name, and may have "
+            f"{where}: {path}: missing column(s) {', '.join(absent)}; a label table has index and name, and may have "
             "abbreviation, color and values"
         )
     labels: list[Label] = []
@@ -50,11 +53,11 @@ def read_label_table(path: str, source: str) -> LabelTable:
         except ValueError as error:
             problems.append(f"line {line}: {error}")
     if problems:
-        raise problems_error(f"{_WHERE}: {path} is not a label table", problems)
+        raise problems_error(f"{where}: {path} is not a label table", problems)
     try:
         return LabelTable(labels=tuple(labels), source=source, background=background)
     except ValueError as error:
-        raise UserError(f"{_WHERE}: {path}: {error}") from None
+        raise UserError(f"{where}: {path}: {error}") from None
 
 
 def _index(cell: str | None) -> int:

@@ -104,6 +104,31 @@ def prepared_scan(
     return volume.dequantise(stored), str(facts["source_sha256"])
 
 
+def load_label_map(
+    path: str, table: LabelTable, volume: VolumeSpec, max_file_mib: int = 1024
+) -> tuple[npt.NDArray[np.uint8], float]:
+    """A label map without its scan, on the grid of `volume` as the table stores it.
+
+    Returns the map, and which share of what it labels lies on that grid. Raises ScanRejected.
+    """
+    try:
+        data, affine = read_volume(Path(path), max_file_mib)
+    except FileRejected as error:
+        raise ScanRejected(str(error)) from None
+    labels = _as_stored(data, table)
+    if not labels.any():
+        raise ScanRejected("label map: all background")
+    return resample_labels(labels, affine, volume), _share_inside(labels, affine, volume)
+
+
+def _share_inside(labels: npt.NDArray[np.uint8], affine: npt.NDArray[np.float64], volume: VolumeSpec) -> float:
+    """Of the labelled voxels, those whose centre lies in a voxel of the grid."""
+    places = np.argwhere(labels)
+    to_grid = np.linalg.inv(volume.affine) @ affine
+    cells = np.rint(places @ to_grid[:3, :3].T + to_grid[:3, 3])
+    return float(((cells >= 0) & (cells < volume.shape_xyz)).all(1).mean())
+
+
 def _identity(which: str, file: Path) -> dict[str, str | float]:
     """By what a later run knows the file again: its digest, which is looked at where size or time differ."""
     status = file.stat()
@@ -135,6 +160,11 @@ def _labels(
 ) -> npt.NDArray[np.uint8]:
     """The label map with the integers of the table."""
     read = _on_the_grid_of_the_scan("label map", MISSING_LABELS, shape, affine, label_file, max_file_mib, assume)
+    return _as_stored(read, table)
+
+
+def _as_stored(read: npt.NDArray[np.float32], table: LabelTable) -> npt.NDArray[np.uint8]:
+    """The integers of a file as the table stores them."""
     broken = read != np.rint(read)
     if broken.any():
         raise ScanRejected(f"label map: {read[broken][0]:g} is not a whole number")

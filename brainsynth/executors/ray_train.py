@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from brainsynth.config.schema import SHIPPED_BUNDLE
+from brainsynth.config.training import AutoencoderLossConfig
 from brainsynth.errors import UserError
 from brainsynth.executors.preflight import check_cluster, check_this_machine, cpus_of_worker
 from brainsynth.executors.session import ray_session
@@ -143,7 +144,7 @@ def _with_absolute_places(config: C) -> C:
         if value != SHIPPED_BUNDLE or name not in ("autoencoder", "start_from", "bundle")
     }
     losses = getattr(config, "losses", None)
-    if losses is not None and losses.perceptual_weights is not None:
+    if isinstance(losses, AutoencoderLossConfig) and losses.perceptual_weights is not None:
         weights = resolve_uri(losses.perceptual_weights, "losses.perceptual_weights")
         changes["losses"] = dataclasses.replace(losses, perceptual_weights=weights)
     return dataclasses.replace(config, **changes)

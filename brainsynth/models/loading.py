@@ -9,6 +9,7 @@ import torch
 
 from brainsynth.bundle.files import check_bundle_files, check_decoder
 from brainsynth.bundle.labeller import LABELLER
+from brainsynth.bundle.renderer import RENDERER
 from brainsynth.bundle.spec import AUTOENCODER_FILE, DECODER_FILE, DIFFUSION_FILE, BundleSpec
 from brainsynth.config.training import DecoderChoice, Precision
 from brainsynth.errors import UserError
@@ -21,6 +22,7 @@ from brainsynth.models.weights import load_weights
 
 if TYPE_CHECKING:
     from brainsynth.models.labeller import VolumeLabeller
+    from brainsynth.models.renderer import MapRenderer
 
 
 def load_models(
@@ -85,9 +87,23 @@ def load_labeller(folder: Path, device: torch.device, digest: str | None = None)
             f"{spec.digest[:12]}…"
         )
     network = Labeller(spec.architecture, len(spec.labels.labels) + 1)
-    load_weights(network, folder / LABELLER.file)
-    layout(network.float().requires_grad_(False).eval().to(device))
+    _ready(network, folder / LABELLER.file, device)
     return VolumeLabeller(network, spec.labels.indices, device)
+
+
+def load_renderer(folder: Path, device: torch.device) -> MapRenderer:
+    """A bundle's renderer on a device, in float32. Raises UserError when the bundle has none, or its file is damaged."""
+    from brainsynth.models.renderer import MapRenderer, Renderer
+
+    spec = RENDERER.read(folder)
+    network = Renderer(spec.architecture, len(spec.labels.labels) + 1, spec.covariates.context_size)
+    _ready(network, folder / RENDERER.file, device)
+    return MapRenderer(network, spec.labels, device)
+
+
+def _ready(network: torch.nn.Module, weights: Path, device: torch.device) -> None:
+    load_weights(network, weights)
+    layout(network.float().requires_grad_(False).eval().to(device))
 
 
 def _build(spec: BundleSpec, decoder: DecoderChoice) -> tuple[Autoencoder, Denoiser]:

@@ -1,0 +1,79 @@
+"""The renderer's network: what enters it, and that whole images follow from map, covariates and seed alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from brainsynth.config.architectures import RendererArchitecture
+from brainsynth.labels import Label, LabelTable
+from brainsynth.models.renderer import MapRenderer, Renderer, RendererCritic, cells_of
+
+ARCHITECTURE = RendererArchitecture(width=8, blocks=2, noise=3, intensity_scale=1.15)
+TABLE = LabelTable(labels=(Label(index=7, name="Left-A"), Label(index=2, name="Right-A")), source="test")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def network() -> Renderer:
+    torch.manual_seed(0)
+    made = Renderer(ARCHITECTURE, 3, 5)
+    for parameter in made.parameters():  # untrained it makes zeros
+        torch.nn.init.normal_(parameter, std=0.2)
+    return made.eval()
+
+
+def labels(*shape: int) -> np.ndarray:
+    return np.random.default_rng(1).choice(np.array([0, 2, 7], np.uint8), shape)
+
+
+def test_a_cell_sees_the_class_of_each_of_its_voxels() -> None:
+    classes = torch.zeros(1, 4, 4, 4, dtype=torch.uint8)
+    classes[0, 2, 1, 3] = 2
+    cells = cells_of(classes, 3)
+    assert cells.shape == (1, 24, 2, 2, 2)
+    assert cells.sum() == 64
+    children = cells[0, :, 1, 0, 1].reshape(2, 2, 2, 3)
+    assert children[0, 1, 1].tolist() == [0, 0, 1]
+    assert (children[..., 0] == 1).sum() == 7
+
+
+def test_an_image_follows_from_map_covariates_and_seed(network: Renderer) -> None:
+    render, given, context = MapRenderer(network, TABLE, CPU), labels(9, 8, 7), np.ones(5, np.float32)
+    image = render(given, context, 3)
+    assert image.shape == (9, 8, 7)
+    assert image.dtype == np.float32
+    assert image.std() > 0.01
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        np.testing.assert_array_equal(render(given, context, 3), image)
+    finally:
+        torch.set_num_threads(before)
+    for other in (
+        render(given, context, 4),
+        render(given, 0 * context, 3),
+        render(9 - given * (given > 0), context, 3),
+    ):
+        assert np.abs(other - image).max() > 1e-3
+
+
+def test_classes_are_the_places_in_the_table_not_the_stored_integers(network: Renderer) -> None:
+    other = LabelTable(labels=(Label(index=100, name="Left-A"), Label(index=200, name="Right-A")), source="test")
+    given, context = labels(8, 8, 8), np.ones(5, np.float32)
+    renamed = np.array([0, 0, 200, 0, 0, 0, 0, 100], np.uint8)[given]
+    image = MapRenderer(network, TABLE, CPU)(given, context, 3)
+    np.testing.assert_array_equal(MapRenderer(network, other, CPU)(renamed, context, 3), image)
+    with pytest.raises(ValueError, match="a network of 3 classes"):
+        MapRenderer(network, LabelTable(labels=TABLE.labels[:1], source="test"), CPU)
+
+
+def test_the_critic_sees_the_labels() -> None:
+    torch.manual_seed(0)
+    critic = RendererCritic(8, 3, 5)
+    volume, places, context = torch.rand(2, 1, 8, 8, 8), torch.rand(2, 4, 4, 4, 4), torch.rand(2, 5)
+    first, second = (torch.full((2, 8, 8, 8), kind, dtype=torch.uint8) for kind in (1, 2))
+    (logits, wider), features = critic(volume, first, places, context)
+    assert (logits.shape, wider.shape, len(features)) == ((2, 1, 4, 4, 4), (2, 1, 2, 2, 2), 5)
+    assert not torch.equal(critic(volume, second, places, context)[0][0], logits)
