@@ -67,7 +67,7 @@ def plan_renderer(source: Path, folder: Path, volume: VolumeSpec, *, half: bool)
     spec = RendererSpec(
         architecture=run.architecture,
         labels=_table(run.labels, run.labels.source),
-        volumes_ml=run.volumes_ml,
+        structures=run.structures,
         covariates=run.covariates,
         volume=run.volume,
         weights_sha256=hashlib.sha256(data).hexdigest(),

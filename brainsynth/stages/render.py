@@ -12,7 +12,7 @@ import pandas as pd
 
 from brainsynth.bundle.files import bundle_folder, read_bundle
 from brainsynth.bundle.labeller import LABELLER
-from brainsynth.bundle.renderer import RENDERER, RendererSpec
+from brainsynth.bundle.renderer import RENDERER, RendererSpec, measured_structures
 from brainsynth.cohort.label_table import read_label_table
 from brainsynth.cohort.scan import ScanRejected, load_label_map
 from brainsynth.covariates.schema import CovariateSchema
@@ -31,6 +31,8 @@ INSIDE = 0.95
 """At least this share of what a map labels must lie on the renderer's grid."""
 BEYOND = 2.0
 """A structure may be this many times larger than in any label map of the training, or smaller."""
+ELSEWHERE_MM = 10.0
+"""Its centre may lie this far outside of where it was in training, along any axis."""
 Labels = npt.NDArray[np.uint8]
 
 
@@ -99,7 +101,7 @@ def _label_map(file: str, table_file: str | None, spec: RendererSpec, allow_extr
             "as the cohort of the bundle was"
         )
     if not allow_extrapolation:
-        _check_volumes(labels, spec, str(path))
+        _check_structures(labels, spec, str(path))
     return labels
 
 
@@ -126,19 +128,26 @@ def _table(file: str, known: LabelTable) -> LabelTable:
     )
 
 
-def _check_volumes(labels: Labels, spec: RendererSpec, path: str) -> None:
-    """Raises UserError where a structure is missing, or far smaller or larger than in any map that the renderer saw."""
-    counts = np.bincount(labels.reshape(-1), minlength=256) * spec.volume.voxel_ml
+def _check_structures(labels: Labels, spec: RendererSpec, path: str) -> None:
+    """Raises UserError where a structure is missing, or far smaller, larger or elsewhere than in any map of the training."""
+    measured = measured_structures(labels, spec.labels, spec.volume)
     wrong = []
     for label in spec.labels.labels:
-        low, high = spec.volumes_ml[label.key]
-        if not low / BEYOND <= counts[label.index] <= high * BEYOND:
-            wrong.append(f"  {label.name}: {counts[label.index]:.3g} ml, in training {low:.3g} to {high:.3g} ml")
+        one, known = measured[label.key], spec.structures[label.key]
+        low, high = known.volume_ml
+        if not low / BEYOND <= one.volume_ml <= high * BEYOND:
+            wrong.append(f"  {label.name}: {one.volume_ml:.3g} ml, in training {low:.3g} to {high:.3g} ml")
+        elif known.lowest_mm is not None and known.highest_mm is not None:
+            below, above = known.lowest_mm - one.centre_mm, one.centre_mm - known.highest_mm
+            if (away := float(np.maximum(below, above).max())) > ELSEWHERE_MM:
+                wrong.append(f"  {label.name}: its centre is {away:.0f} mm away from where it was in training")
     if wrong:
         raise UserError(
             f"--labels: {path}: {len(wrong)} of {len(spec.labels.labels)} structures are far from any label map that the "
-            "renderer learnt from:\n" + "\n".join(wrong) + "\nIs the map whole, and in the renderer's integers? "
-            "--allow-extrapolation renders it all the same"
+            "renderer learnt from:\n"
+            + "\n".join(wrong)
+            + "\nIs the map whole, registered as the cohort of the bundle was, "
+            "and in the renderer's integers? --allow-extrapolation renders it all the same"
         )
 
 

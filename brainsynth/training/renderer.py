@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from brainsynth.bundle.renderer import RENDERER
+from brainsynth.bundle.renderer import RENDERER, structure_ranges
 from brainsynth.config.labelling import RendererTrainConfig
 from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.labels import LabelTable
@@ -104,16 +104,14 @@ class RendererTask(AdversarialTask[Renderer, LabelledBatch]):
         """Write the averaged weights; returns the record of the training."""
         scans = self.splits["train"]
         assert isinstance(scans, LabelledCrops)
-        table, volumes = self.inputs.labels, scans.dataset.label_volumes
+        table, volume = self.inputs.labels, self.inputs.cohort.volume
+        maps = (scans.dataset.label_map(index) for index in range(len(scans)))
         return RendererRun(
             config_digest=finished.config_digest,
             architecture=self.config.architecture,
-            volume=self.inputs.cohort.volume,
+            volume=volume,
             labels=table,
-            volumes_ml={
-                label.key: (float(volumes[label.name].min()), float(volumes[label.name].max()))
-                for label in table.labels
-            },
+            structures=structure_ranges(maps, table, volume),
             covariates=self.inputs.cohort.covariates,
             cohort_fingerprint=self.inputs.cohort.fingerprint,
             scans=len(scans),

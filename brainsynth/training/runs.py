@@ -13,7 +13,7 @@ from torch import nn
 
 from brainsynth.bundle.files import bundle_folder, check_bundle_files, read_bundle
 from brainsynth.bundle.labeller import LABELLER
-from brainsynth.bundle.renderer import RENDERER
+from brainsynth.bundle.renderer import RENDERER, StructureRange
 from brainsynth.bundle.spec import (
     AUTOENCODER_FILE,
     BUNDLE_FILE,
@@ -181,8 +181,8 @@ class RendererRun:
     architecture: RendererArchitecture
     volume: VolumeSpec
     labels: LabelTable
-    volumes_ml: dict[str, tuple[float, float]]
-    """Smallest and largest volume of each structure in the label maps of the training split, by its key."""
+    structures: dict[str, StructureRange]
+    """How large each is and where, in the label maps of the training split; by the label's key."""
     covariates: CovariateSchema
     cohort_fingerprint: str
     scans: int

@@ -178,6 +178,8 @@ def test_the_labeller_says_how_much_of_the_map_it_finds(
         (lambda x: 0 * x, 0, "label map: all background"),
         (lambda x: x, 1000, "100% of what it labels lies outside of the renderer's grid"),
         (lambda x: x, 60, "% of what it labels lies outside of the renderer's grid"),
+        (lambda x: x, 25, "Ventricles: its centre is "),
+        (lambda x: x[:, ::-1], 0, "mm away from where it was in training"),
         (lambda x: np.where(x == 3, 0, x), 0, "1 of 4 structures are far from any label map"),
         (lambda x: np.where(x == 3, 0, x), 0, "White-Matter: 0 ml, in training"),
     ],
@@ -297,8 +299,9 @@ def test_a_bundle_gets_it_without_another_digest_and_copies_keep_both(line: Line
     source = line.root / "bundle"
     assert read_bundle(made.bundle).digest == read_bundle(source).digest
     spec = RENDERER.read(made.bundle)
-    assert set(spec.volumes_ml) == {"csf", "grey_matter", "white_matter", "ventricles"}
-    assert all(0 < low < high for low, high in spec.volumes_ml.values())
+    assert set(spec.structures) == {"csf", "grey_matter", "white_matter", "ventricles"}
+    volumes = open_dataset(made.cohort, split="train").label_volumes["Ventricles"]
+    assert spec.structures["ventricles"].volume_ml == pytest.approx((volumes.min(), volumes.max()))
     copy = tmp_path / "copy"
     config = training(made.root, "again", steps=2) | {"bundle": str(made.bundle), "bundle_output": str(copy)}
     shown = train_renderer.describe(as_config(config, RendererTrainConfig, tmp_path))
