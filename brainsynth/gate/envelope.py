@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from brainsynth.gate.features import F64
+from brainsynth.gate.passes import F64
 
 FOLDS, LEAST_LIMIT = 5, 3.0
 

@@ -6,6 +6,7 @@ Frequencies are in cycles per voxel: a gate is fitted for one grid and used on t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,17 +15,17 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft, ndimage
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
+from brainsynth.gate.passes import F32, F64, Mask, Ranked, areas_of, eroded, neighbourhoods, pooled, slabs, sums_along
 
 COARSE_MM, REGION_MM = 8.0, 4.0
 FOREGROUND = 0.35
 """Share of the white level from which a voxel counts as brain: above CSF, below grey matter."""
 SIGNAL, FAINT, WHITEST = 0.15, 0.5, 1.1
+DARK = 0.1
+"""Of the volume as it is: what is not brighter has no part in its white level."""
 BACKGROUND_OFFSET = 0.01
 """Background brighter than a hundredth of white matter is where anything begins to be seen."""
 AXES = "xyz"
-_SLAB = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,73 +49,79 @@ def blocks(shape: tuple[int, ...], spacing_mm: tuple[float, ...], size_mm: float
     return tuple(max(1, min(n, round(size_mm / mm))) for n, mm in zip(shape, spacing_mm, strict=True))
 
 
-def _pool(x: npt.NDArray[Any], block: tuple[int, ...], join: np.ufunc = np.add) -> F32:
-    """(X, Y, Z) → (I, J, K): the sum, or the maximum, of each block; what does not fill a block is padded with 0."""
-    short = [(0, -n % b) for n, b in zip(x.shape, block, strict=True)]
-    if any(after for _, after in short):
-        x = np.pad(x, short)
-    for axis, size in enumerate(block):  # slices instead of a reshape: six times as fast on blocks of 2 to 4 voxels
-        view = np.moveaxis(x, axis, 0)
-        joined = view[::size]
-        for i in range(1, size):
-            joined = join(joined, view[i::size])
-        x = np.moveaxis(joined, 0, axis)
-    return x.astype(np.float32)
+def _pool_mean(u: F32, block: tuple[int, ...], of: Callable[[F32], npt.NDArray[Any]] | None = None) -> F32:
+    """(I, J, K) mean of each block of u, or of what is made `of` it; what does not fill a block is padded with 0."""
+    return pooled(u, block, of) / np.float32(np.prod(block))
 
 
-def _pool_mean(x: npt.NDArray[Any], block: tuple[int, ...]) -> F32:
-    return _pool(x.astype(np.float32, copy=False), block) / np.float32(np.prod(block))
+def _capped(u: F32) -> F32:
+    """Brightness that beyond white matter counts no more."""
+    return np.minimum(u, np.float32(WHITEST))
 
 
-def white_level(x: F32) -> float:
+def white_level(bright: Ranked, of: int) -> float:
     """The 90th percentile of all that is not dark: bright white matter in a T1w brain; NaN if hardly anything is there."""
-    bright = x[x > 0.1]
-    if bright.size < max(20, 0.01 * x.size):
+    if len(bright) < max(20, 0.01 * of):
         return float("nan")
-    return float(np.partition(bright, int(0.9 * bright.size))[int(0.9 * bright.size)])
+    return float(bright[int(0.9 * len(bright))])
 
 
 def measure(volume: F32, spacing_mm: tuple[float, float, float]) -> Measured | None:
     """Everything about a finite (X, Y, Z) volume in [0, 1]; None when it is all but empty."""
-    level = white_level(volume)
+    bright = Ranked(volume[volume > DARK])
+    level = white_level(bright, volume.size)
     if not level > 0:
         return None
     u = volume / np.float32(level)
     mask = u > FOREGROUND
-    if mask.mean() < 0.01:
+    count = int(np.count_nonzero(mask))
+    if count < 0.01 * mask.size:
         return None
+    inside = bright if level * FOREGROUND > 1.001 * DARK else Ranked(volume[mask])
     coarse_block = blocks(u.shape, spacing_mm, COARSE_MM)
-    areas = [mask.sum(tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+    areas = areas_of(mask)
     inner = eroded(mask, max(1, round(4 / min(spacing_mm))))
     steps, between = _steps(u, inner)
-    numbers = {"foreground.share": float(np.log(mask.mean()))}
-    numbers |= _edges(areas, spacing_mm) | _background(u, spacing_mm) | _spectrum(u) | _slices(u * mask, areas, steps)
-    numbers |= _grain(u, mask) | _detail(u, inner, between, spacing_mm) | _histogram(u, mask) | _bias(u, coarse_block)
-    capped = np.minimum(u, np.float32(WHITEST))
+    numbers = {"foreground.share": float(np.log(count / mask.size))}
+    numbers |= _edges(areas, spacing_mm) | _background(u, spacing_mm) | _spectrum(u) | _slices(u, mask, areas, steps)
+    numbers |= _grain(u, mask) | _detail(u, inner, between, spacing_mm)
+    numbers |= _histogram(u, inside, level, count) | _bias(u, coarse_block)
+    flat = pooled(u, (1, *coarse_block[1:]), _capped)  # (X, J, K)
     return Measured(
         numbers=numbers,
-        bright=_pool_mean(capped, coarse_block),
-        filled=_pool_mean(u > SIGNAL, coarse_block),
-        void=_void(capped, spacing_mm, coarse_block),
-        skew=_skew(capped, mask, coarse_block),
+        bright=_mean_along_x(flat, coarse_block),
+        filled=_pool_mean(u, coarse_block, lambda part: part > SIGNAL),
+        void=_void(u, spacing_mm, coarse_block),
+        skew=_skew(flat, areas[0], coarse_block),
     )
 
 
-def _steps(u: F32, inner: npt.NDArray[np.bool_]) -> tuple[list[F64], float]:
-    """How much each slice differs from the next along each axis, summed; and neighbouring voxels inside, on average."""
-    summed = [np.zeros(n - 1) for n in u.shape]
-    of_inner, count = np.zeros(3), np.zeros(3)
-    for start in range(0, len(u), _SLAB):  # parts that fit into a cache
-        for axis in range(3):
-            part = u[start : start + _SLAB + (axis == 0)]
-            step = np.diff(part, axis=axis)
+def _steps(u: F32, inner: Mask) -> tuple[list[F64], float]:
+    """How much each slice differs from the next along each axis, summed; and neighbouring voxels inside, on average.
+
+    Neighbours are looked up in the order of memory. Where that leads from the end of a row or a slice to the next one, the
+    sums are cut off afterwards; nothing inside is there.
+    """
+    strides = (u[0].size, u.shape[2], 1)
+    along_x = np.zeros(len(u))
+    planes, of_inner = np.zeros((2, *u.shape[1:])), np.zeros(3)
+    for part in slabs(len(u)):
+        inside = inner[part].astype(np.float32)
+        here, ahead = u[part].ravel(), u[part.start : part.stop + 1].ravel()
+        step = np.zeros_like(here)
+        for axis, stride in enumerate(strides):
+            nearest = ahead[stride:][: len(here)] if axis == 0 else here[stride:]
+            np.subtract(nearest, here[: len(nearest)], out=step[: len(nearest)])
+            step[len(nearest) :] = 0
             np.abs(step, out=step)
-            slices = step.sum(tuple(a for a in range(3) if a != axis))
-            summed[axis][slice(start, start + len(slices)) if axis == 0 else slice(None)] += slices
-            inside = step[inner[(slice(start, None), ...)][tuple(slice(n) for n in step.shape)]]
-            of_inner[axis] += inside.sum(dtype=np.float64)
-            count[axis] += inside.size
-    return summed, float(np.mean(of_inner / np.maximum(count, 1)))
+            slices = step.reshape(inside.shape)
+            if axis == 0:
+                along_x[part] = slices.reshape(len(slices), -1).sum(1)
+            else:
+                planes[axis - 1] += slices.sum(0)
+            of_inner[axis] += np.einsum("xyz,xyz", slices, inside)
+    summed = [along_x[:-1], planes[0].sum(1)[:-1], planes[1].sum(0)[:-1]]
+    return summed, float(np.mean(of_inner)) / max(1, int(np.count_nonzero(inner)))
 
 
 def _edges(areas: list[npt.NDArray[np.int64]], spacing_mm: tuple[float, ...]) -> dict[str, float]:
@@ -134,7 +141,7 @@ def _background(u: F32, spacing_mm: tuple[float, ...]) -> dict[str, float]:
     """Brightness away from the brain, and the share of the brain that hangs apart from its largest piece."""
     block = blocks(u.shape, spacing_mm, REGION_MM)
     mean = _pool_mean(u, block)
-    dark = mean[~ndimage.binary_dilation(_pool(u, block, np.maximum) > FOREGROUND)]
+    dark = mean[~ndimage.binary_dilation(pooled(u, block, join=np.maximum) > FOREGROUND)]
     labels, _ = ndimage.label(mean > FOREGROUND)
     sizes = np.bincount(labels.ravel())[1:]
     apart = 1 - sizes.max() / sizes.sum() if sizes.size else 1.0
@@ -155,20 +162,40 @@ def _bands(shape: tuple[int, int, int]) -> npt.NDArray[np.int8]:
     return bands
 
 
+@lru_cache(maxsize=4)
+def _runs(shape: tuple[int, int, int]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int8]]:
+    """Where in the raveled half spectrum another row or another band begins, and the band of each such run."""
+    bands = _bands(shape)
+    begins = np.ones(bands.shape, bool)
+    np.not_equal(bands[:, :, 1:], bands[:, :, :-1], out=begins[:, :, 1:])
+    starts = np.flatnonzero(begins)
+    return starts, bands.ravel()[starts]
+
+
+def _peak(power: F32, bands: npt.NDArray[np.int8], floor: np.float32) -> float:
+    """The largest power outside the two lowest bands, relative to the mean of the 7 x 7 x 7 bins around it."""
+    peak = 0.0
+    around = neighbourhoods(np.pad(power, 3, mode="wrap"), (7, 7, 7), np.float64)
+    for here, mean, band in zip(power, around, bands, strict=True):
+        mean += floor
+        np.divide(here, mean, out=mean)
+        mean *= band >= 2
+        peak = max(peak, float(mean.max()))
+    return peak
+
+
 def _spectrum(u: F32) -> dict[str, float]:
     """Shares of energy by frequency: blur and noise change the bands, motion one axis, stripes and boards single points."""
     spectrum = fft.rfftn(u)
     power = spectrum.real**2
     power += spectrum.imag**2
-    bands = _bands(u.shape)
-    total = np.bincount(bands.ravel(), weights=power.ravel(), minlength=7) + 1e-12
+    starts, band = _runs(u.shape)
+    total = np.bincount(band, weights=np.add.reduceat(power.ravel(), starts), minlength=7) + 1e-12
     numbers = {f"sharpness.band{i}": float(np.log(total[i] / total[1])) for i in range(2, 7)}
-    noise_like = power / (ndimage.uniform_filter(power, 7, mode="wrap") + np.float32(1e-9 * total[1] / power.size))
-    numbers["stripes.peak"] = float(np.log(noise_like[bands >= 2].max()))
+    numbers["stripes.peak"] = float(np.log(_peak(power, _bands(u.shape), np.float32(1e-9 * total[1] / power.size))))
     corner = power
-    for axis, name in enumerate(AXES):
-        n = power.shape[axis]
-        profile = power.sum(tuple(a for a in range(3) if a != axis), dtype=np.float64)
+    for axis, (name, profile) in enumerate(zip(AXES, sums_along(power), strict=True)):
+        n = len(profile)
         half = profile[: n // 2 + 1] if axis < 2 else profile
         numbers[f"sharpness.{name}"] = float(np.log(half[int(0.6 * len(half)) :].sum() / total[1] + 1e-9))
         numbers[f"checkerboard.{name}"] = float(np.log((half[-1] + 1e-12) / (half[-4:-1].mean() + 1e-12)))
@@ -178,9 +205,9 @@ def _spectrum(u: F32) -> dict[str, float]:
     return numbers
 
 
-def _slices(inside: F32, areas: list[npt.NDArray[np.int64]], steps: list[F64]) -> dict[str, float]:
+def _slices(u: F32, mask: Mask, areas: list[npt.NDArray[np.int64]], steps: list[F64]) -> dict[str, float]:
     """The largest jump of mean brightness, and of what differs between neighbours, along each axis."""
-    numbers = {}
+    numbers, inside = {}, u * mask
     for axis, name in enumerate(AXES):
         others = tuple(a for a in range(3) if a != axis)
         count = areas[axis]
@@ -194,81 +221,61 @@ def _slices(inside: F32, areas: list[npt.NDArray[np.int64]], steps: list[F64]) -
     return numbers
 
 
-def _grain(u: F32, mask: npt.NDArray[np.bool_]) -> dict[str, float]:
+def _grain(u: F32, mask: Mask) -> dict[str, float]:
     """Noise inside the brain: the typical finest diagonal detail (Haar) of 2 x 2 x 2 voxels that are all brain."""
     even = tuple(slice(0, n // 2 * 2) for n in u.shape)
     v, m = u[even], mask[even]
-    d = v[::2] - v[1::2]
-    d = d[:, ::2] - d[:, 1::2]
-    d = d[:, :, ::2] - d[:, :, 1::2]
-    inner = m[::2] & m[1::2]
-    inner = inner[:, ::2] & inner[:, 1::2]
-    inner = inner[:, :, ::2] & inner[:, :, 1::2]
-    detail = np.abs(d[inner])
+    found = []
+    for part in slabs(len(v)):
+        d = v[part][::2] - v[part][1::2]
+        d = d[:, ::2] - d[:, 1::2]
+        d = d[:, :, ::2] - d[:, :, 1::2]
+        inner = m[part][::2] & m[part][1::2]
+        inner = inner[:, ::2] & inner[:, 1::2]
+        inner = inner[:, :, ::2] & inner[:, :, 1::2]
+        found.append(d[inner])
+    detail = np.abs(np.concatenate(found)) if found else np.empty(0, np.float32)
     typical = float(np.median(detail)) / (8**0.5 * 0.6745) if detail.size else 0.0
     return {"noise.grain": float(np.log(typical + 0.002))}
 
 
-def _detail(u: F32, inner: npt.NDArray[np.bool_], between: float, spacing_mm: tuple[float, ...]) -> dict[str, float]:
+def _detail(u: F32, inner: Mask, between: float, spacing_mm: tuple[float, ...]) -> dict[str, float]:
     """Contrast of gyri (against their 12 mm neighbourhood) and of neighbouring voxels, away from the brain's outline."""
-    if inner.sum() < 30:
+    held = [np.flatnonzero(area) for area in areas_of(inner)]
+    if np.count_nonzero(inner) < 30:
         return {"sharpness.gyri": 0.0, "sharpness.voxels": 0.0}
     widths = [max(3, round(12 / mm)) for mm in spacing_mm]
-    # Neighbourhoods of what lies inside are asked for alone.
-    (held,) = ndimage.find_objects(inner.astype(np.int8))
-    box = tuple(slice(max(0, part.start - n), part.stop + n) for part, n in zip(held, widths, strict=True))
-    around = running_mean(running_mean(u[box], widths[0], 0), widths[1], 1)
-    around = ndimage.uniform_filter1d(around, widths[2], 2)
-    away = u[inner] - around[inner[box]]
+    box = tuple(slice(int(at[0]), int(at[-1]) + 1) for at in held)
+    # Neighbourhoods of what lies inside are asked for alone; beyond its edges the volume is reflected.
+    reach = [(part.start - n // 2, part.stop + n - n // 2 - 1) for part, n in zip(box, widths, strict=True)]
+    short = [(max(0, -low), max(0, high - n)) for (low, high), n in zip(reach, u.shape, strict=True)]
+    around = np.pad(u[tuple(slice(max(0, low), high) for low, high in reach)], short, mode="symmetric")
+    count, total, squares = np.count_nonzero(inner), 0.0, 0.0
+    for here, inside, mean in zip(u[box], inner[box], neighbourhoods(around, widths), strict=True):
+        away = np.subtract(here, mean, out=mean)
+        away *= inside
+        total += float(away.sum())
+        squares += float(np.square(away, out=away).sum())
+    spread = max(0.0, squares / count - (total / count) ** 2) ** 0.5
     return {
-        "sharpness.gyri": float(np.log(away.std() + 0.005)),
+        "sharpness.gyri": float(np.log(spread + 0.005)),
         "sharpness.voxels": float(np.log(between + 0.005)),
     }
 
 
-def running_mean(u: F32, width: int, axis: int) -> F32:
-    """`ndimage.uniform_filter1d(u, width, axis)`, several times as fast where slices are contiguous; u is of order 1."""
-    slices, means = np.moveaxis(u, axis, 0), np.empty_like(u)
-    n, first = len(slices), -(width // 2)
-    places = np.arange(first, n + width) % (2 * n)
-    places = np.minimum(places, 2 * n - 1 - places)  # beyond the edges it is reflected
-    total = np.add.reduce(slices[places[:width]], 0)
-    for i, mean in enumerate(np.moveaxis(means, axis, 0)):
-        np.multiply(total, np.float32(1 / width), out=mean)
-        total += slices[places[i + width]]
-        total -= slices[places[i]]
-    return means
-
-
-def eroded(mask: npt.NDArray[np.bool_], times: int) -> npt.NDArray[np.bool_]:
-    """`ndimage.binary_erosion(mask, iterations=times)`, several times as fast."""
-    for _ in range(times):
-        whole, mask = mask, mask.copy()
-        for axis in range(mask.ndim):
-            old, new = np.moveaxis(whole, axis, 0), np.moveaxis(mask, axis, 0)
-            new[1:] &= old[:-1]
-            new[:-1] &= old[1:]
-            new[[0, -1]] = False
-    return mask
-
-
-def _histogram(u: F32, mask: npt.NDArray[np.bool_]) -> dict[str, float]:
-    """Shape of the brain's histogram, relative to its white level."""
-    inside = u[mask]
-    ranks = (np.array([0.5, 0.75, 0.99]) * (inside.size - 1)).astype(int)
-    values, above, below = [], inside, 0
-    for rank in ranks:  # one at a time: NumPy has a fast way for that, a fifth of the time
-        above = np.partition(above, rank - below)[rank - below :]
-        values.append(above[0])
-        below = rank
-    faint = np.count_nonzero((u > SIGNAL) & (u < FAINT)) / inside.size
-    numbers = {f"contrast.q{q}": float(v) for q, v in zip((50, 75, 99), values, strict=True)}
+def _histogram(u: F32, values: Ranked, level: float, count: int) -> dict[str, float]:
+    """Shape of the brain's histogram, relative to its white level; the brain are the `count` brightest values."""
+    places = len(values) - count + (np.array([0.5, 0.75, 0.99]) * (count - 1)).astype(int)
+    quantiles = [values[place] / np.float32(level) for place in places]
+    faint = sum(np.count_nonzero((u[p] > SIGNAL) & (u[p] < FAINT)) for p in slabs(len(u))) / count
+    numbers = {f"contrast.q{q}": float(v) for q, v in zip((50, 75, 99), quantiles, strict=True)}
     return numbers | {"contrast.faint": float(np.log(faint + 0.01))}
 
 
 def _bias(u: F32, block: tuple[int, ...]) -> dict[str, float]:
     """Slopes and bends of the bright level of each block (log) across the brain, per 100 % of the field of view."""
-    bright, inside = _pool(u, block, np.maximum), _pool_mean(u > FOREGROUND, block) > 0.7
+    bright = pooled(u, block, join=np.maximum)
+    inside = _pool_mean(u, block, lambda part: part > FOREGROUND) > 0.7
     if inside.sum() < 30:
         return {f"bias.{name}": 0.0 for name in ("x", "y", "z", "bend")}
     p = [c / max(1, n - 1) - 0.5 for c, n in zip(np.nonzero(inside), inside.shape, strict=True)]
@@ -285,21 +292,31 @@ def _bias(u: F32, block: tuple[int, ...]) -> dict[str, float]:
 def _void(u: F32, spacing_mm: tuple[float, ...], block: tuple[int, ...]) -> F32:
     """(I, J, K) where a hole may be: see `Measured.void`; found on blocks of about 4 mm."""
     region = blocks(u.shape, spacing_mm, REGION_MM)
-    filled = _pool_mean(u, region) > SIGNAL
+    filled = _pool_mean(u, region, _capped) > SIGNAL
     walls = np.zeros(filled.shape, np.int8)
     for axis in range(3):
         walls += np.logical_or.accumulate(filled, axis)
         walls += np.flip(np.logical_or.accumulate(np.flip(filled, axis), axis), axis)
     void = (~filled & (walls >= 4)).astype(np.float32)
-    for axis, size in enumerate(region):
-        void = np.repeat(void, size, axis)
-    return _pool_mean(void[: u.shape[0], : u.shape[1], : u.shape[2]], block)
+    for axis, (n, fine, coarse) in enumerate(zip(u.shape, region, block, strict=True)):
+        void = np.moveaxis(np.tensordot(void, _shared(n, fine, coarse), (axis, 0)), -1, axis)
+    return void / np.float32(np.prod(block))
 
 
-def _skew(u: F32, mask: npt.NDArray[np.bool_], block: tuple[int, ...]) -> F32:
+def _shared(n: int, fine: int, coarse: int) -> F32:
+    """(I, J) of n voxels in a row, how many are in both the i-th block of `fine` and the j-th of `coarse` voxels."""
+    at = np.arange(n)
+    shared = np.zeros((-(-n // fine), -(-n // coarse)), np.float32)
+    np.add.at(shared, (at // fine, at // coarse), 1)
+    return shared
+
+
+def _mean_along_x(flat: F32, block: tuple[int, ...]) -> F32:
+    return pooled(flat, (block[0], 1, 1)) / np.float32(np.prod(block))
+
+
+def _skew(flat: F32, area: npt.NDArray[np.int64], block: tuple[int, ...]) -> F32:
     """(I, J, K) coarse volume minus its mirror image, after the brain's middle was brought to the grid's along X."""
-    weight = mask.sum((1, 2), dtype=np.float64)
-    middle = float(weight @ np.arange(len(weight)) / weight.sum())
-    centred = np.roll(u, round((len(weight) - 1) / 2 - middle), 0)
-    coarse = _pool_mean(centred, block)
+    middle = float(area @ np.arange(len(area)) / area.sum())
+    coarse = _mean_along_x(np.roll(flat, round((len(area) - 1) / 2 - middle), 0), block)
     return np.asarray((coarse - coarse[::-1]) / 2, np.float32)

@@ -21,8 +21,9 @@ import numpy.typing as npt
 
 from brainsynth.errors import UserError
 from brainsynth.gate.envelope import FOLDS, deviations, fit_envelope
-from brainsynth.gate.features import F64, Measured, measure
+from brainsynth.gate.features import Measured, measure
 from brainsynth.gate.maps import CoarseMaps
+from brainsynth.gate.passes import F64
 from brainsynth.instruments.linear_ruler import LinearRuler
 from brainsynth.instruments.tissue_features import tissue_features
 from brainsynth.records import record

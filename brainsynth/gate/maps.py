@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
-from brainsynth.gate.features import F32, F64, Measured
+from brainsynth.gate.features import Measured
+from brainsynth.gate.passes import F32, F64
 
 COMPONENTS = 8
 """Principal components kept of each map at most: enough for size, ventricles and tilt, too few to hold a subject."""

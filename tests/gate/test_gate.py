@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import save_file
-from scipy import ndimage
 
 from brainsynth.cohort.phantom import make_phantom, phantom_covariates, phantom_grid
 from brainsynth.errors import UserError
 from brainsynth.gate.envelope import fit_envelope, tail_quantile
-from brainsynth.gate.features import COARSE_MM, blocks, eroded, measure, running_mean
+from brainsynth.gate.features import COARSE_MM, blocks, measure
 from brainsynth.gate.file import gate_tensors, load_gate, save_gate
 from brainsynth.gate.gate import CHECKS, QualityGate
 from brainsynth.gate.maps import COMPONENTS
@@ -30,17 +29,6 @@ def phantom_brain(row: object, seed: int) -> np.ndarray:
     made = make_phantom(row.age, row.sex, row.ventricular_volume, row.brain_volume, GRID, seed)  # type: ignore[attr-defined]
     share = sum(made.fractions[tissue] for tissue in ("csf", "grey", "white", "ventricle"))
     return np.where(share > 0.5, made.image, 0).astype(np.float32)
-
-
-@pytest.mark.parametrize("shape", [(9, 12, 7), (20, 3, 5), (1, 30, 30)])
-def test_the_quick_filters_are_those_of_scipy(shape: tuple[int, ...]) -> None:
-    rng = np.random.default_rng(0)
-    mask = ndimage.binary_dilation(rng.random(shape) > 0.6, iterations=2)
-    for times in (1, 2, 4):
-        np.testing.assert_array_equal(eroded(mask, times), ndimage.binary_erosion(mask, iterations=times))
-    u = rng.random(shape, np.float32)
-    for axis, width in ((0, 3), (1, 4), (0, 12), (2, 7)):
-        np.testing.assert_allclose(running_mean(u, width, axis), ndimage.uniform_filter1d(u, width, axis), atol=1e-6)
 
 
 @pytest.fixture(scope="module")

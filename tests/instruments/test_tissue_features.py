@@ -7,6 +7,7 @@ import pytest
 
 from brainsynth.cohort.phantom import make_phantom, phantom_grid
 from brainsynth.errors import UserError
+from brainsynth.instruments import tissue_features as module
 from brainsynth.instruments.tissue_features import left_right_difference, tissue_features, tissue_volumes
 from brainsynth.volume import VolumeSpec
 
@@ -104,3 +105,18 @@ def test_a_flip_turns_the_sign_of_the_left_right_difference(brain: np.ndarray) -
     np.testing.assert_allclose(left_right_difference(brain[::-1], GRID), -found, atol=1e-6)
     assert np.abs(found).max() > 0.01
     assert np.abs(left_right_difference(brain + brain[::-1], GRID)).max() < 1e-6
+
+
+def test_blocks_are_centred_on_a_grid_that_they_do_not_fill() -> None:
+    grid = VolumeSpec(shape_xyz=(20, 90, 170), spacing_mm=(1.0, 1.0, 1.0), origin_mm=(0, 0, 0))
+    image = np.random.default_rng(0).random(grid.shape_xyz, np.float32)
+    whole = image[2:18, 1:89, 1:169].reshape(2, 8, 11, 8, 21, 8)
+    assert len(list(module._tiles(image, grid))) > 2, "no layer is cut"
+    expected = (whole - whole[::-1, :]).mean((1, 3, 5))[:1].ravel()
+    np.testing.assert_allclose(left_right_difference(image, grid), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [100, 101, 4711])
+def test_the_bright_end_is_numpys_percentile(count: int) -> None:
+    values = np.random.default_rng(count).random(count, np.float32)
+    assert module._percentile_99(values) == pytest.approx(float(np.percentile(values, 99)), rel=1e-6)
