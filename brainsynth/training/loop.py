@@ -159,6 +159,8 @@ def run(
             if request is Request.LEAVE:
                 raise Left(step)
             values = optimise(task, config, step, worker.rank)
+            if step == start and metrics:
+                saver.writer.prepare()
             done, last = step + 1, step + 1 == config.steps
             scalars = worker.mean(values)  # in every step: what one worker sees, all do, and stop together
             if wrong := not_finite(scalars):

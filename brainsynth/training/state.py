@@ -28,16 +28,17 @@ class TrainingState:
             into: copies of before, whose memory is used again; from a GPU it is pinned.
         """
         kept = {} if into is None else into
-        current = self._current()
+        current = self.current()
         for key, value in current.items():
             old = kept.get(key)
             if old is None or (old.shape, old.dtype) != (value.shape, value.dtype):
-                kept[key] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.device.type != "cpu")
+                kept[key] = room_for(value)
             kept[key].copy_(value, non_blocking=True)
         wait_for_copies()
         return {key: kept[key] for key in current}
 
-    def _current(self) -> dict[str, Tensor]:
+    def current(self) -> dict[str, Tensor]:
+        """All tensors as they are, under dotted names; an optimizer's exist from the first step on."""
         tensors = self._fixed()
         for name, optimizer in self.optimizers.items():
             for index, slots in optimizer.state_dict()["state"].items():
@@ -55,7 +56,7 @@ class TrainingState:
 
     def not_finite(self) -> list[str]:
         """Names of the tensors that hold a value that is not finite."""
-        tensors = {name: value for name, value in self._current().items() if value.is_floating_point()}
+        tensors = {name: value for name, value in self.current().items() if value.is_floating_point()}
         sums = [value.sum() for value in tensors.values()]  # an eighth of the time; a sound tensor's may overflow
         doubtful = [name for name, total in zip(tensors, sums, strict=True) if not torch.isfinite(total)]
         return [name for name in doubtful if not torch.isfinite(tensors[name]).all()]
@@ -101,6 +102,11 @@ class TrainingState:
                 slots.setdefault(int(index), {})[slot] = value
             # The settings come from the config, which is the same, and the learning rate is set before every step.
             optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def room_for(value: Tensor) -> Tensor:
+    """Memory for a copy of a tensor on the CPU; pinned if it is on a GPU."""
+    return torch.empty(value.shape, dtype=value.dtype, pin_memory=value.device.type != "cpu")
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from brainsynth.config.training import DiffusionTrainConfig
 from brainsynth.errors import UserError
 from brainsynth.records import seal, unseal
+from brainsynth.stages import train_diffusion
 from brainsynth.storage import whole_file
 from brainsynth.storage.whole_file import file_sha256
+from brainsynth.training import checkpoint
+from brainsynth.training import state as training_state
 from brainsynth.training.checkpoint import CheckpointRecord, checkpoints, restore_newest, save_checkpoint
 from brainsynth.training.ema import Ema
+from brainsynth.training.state import room_for
 from tests.chaos.checkpoint_saver import DIGEST, fill, make_state
+from tests.line import Line, as_config
 
 WIDTH = 4
 
@@ -244,6 +251,28 @@ def test_averages_follow_to_the_last_bit(decay: float) -> None:
             else:
                 expected[name].copy_(tensor)
     assert all(torch.equal(average.shadow[name], tensor) for name, tensor in expected.items())
+
+
+def test_the_memory_of_the_copies_is_there_before_the_first_save(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a save writes the state of its own step into it."""
+    allocated: list[str] = []
+
+    def noted(value: torch.Tensor) -> torch.Tensor:
+        allocated.append(threading.current_thread().name)
+        return room_for(value)
+
+    for module in (checkpoint, training_state):
+        monkeypatch.setattr(module, "room_for", noted)
+    options = {"steps": 4, "checkpoint_every": 2, "validate_every": 4}
+    config = as_config(line.diffusion(str(tmp_path / "run"), **options), DiffusionTrainConfig, tmp_path)
+    train_diffusion.run(config)
+    assert allocated
+    assert all(name.startswith("checkpoint") for name in allocated), "the training thread allocates"
+    first, last = (load_file(path / "tensors.safetensors") for _, path in checkpoints(tmp_path / "run"))
+    assert len(first) == len(allocated)
+    assert not all(torch.equal(first[name], last[name]) for name in first)
 
 
 def test_a_save_that_fails_leaves_nothing_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
