@@ -14,6 +14,7 @@ from torch import Tensor
 from brainsynth.bundle.spec import BundleSpec
 from brainsynth.errors import UserError
 from brainsynth.models import device as devices
+from brainsynth.models.diffusion import attention_of
 from brainsynth.models.loading import load_models
 from brainsynth.models.sampling import sample_rows
 from brainsynth.models.schedule import NoiseSchedule
@@ -42,7 +43,7 @@ class BundleGenerator:
         self.autoencoder, self.denoiser = load_models(
             self.folder, self.spec, self.device, precision, self.exact_rewrites, self.identity.decoder
         )
-        devices.explain(self.device, precision, self.exact_rewrites)
+        devices.explain(self.device, precision, self.exact_rewrites, attention_of(self.spec.diffusion))
         self.schedule = NoiseSchedule(self.spec.schedule)
 
     @torch.no_grad()

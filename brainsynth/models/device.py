@@ -110,22 +110,25 @@ def able(device: torch.device, precision: Precision) -> Precision:
     return "float32"
 
 
-def explain(device: torch.device, precision: str, rewrites: bool) -> None:
-    """Log how the networks run, each choice with its reason."""
+def explain(device: torch.device, precision: str, rewrites: bool, attention: str) -> None:
+    """Log in one line how the networks of a generation run; `attention`: of the denoiser, in words."""
     if precision == "bfloat16":
-        log.info(
-            "precision bfloat16: as configured; each kind of convolution agrees with float32 here, solver state is float32"
-        )
-        if not has_bfloat16(device):
-            log.warning("%s has no instructions for bfloat16: this run may take hundreds of times as long", device)
-    elif device.type == "cuda":
-        tf32 = "allowed" if torch.backends.cudnn.allow_tf32 else "off"
-        log.info("precision float32: as configured; TF32 in convolutions is %s, as torch has it", tf32)
+        how = "bfloat16 by autocast (each kind of convolution agrees with float32 here; norms and solver state are float32)"
     else:
-        log.info("precision float32: as configured")
-    log.info("memory layout: decoder channels last (few channels, wide grids), denoiser plain (faster there)")
-    how = "on: fewer operations, results differ by rounding" if rewrites else "off: as configured, or as recorded"
-    log.info("exact rewrites %s", how)
+        how = "float32"
+        if device.type == "cuda":
+            how += f" (TF32 in convolutions {'allowed' if torch.backends.cudnn.allow_tf32 else 'off'}, as torch has it)"
+    facts = [
+        how,
+        "decoder channels last, denoiser plain (faster on CPUs; on a GPU not measured)",
+        f"attention {attention}",
+    ]
+    if device.type == "cuda":
+        facts.append(f"cuDNN's search for algorithms {'on' if torch.backends.cudnn.benchmark else 'off'}")
+    facts.append(f"exact rewrites {'on (they differ by rounding)' if rewrites else 'off'}")
+    log.info("networks on %s: %s", device, "; ".join(facts))
+    if precision == "bfloat16" and not has_bfloat16(device):
+        log.warning("%s has no instructions for bfloat16: this run may take hundreds of times as long", device)
 
 
 def describe(device: torch.device) -> dict[str, str | int | float]:

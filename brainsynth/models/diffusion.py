@@ -91,6 +91,15 @@ def _unet(architecture: DiffusionArchitecture, latent_channels: int, context_siz
     )
 
 
+def attention_of(architecture: DenoiserArchitecture) -> str:
+    """How a denoiser computes attention, in words."""
+    if isinstance(architecture, TransformerArchitecture):
+        return "by torch's fused kernel"
+    if isinstance(architecture, GaussianArchitecture):
+        return "none"
+    return f"written out{' in float32' if architecture.upcast_attention else ''}"
+
+
 def drop_context(context_BK: Tensor, drop_B: Tensor) -> Tensor:  # noqa: N803
     """Null context (all zeros: nothing is known) for the samples marked in drop_B."""
     return torch.where(drop_B[:, None], torch.zeros_like(context_BK), context_BK)
