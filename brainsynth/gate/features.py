@@ -105,7 +105,7 @@ def _steps(u: F32, inner: Mask) -> tuple[list[F64], float]:
     strides = (u[0].size, u.shape[2], 1)
     along_x = np.zeros(len(u))
     planes, of_inner = np.zeros((2, *u.shape[1:])), np.zeros(3)
-    for part in slabs(len(u)):
+    for part in slabs(u):
         inside = inner[part].astype(np.float32)
         here, ahead = u[part].ravel(), u[part.start : part.stop + 1].ravel()
         step = np.zeros_like(here)
@@ -226,7 +226,7 @@ def _grain(u: F32, mask: Mask) -> dict[str, float]:
     even = tuple(slice(0, n // 2 * 2) for n in u.shape)
     v, m = u[even], mask[even]
     found = []
-    for part in slabs(len(v)):
+    for part in slabs(v):
         d = v[part][::2] - v[part][1::2]
         d = d[:, ::2] - d[:, 1::2]
         d = d[:, :, ::2] - d[:, :, 1::2]
@@ -267,7 +267,7 @@ def _histogram(u: F32, values: Ranked, level: float, count: int) -> dict[str, fl
     """Shape of the brain's histogram, relative to its white level; the brain are the `count` brightest values."""
     places = len(values) - count + (np.array([0.5, 0.75, 0.99]) * (count - 1)).astype(int)
     quantiles = [values[place] / np.float32(level) for place in places]
-    faint = sum(np.count_nonzero((u[p] > SIGNAL) & (u[p] < FAINT)) for p in slabs(len(u))) / count
+    faint = sum(np.count_nonzero((u[p] > SIGNAL) & (u[p] < FAINT)) for p in slabs(u)) / count
     numbers = {f"contrast.q{q}": float(v) for q, v in zip((50, 75, 99), quantiles, strict=True)}
     return numbers | {"contrast.faint": float(np.log(faint + 0.01))}
 

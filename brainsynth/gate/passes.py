@@ -13,14 +13,15 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-SLAB = 4
-"""Slices along X of a part; even, as `features.measure` looks at pairs of them."""
+_PART = 150_000
+"""Voxels of which a few arrays fit into the cache of a core."""
 
 
-def slabs(n: int, size: int = SLAB) -> Iterator[slice]:
-    """Parts of `size` slices, the last one may be smaller."""
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))
+def slabs(x: npt.NDArray[Any], multiple: int = 2) -> Iterator[slice]:
+    """Parts along X, of a multiple of so many slices except for the last one."""
+    size = max(1, _PART // max(1, x[0].size) // multiple) * multiple
+    for start in range(0, len(x), size):
+        yield slice(start, min(start + size, len(x)))
 
 
 def _joined(x: npt.NDArray[Any], size: int, axis: int, join: np.ufunc) -> npt.NDArray[Any]:
@@ -46,7 +47,7 @@ def pooled(
     What does not fill a block is padded with 0.
     """
     rows = []
-    for part in slabs(len(u), block[0] * max(1, SLAB // block[0])):
+    for part in slabs(u, block[0]):
         x = u[part] if of is None else of(u[part])
         x = _joined(x.view(np.uint8) if x.dtype == bool else x, block[0], 0, join).astype(np.float32, copy=False)
         rows.append(_joined(_joined(x, block[1], 1, join), block[2], 2, join))
@@ -56,15 +57,15 @@ def pooled(
 def areas_of(mask: Mask) -> list[npt.NDArray[np.int64]]:
     """Voxels of a mask in each slice along X, along Y and along Z."""
     plane = np.zeros(mask.shape[1:], np.int64)
-    for part in slabs(len(mask), 255):  # as many as a byte can count
-        plane += mask[part].view(np.uint8).sum(0, dtype=np.uint8)
+    for start in range(0, len(mask), 255):  # as many as a byte can count
+        plane += mask[start : start + 255].view(np.uint8).sum(0, dtype=np.uint8)
     return [np.array([np.count_nonzero(slice_) for slice_ in mask]), plane.sum(1), plane.sum(0)]
 
 
 def sums_along(u: F32) -> list[F64]:
     """Sums of each slice along X, along Y and along Z."""
     along_x, plane = np.zeros(len(u)), np.zeros(u.shape[1:])
-    for part in slabs(len(u)):
+    for part in slabs(u):
         along_x[part] = u[part].reshape(part.stop - part.start, -1).sum(1)
         plane += u[part].sum(0)
     return [along_x, plane.sum(1), plane.sum(0)]

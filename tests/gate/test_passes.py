@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 from scipy import fft, ndimage
 
-from brainsynth.gate import features
+from brainsynth.gate import features, passes
 from brainsynth.gate.passes import Ranked, areas_of, eroded, neighbourhoods, pooled, sums_along
 
 SHAPES = [(9, 12, 7), (20, 3, 5), (1, 30, 30), (33, 24, 40)]
 OTHERS = ((1, 2), (0, 2), (0, 1))
+
+
+@pytest.fixture(autouse=True, params=[700, 150_000])
+def _parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many parts of these small volumes, and one."""
+    monkeypatch.setattr(passes, "_PART", request.param)
 
 
 def volume(shape: tuple[int, ...]) -> np.ndarray:
