@@ -18,7 +18,7 @@ _PART = 150_000
 
 
 def slabs(x: npt.NDArray[Any], multiple: int = 2) -> Iterator[slice]:
-    """Parts along X, of a multiple of so many slices except for the last one."""
+    """Parts along X, whose number of slices is a multiple of this; the last one may be smaller."""
     size = max(1, _PART // max(1, x[0].size) // multiple) * multiple
     for start in range(0, len(x), size):
         yield slice(start, min(start + size, len(x)))
@@ -57,7 +57,7 @@ def pooled(
 def areas_of(mask: Mask) -> list[npt.NDArray[np.int64]]:
     """Voxels of a mask in each slice along X, along Y and along Z."""
     plane = np.zeros(mask.shape[1:], np.int64)
-    for start in range(0, len(mask), 255):  # as many as a byte can count
+    for start in range(0, len(mask), 255):  # what a byte can count
         plane += mask[start : start + 255].view(np.uint8).sum(0, dtype=np.uint8)
     return [np.array([np.count_nonzero(slice_) for slice_ in mask]), plane.sum(1), plane.sum(0)]
 
@@ -90,7 +90,7 @@ def neighbourhoods(padded: F32, widths: Sequence[int], summed: type[np.floating[
 def _window_sums(x: F32, width: int, axis: int) -> F32:
     """Of each place along an axis the sum of it and the next `width` - 1; the last `width` - 1 places mean nothing.
 
-    Sums of twice as many are made of two sums, in the order of memory, so that no row is handled by itself.
+    Longer sums are made of two shorter ones, in the order of memory, so that no row is handled by itself.
     """
     flat, stride = x.ravel(), int(np.prod(x.shape[axis + 1 :]))
     sums, have = flat, 1
