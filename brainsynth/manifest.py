@@ -175,6 +175,6 @@ def describe_sample(
         std=float(first.std(mean=mean)),
         p01=float(p01),
         p99=float(p99),
-        zero_fraction=(first.size - int(np.count_nonzero(first))) / first.size,
+        zero_fraction=int(np.count_nonzero(first == 0)) / first.size,
         extra=extra,
     )
