@@ -1,7 +1,8 @@
-"""Label maps for the cohort of configs/t1w-2mm, by the segmentation network, and how well a labeller that learnt them does.
+"""Label maps for the cohort of configs/t1w-2mm, by the segmentation network, and how well networks that learnt them do.
 
     python -m recipes.t1w_2mm_labels maps [--data FOLDER] [--cohort runs/t1w-2mm/cohort] [--most N]
     python -m recipes.t1w_2mm_labels figures --labeller runs/t1w-2mm/bundle-labels [--generated FOLDER] [--most N]
+    python -m recipes.t1w_2mm_labels rendered --renderer runs/t1w-2mm/bundle-renderer [--most N]
 
 `maps` reads the prepared cohort (the intensities that a labeller will see), and writes a map of every scan to
 runs/t1w-2mm/labels, dseg.tsv, and the cohort's table with the column `dseg`, for configs/t1w-2mm/1-cohort-labels.yaml.
@@ -10,6 +11,9 @@ seconds a scan, resumes, and takes the cohorts in turn, so that it may be stoppe
 
 `figures` measures on the validation split against those maps, per structure and cohort: Dice, and volumes; against the label
 maps of IXI (DLMUSE) where FOLDER has them; and on generated volumes against the network on the same volumes.
+
+`rendered` makes an image of the map of every scan of the validation split, segments it by the same network, and compares
+with the map; of the scan itself that network made the map, so its Dice is 1. Also the images' distance to the scans.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,7 @@ import torch
 
 from brainsynth.bundle.files import bundle_folder
 from brainsynth.bundle.labeller import LABELLER
+from brainsynth.bundle.renderer import RENDERER
 from brainsynth.config.evaluation import SegmentationConfig
 from brainsynth.instruments.segmentation import SegmentationRuler
 from brainsynth.labels import Label, LabelTable
@@ -34,7 +40,7 @@ from brainsynth.metrics.agreement import agreement
 from brainsynth.metrics.intervals import bootstrap_interval
 from brainsynth.metrics.overlap import dice
 from brainsynth.models.device import choose_device
-from brainsynth.models.loading import load_labeller
+from brainsynth.models.loading import load_labeller, load_renderer
 from brainsynth.models.segmenter import STRUCTURES
 from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.storage.commit import read_plan
@@ -45,7 +51,8 @@ TABLE = LabelTable(
     labels=tuple(Label(index=index, name=name) for index, name in enumerate(STRUCTURES) if index), source="MeshNet"
 )
 FOLDER, PARTICIPANTS = Path("runs/t1w-2mm/labels"), Path("runs/t1w-2mm/participants.tsv")
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "labeller.json"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+LABELLED = "runs/t1w-2mm/cohort-labels"
 VENTRICLES = {"all ventricles": (3, 4, 11, 12), "lateral and inferior lateral": (3, 4), "3rd and 4th": (11, 12)}
 DLMUSE = {"lateral and inferior lateral": (4,), "3rd and 4th": (5,), "all ventricles": (4, 5)}
 """In the label maps of the IXI scans."""
@@ -94,7 +101,7 @@ def write_maps(data: Path, uri: str, most: int | None) -> None:
 
 def figures(data: Path, labeller: str, generated: str | None, most: int | None) -> dict[str, Any]:
     """Everything that `figures` measures, as plain numbers."""
-    cohort, folder = open_dataset("runs/t1w-2mm/cohort-labels", split="validation"), bundle_folder(labeller)
+    cohort, folder = open_dataset(LABELLED, split="validation"), bundle_folder(labeller)
     spec, label = LABELLER.read(folder), load_labeller(folder, choose_device(False))
     pairs = [(cohort.label_map(i), label(cohort.volume(i)[None])[0]) for i in range(len(cohort))]
     groups = cohort.table["cohort"].to_numpy()
@@ -117,35 +124,53 @@ def figures(data: Path, labeller: str, generated: str | None, most: int | None) 
     return found
 
 
+def rendered(data: Path, renderer: str, cohort: SyntheticDataset, most: int | None) -> dict[str, Any]:
+    """Everything that `rendered` measures."""
+    folder, ruler = bundle_folder(renderer), teacher(data)
+    spec, render = RENDERER.read(folder), load_renderer(folder, choose_device(False))
+    contexts, groups = spec.covariates.encode(cohort.table), cohort.table["cohort"].to_numpy()[:most]
+    maps = [cohort.label_map(i) for i in range(len(groups))]
+    began = time.process_time()
+    images = [render(labels, contexts[i], 0) for i, labels in enumerate(maps)]
+    found: dict[str, Any] = {"renderer": spec.digest, "CPU seconds an image": (time.process_time() - began) / len(maps)}
+    pairs = [(labels, ruler.label_map(image, spec.volume)) for labels, image in zip(maps, images, strict=True)]
+    l1 = np.array([np.abs(image - cohort.volume(i)).mean() for i, image in enumerate(images)])
+    for group in (*sorted(set(groups)), "both"):
+        chosen = np.flatnonzero((groups == group) | (group == "both"))
+        of_group = compared([pairs[i] for i in chosen], spec.volume.voxel_ml, "rendered_ml")
+        found[group] = {"l1": interval(l1[chosen]), **of_group}
+    return found
+
+
 Pairs = list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
 
 
-def compared(pairs: Pairs, voxel_ml: float) -> dict[str, Any]:
-    """Of pairs (reference, labeller): Dice and volumes of each structure, of the ventricles, and the mean of all."""
+def compared(pairs: Pairs, voxel_ml: float, what: str = "labeller_ml") -> dict[str, Any]:
+    """Of pairs (reference, `what`): Dice and volumes of each structure, of the ventricles, and the mean of all."""
     scores = np.stack([dice(made, truth, TABLE.indices) for truth, made in pairs])
     means = np.nanmean(scores, axis=1)
     found: dict[str, Any] = {"n": len(pairs), "mean of structures": interval(means), "structures": {}}
     for column, one in enumerate(TABLE.labels):
         found["structures"][one.name] = {
             "dice": interval(scores[:, column]),
-            **volumes([(truth == one.index, made == one.index) for truth, made in pairs], voxel_ml),
+            **volumes([(truth == one.index, made == one.index) for truth, made in pairs], voxel_ml, what),
         }
     for name, indices in VENTRICLES.items():
         both = [(np.isin(truth, indices), np.isin(made, indices)) for truth, made in pairs]
-        found[name] = merged(both, voxel_ml)
+        found[name] = merged(both, voxel_ml, what)
     return found
 
 
-def merged(pairs: Pairs, voxel_ml: float) -> dict[str, Any]:
+def merged(pairs: Pairs, voxel_ml: float, what: str = "labeller_ml") -> dict[str, Any]:
     """Of pairs of masks."""
     scores = np.array([dice(made.astype(np.uint8), truth.astype(np.uint8), (1,))[0] for truth, made in pairs])
-    return {"dice": interval(scores), **volumes(pairs, voxel_ml)}
+    return {"dice": interval(scores), **volumes(pairs, voxel_ml, what)}
 
 
-def volumes(pairs: Pairs, voxel_ml: float) -> dict[str, Any]:
+def volumes(pairs: Pairs, voxel_ml: float, what: str) -> dict[str, Any]:
     """r of the volumes with its interval, and both means in ml."""
     truth, made = (np.array([pair[which].sum() * voxel_ml for pair in pairs]) for which in (0, 1))
-    means = {"reference_ml": round(float(truth.mean()), 3), "labeller_ml": round(float(made.mean()), 3)}
+    means = {"reference_ml": round(float(truth.mean()), 3), what: round(float(made.mean()), 3)}
     if len(pairs) < 4 or np.ptp(truth) == 0 or np.ptp(made) == 0:
         return means
     one = agreement(made, truth)
@@ -184,23 +209,28 @@ def against_dlmuse(data: Path, cohort: SyntheticDataset, pairs: Pairs, voxel_ml:
 
 
 def main() -> None:
-    """Either part."""
+    """One of the parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     here = Path(__file__).resolve().parents[1]
-    parser.add_argument("part", choices=("maps", "figures"))
+    parser.add_argument("part", choices=("maps", "figures", "rendered"))
     parser.add_argument("--data", type=Path, default=os.environ.get("BRAINSYNTH_DATA", here.parent / "shared" / "data"))
     parser.add_argument("--cohort", default="runs/t1w-2mm/cohort")
     parser.add_argument("--labeller", default="t1w-2mm", help="bundle that has it")
+    parser.add_argument("--renderer", default="t1w-2mm", help="bundle that has it")
     parser.add_argument("--generated", help="dataset to measure on, too")
-    parser.add_argument("--most", type=int, help="scans, or generated volumes, at most")
+    parser.add_argument("--most", type=int, help="scans, label maps or generated volumes, at most")
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     data = Path(args.data).resolve()
     if args.part == "maps":
         write_maps(data, args.cohort, args.most)
         return
-    found = figures(data, args.labeller, args.generated, args.most)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    if args.part == "figures":
+        found, name = figures(data, args.labeller, args.generated, args.most), "labeller.json"
+    else:
+        cohort = open_dataset(LABELLED, split="validation")
+        found, name = rendered(data, args.renderer, cohort, args.most), "renderer.json"
+    (RESULTS / name).write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from brainsynth.config.architectures import RendererArchitecture
 from brainsynth.labels import LabelTable
@@ -31,8 +30,9 @@ CELL = 2
 
 def cells_of(classes_BXYZ: Tensor, count: int) -> Tensor:  # noqa: N803
     """(B, 8 * count, X/2, Y/2, Z/2): which class each voxel of a cell has, as 0 and 1."""
-    chosen = functional.one_hot(classes_BXYZ.long(), count).movedim(-1, 1)
-    return space_to_depth(chosen.float(), CELL)
+    cells = space_to_depth(classes_BXYZ[:, None], CELL).long()
+    chosen = torch.zeros(*cells.shape[:2], count, *cells.shape[2:], device=cells.device)
+    return chosen.scatter_(2, cells[:, :, None], 1.0).flatten(1, 2)
 
 
 class Renderer(LocalGenerator):

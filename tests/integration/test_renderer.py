@@ -17,12 +17,14 @@ from brainsynth import cli, open_dataset
 from brainsynth.bundle.files import read_bundle
 from brainsynth.bundle.labeller import LABELLER
 from brainsynth.bundle.renderer import RENDERER
+from brainsynth.bundle.spec import DIFFUSION_FILE
 from brainsynth.cohort.phantom_cohort import DERIVATIVE, write_phantom_cohort
 from brainsynth.config.labelling import LabellerTrainConfig, RendererTrainConfig
 from brainsynth.config.schema import ExportConfig, PrepareConfig
 from brainsynth.errors import UserError
 from brainsynth.labels import Label, LabelTable
 from brainsynth.stages import export_bundle, prepare_cohort, train_labeller, train_renderer
+from brainsynth.stages.export_bundle import write_distilled
 from brainsynth.training.labelled import LabelledScans
 from brainsynth.training.preemption import Left, Request
 from brainsynth.training.renderer import TRAINING, LabelledCrops, check
@@ -317,6 +319,13 @@ def test_a_bundle_gets_it_without_another_digest_and_copies_keep_both(line: Line
     labeller |= {"optimisation": training(made.root, "")["optimisation"] | {"steps": 1}, "runtime": LOCAL}
     train_labeller.run(as_config(labeller, LabellerTrainConfig, tmp_path))
     assert RENDERER.read(tmp_path / "other") == spec
+    another = line.bundle() | {"output": str(made.bundle), "renderer": config["output"]}
+    with pytest.raises(UserError, match="renderer: .* holds another renderer"):
+        export_bundle.run(as_config(another, ExportConfig, tmp_path))
+    distilled = write_distilled(tmp_path / "light", read_bundle(source), made.bundle, source, DIFFUSION_FILE)
+    assert distilled == read_bundle(source)
+    assert RENDERER.read(tmp_path / "light") == spec
+    assert LABELLER.read(tmp_path / "light") == LABELLER.read(made.bundle)
     assert LABELLER.read(tmp_path / "other").provenance["steps"] == 1
 
 
