@@ -85,7 +85,7 @@ class VolumeGenerator:
         self.maps: npt.NDArray[np.uint8] | None = None
         self._makes_labels = isinstance(self.bundle, GeneratorSpec) and self.bundle.labels is not None
         self.labeller: Labeller | None = None
-        if self.identity.labeller is not None:
+        if self.identity.labeller is not None and self.identity.renderer is None:
             self.labeller = load_labeller(folder, self.device, self.identity.labeller)
         self.gatekeeper: Gatekeeper | None = None
         if self.identity.gate is not None:

@@ -132,6 +132,8 @@ class GenerationIdentity:
     """With which a generator of another package was built."""
     labeller: Annotated[str | None, left_out_at(None)] = None
     """Digest of the record of the labeller that makes the label maps."""
+    renderer: Annotated[str | None, left_out_at(None)] = None
+    """Digest of the record of the renderer that makes the images of them."""
     scan: Annotated[ScanIdentity | None, left_out_at(None)] = None
     """Of volumes derived from a real person's scan."""
 

@@ -21,6 +21,7 @@ from brainsynth.bundle.generator import (
     open_generator,
 )
 from brainsynth.bundle.labeller import LABELLER
+from brainsynth.bundle.renderer import RENDERER
 from brainsynth.bundle.spec import GATE_FILE
 from brainsynth.config.gate import GateConfig
 from brainsynth.config.schema import SHIPPED_BUNDLE, CovariateSource, GenerateConfig, SynthesisConfig
@@ -70,6 +71,7 @@ def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None, s
         table = config.covariates.table if isinstance(config, GenerateConfig) else None
         raise UserError(f"{table}: {error}" if table else str(error)) from None
     labeller, labels = planned_labels(config, folder, bundle)
+    renderer = planned_renderer(config, folder, bundle)
     gate = None if config.gate is None else planned_rules(config.gate, folder, bundle, labels)
     identity = GenerationIdentity(
         bundle=bundle.digest,
@@ -80,6 +82,7 @@ def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None, s
         decoder=config.decoder,
         options=config.options,
         labeller=labeller,
+        renderer=renderer,
         scan=None if scan is None else scan.identity,
     )
     volume = dataclasses.replace(bundle.volume, dtype=config.stored_dtype)
@@ -168,11 +171,33 @@ def planned_labels(config: SynthesisConfig, folder: Path, bundle: ModelSpec) -> 
                 "leave labels out"
             )
         return None, bundle.labels
-    if not config.labels:
+    if not config.labels and config.decoder != "rendered":
         return None, None
     labeller = LABELLER.read(folder)
     LABELLER.check_grid(labeller.volume, bundle.volume)
-    return labeller.digest, labeller.labels
+    return labeller.digest, labeller.labels if config.labels else None
+
+
+def planned_renderer(config: SynthesisConfig, folder: Path, bundle: ModelSpec) -> str | None:
+    """Digest of the bundle's renderer, where images are made by it. Raises UserError when there is none that could."""
+    if config.decoder != "rendered" or isinstance(bundle, GeneratorSpec):
+        return None
+    labeller, renderer = LABELLER.read(folder), RENDERER.read(folder)
+    known, drawn = ([(label.index, label.key) for label in spec.labels.labels] for spec in (labeller, renderer))
+    RENDERER.check_grid(renderer.volume, bundle.volume)
+    wrong = {
+        "it knows other structures than the bundle's labeller": drawn != known,
+        "it knows other covariates than the bundle": renderer.covariates != bundle.covariates,
+        "it was trained with architecture.coarse 0, and would lose the contrast of what it renders": (
+            not renderer.architecture.coarse
+        ),
+    }
+    for reason, holds in wrong.items():
+        if holds:
+            raise UserError(
+                f"decoder: the renderer of {folder} cannot be used: {reason}; train another, or leave decoder out"
+            )
+    return renderer.digest
 
 
 def planned_rules(config: GateConfig, folder: Path, bundle: ModelSpec, labels: LabelTable | None) -> GateRules:

@@ -1,7 +1,7 @@
 """Networks that may stand next to a bundle, two files each, and are not part of the bundle's digest.
 
-Generated images do not depend on them: a bundle that gets one, or a better one, still makes and verifies the volumes of
-every dataset that was made from it before.
+A dataset that depends on one names it by a digest of its own: a bundle that gets one, or a better one, still makes and
+verifies the volumes of every other dataset that was made from it before.
 """
 
 from __future__ import annotations

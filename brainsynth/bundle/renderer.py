@@ -1,4 +1,4 @@
-"""A bundle's renderer on disk: it makes images of label maps that a user brings."""
+"""A bundle's renderer on disk: it makes images of label maps, those that a user brings or those of generated volumes."""
 
 from __future__ import annotations
 

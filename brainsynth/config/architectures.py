@@ -289,8 +289,13 @@ class RendererArchitecture:
     """Numbers of noise that each cell gets."""
     intensity_scale: float = 1.0
     """Intensities are multiplied by this for the network, and divided by it again afterwards."""
+    coarse: int = 0
+    """Voxels along each axis over which an image is averaged that may be given with the label map, for its contrast and its
+    bias field. 0: label maps are all that it takes, and no generation can use it as `decoder: rendered`."""
 
     def __post_init__(self) -> None:
         _check_size((self.width,), self.blocks, self.noise)
+        if self.coarse not in (0, 2, 4, 8):
+            raise ValueError("coarse must be 0, 2, 4 or 8")
         if not 0.01 <= self.intensity_scale <= 100:
             raise ValueError("intensity_scale must be between 0.01 and 100")

@@ -97,6 +97,12 @@ class RendererCropsConfig:
     """Cells of 2 voxels of a crop along each axis; where the grid has fewer, all of them."""
     l1_weight: float = 0.2
     """Of the L1 distance to the scan once the critic takes part; before, it is 1. What is left of it makes details soft."""
+    coarse_share: float = 0.6
+    """Share of crops that are given with the scan's averages, where `architecture.coarse` is not 0."""
+    noise: float = 0.04
+    """Largest SD of the noise on those, in the network's units of intensity."""
+    pooled_weight: float = 2.0
+    """Of the L1 distance of the result's averages to them."""
     matching_weight: float = 0.1
     """Of the L1 distance of the critic's features of result and scan."""
     penalty_weight: float = 10.0
@@ -110,7 +116,9 @@ class RendererCropsConfig:
     def __post_init__(self) -> None:
         if not 4 <= self.cells <= 64:
             raise ValueError("cells must be between 4 and 64")
-        for name in ("l1_weight", "matching_weight", "penalty_weight", "critics_alone"):
+        if not 0 <= self.coarse_share <= 1:
+            raise ValueError("coarse_share must be between 0 and 1")
+        for name in ("l1_weight", "noise", "pooled_weight", "matching_weight", "penalty_weight", "critics_alone"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} cannot be negative")
 
@@ -138,6 +146,8 @@ class RendererTrainConfig:
 
     def __post_init__(self) -> None:
         _check(self, "train-renderer: its crops are small")
+        if self.architecture.coarse and 2 * self.crops.cells % self.architecture.coarse:
+            raise ValueError("2 * crops.cells must be a multiple of architecture.coarse")
 
 
 def _check(config: LabellerTrainConfig | RendererTrainConfig, why: str) -> None:

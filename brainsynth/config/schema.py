@@ -314,6 +314,8 @@ class RecommendedConfig:
     """Volumes in one stored object."""
     micro_batch: int = 2
     """Volumes that go through the network together on a CPU."""
+    decoder: Annotated[DecoderChoice, left_out_at("own")] = "own"
+    """`rendered` needs the bundle to carry a labeller and a renderer."""
     preparation: Annotated[PreparationConfig | None, left_out_at(None)] = None
     """For `brainsynth vary --scan`."""
 
@@ -399,7 +401,8 @@ class SynthesisConfig:
     """How the voxels are compressed, by Blosc: `lz4` takes a fifth of the CPU time of `zstd-3`, and half as much space
     again; `zstd-1` lies between. The voxels are the same (docs/gpu.md)."""
     decoder: DecoderChoice = "own"
-    """The bundle's own decoder, or the distilled one where the bundle has it: cheaper and not quite the same images."""
+    """The bundle's own; the distilled one where the bundle has it: cheaper and not quite the same images; or `rendered`:
+    each decoded volume is labelled, and the bundle's renderer makes it again from its label map (docs/labels.md)."""
     gate: GateConfig | None = None
     """Refuse volumes that fail the bundle's quality gate, and draw them again."""
     labels: Annotated[bool, left_out_at(False)] = False

@@ -8,7 +8,7 @@ from brainsynth.config.architectures import AnyAutoencoderArchitecture, Denoiser
 from brainsynth.records import left_out_at, record
 
 Precision = Literal["float32", "bfloat16"]
-DecoderChoice = Literal["own", "distilled"]
+DecoderChoice = Literal["own", "distilled", "rendered"]
 
 
 @record

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
@@ -15,7 +16,7 @@ from brainsynth.bundle.spec import BundleSpec
 from brainsynth.errors import UserError
 from brainsynth.models import device as devices
 from brainsynth.models.diffusion import attention_of
-from brainsynth.models.loading import load_models
+from brainsynth.models.loading import load_labeller, load_models, load_renderer
 from brainsynth.models.sampling import sample_rows
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.plan import GenerationIdentity
@@ -43,12 +44,17 @@ class BundleGenerator:
         self.autoencoder, self.denoiser = load_models(
             self.folder, self.spec, self.device, precision, self.exact_rewrites, self.identity.decoder
         )
+        if self.identity.renderer is not None:
+            self.label = load_labeller(self.folder, self.device, self.identity.labeller)
+            self.render = load_renderer(self.folder, self.device, self.identity.renderer)
         devices.explain(self.device, precision, self.exact_rewrites, attention_of(self.spec.diffusion))
         self.schedule = NoiseSchedule(self.spec.schedule)
 
     @torch.no_grad()
-    def sample(self, rows: pd.DataFrame, seeds: list[int]) -> npt.NDArray[Any]:
-        """(B, X, Y, Z) float32 images in [0, 1], or stored voxels; see `stored`."""
+    def sample(
+        self, rows: pd.DataFrame, seeds: list[int]
+    ) -> npt.NDArray[Any] | tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
+        """(B, X, Y, Z) float32 images in [0, 1], or stored voxels (see `stored`); with their label maps if rendered."""
         if self.identity.sampler is None:
             raise UserError("the plan of a bundle's dataset names no sampler")
         context = torch.from_numpy(self.spec.covariates.encode(rows)).to(self.device)
@@ -57,11 +63,30 @@ class BundleGenerator:
             z = sample_rows(self.denoiser, context, seeds, shape, self.schedule, self.identity.sampler)
             began = time.monotonic()
             x = self.autoencoder.decode(z, context, seeds)[:, 0]
+        if self.identity.renderer is not None:
+            rendered = self._rendered(x.float().cpu().numpy(), context.cpu().numpy(), seeds)
+            self.decode_s += time.monotonic() - began
+            return rendered
         if self.stored is not None and bool(torch.isfinite(torch.stack(torch.aminmax(x))).all().cpu()):
             x = quantised(x, self.stored)
         images: npt.NDArray[Any] = x.cpu().numpy()
         self.decode_s += time.monotonic() - began
         return images
+
+    def _rendered(
+        self, images: npt.NDArray[np.float32], context: npt.NDArray[np.float32], seeds: list[int]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+        """Each image made again from its label map, and the maps. One that is not finite stays as it is.
+
+        Both see the image as it would be stored: its rounding hides most of what differs between micro-batches and machines.
+        """
+        maps, grid = np.zeros(images.shape, np.uint8), self.spec.volume
+        for index, (image, row, seed) in enumerate(zip(images, context, seeds, strict=True)):
+            if np.isfinite(image).all():
+                seen = grid.dequantise(grid.quantise(image))
+                maps[index] = self.label(seen[None])[0]
+                images[index] = self.render(maps[index], row, seed, seen)
+        return images, maps
 
 
 def quantised(images: Tensor, grid: VolumeSpec) -> Tensor:

@@ -91,11 +91,16 @@ def load_labeller(folder: Path, device: torch.device, digest: str | None = None)
     return VolumeLabeller(network, spec.labels.indices, device)
 
 
-def load_renderer(folder: Path, device: torch.device) -> MapRenderer:
-    """A bundle's renderer on a device, in float32. Raises UserError when the bundle has none, or its file is damaged."""
+def load_renderer(folder: Path, device: torch.device, digest: str | None = None) -> MapRenderer:
+    """A bundle's renderer on a device, in float32; the same arguments and errors."""
     from brainsynth.models.renderer import MapRenderer, Renderer
 
     spec = RENDERER.read(folder)
+    if digest is not None and spec.digest != digest:
+        raise UserError(
+            f"the dataset's images are of another renderer: its plan names {digest[:12]}…, the bundle {folder} has "
+            f"{spec.digest[:12]}…"
+        )
     network = Renderer(spec.architecture, len(spec.labels.labels) + 1, spec.covariates.context_size)
     _ready(network, folder / RENDERER.file, device)
     return MapRenderer(network, spec.labels, device)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool3d
 
 from brainsynth.bundle.renderer import RENDERER, structure_ranges
 from brainsynth.config.labelling import RendererTrainConfig
@@ -17,7 +18,7 @@ from brainsynth.labels import LabelTable
 from brainsynth.models.labeller import padded
 from brainsynth.models.renderer import CELL, MapRenderer, Renderer, RendererCritic
 from brainsynth.training.adversarial import AdversarialTask
-from brainsynth.training.crops import ScanCrops, check_balance
+from brainsynth.training.crops import ScanCrops, check_balance, degrade
 from brainsynth.training.data import weights_seed
 from brainsynth.training.label_augmentation import mirrored_classes
 from brainsynth.training.labelled import Inputs, LabelledScans
@@ -38,11 +39,18 @@ class LabelledBatch:
     """(B, X, Y, Z) uint8: 0 is background, k the k-th label of the table."""
     places: Tensor
     context: Tensor
+    coarse: Tensor
+    """Averages of the target; empty where the renderer takes none."""
+    degraded: Tensor
+    """With noise."""
+    shown: Tensor
+    """(B,) 1 where the renderer sees them, else 0."""
 
     @property
     def condition(self) -> tuple[Tensor, ...]:
-        """Classes, places, covariates."""
-        return self.classes, self.places, self.context
+        """Classes, places, covariates, and averages if there are any."""
+        averages = (self.degraded, self.shown) if self.coarse.numel() else ()
+        return self.classes, self.places, self.context, *averages
 
 
 class LabelledCrops(ScanCrops):
@@ -52,19 +60,27 @@ class LabelledCrops(ScanCrops):
         self, scans: LabelledScans, config: RendererTrainConfig, schema: CovariateSchema, table: LabelTable
     ) -> None:
         super().__init__(scans.cohort, schema, config.crops.cells, config.crops.balance)
-        self.scans, self.scale = scans, config.architecture.intensity_scale
+        self.scans, self.architecture, self.config = scans, config.architecture, config.crops
+        self.multiple = max(CELL, config.architecture.coarse)
         self.class_of = torch.from_numpy(table.class_of)
         self.other_side = mirrored_classes(table) if config.flip_left_right else None
 
     def batches(self, scans: npt.NDArray[np.int64] | Tensor) -> list[LabelledBatch]:
         """A crop of each of these scans; one batch, for the one generator."""
-        targets, classes, places = zip(*(self._crop(int(index)) for index in scans), strict=True)
-        context = self.shown(self.contexts[scans])
-        return [LabelledBatch(torch.stack(targets)[:, None], torch.stack(classes), torch.stack(places), context)]
+        crops, classes, places = zip(*(self._crop(int(index)) for index in scans), strict=True)
+        target, context = torch.stack(crops)[:, None], self.shown(self.contexts[scans])
+        coarse = degraded = shown = target.new_zeros(0)
+        if self.architecture.coarse:
+            coarse = avg_pool3d(target, self.architecture.coarse)
+            degraded = degrade(coarse, self.config.noise * torch.rand(len(target)))
+            shown = (torch.rand(len(target)) < self.config.coarse_share).float()
+        return [LabelledBatch(target, torch.stack(classes), torch.stack(places), context, coarse, degraded, shown)]
 
     def _crop(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        image, classes = (padded(torch.from_numpy(one)[None, None], CELL)[0, 0] for one in self.scans.scan(index))
-        image, classes = image * self.scale, self.class_of[classes.long()]
+        image, labels = (
+            padded(torch.from_numpy(one)[None, None], self.multiple)[0, 0] for one in self.scans.scan(index)
+        )
+        image, classes = image * self.architecture.intensity_scale, self.class_of[labels.long()]
         if self.other_side is not None and torch.rand(()) < 0.5:
             image, classes = image.flip(0), self.other_side[classes.flip(0).long()].to(torch.uint8)
         where, places = self.place(image, CELL)
@@ -81,7 +97,7 @@ class RendererTask(AdversarialTask[Renderer, LabelledBatch]):
         classes, size = len(inputs.labels.labels) + 1, inputs.cohort.covariates.context_size
         torch.manual_seed(weights_seed(config.optimisation.seed))
         network = Renderer(config.architecture, classes, size)
-        critic = RendererCritic(config.losses.discriminator_channels, classes, size)
+        critic = RendererCritic(config.losses.discriminator_channels, config.architecture, classes, size)
         super().__init__(config, config.crops, worker, network, [critic])
         if config.flip_left_right and mirrored_classes(inputs.labels) is None:
             log.warning("not mirrored: a structure of one side has no counterpart in the label table")
@@ -89,6 +105,18 @@ class RendererTask(AdversarialTask[Renderer, LabelledBatch]):
     def split(self, split: str) -> LabelledCrops:
         """The crops of a split."""
         return LabelledCrops(self.inputs.scans(split), self.config, self.inputs.cohort.covariates, self.inputs.labels)
+
+    def distances(
+        self, batches: list[LabelledBatch], made: list[Tensor], share: float
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """To the scan, and of the averages that were shown to those of the result."""
+        values, loss = super().distances(batches, made, share)
+        ((batch,), (volume,)) = batches, made
+        if not batch.coarse.numel():
+            return values, loss
+        apart = (avg_pool3d(volume, self.config.architecture.coarse) - batch.coarse).abs().flatten(1).mean(1)
+        pooled = (apart * batch.shown).mean()
+        return values | {"pooled": pooled}, loss + self.config.crops.pooled_weight * pooled
 
     def made(self, network: Renderer, index: int) -> tuple[Tensor, Tensor]:
         """A validation scan and the image of its label map, as `brainsynth render` makes it with seed 0."""

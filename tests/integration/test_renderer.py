@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from collections.abc import Iterator
@@ -20,11 +21,16 @@ from brainsynth.bundle.renderer import RENDERER
 from brainsynth.bundle.spec import DIFFUSION_FILE
 from brainsynth.cohort.phantom_cohort import DERIVATIVE, write_phantom_cohort
 from brainsynth.config.labelling import LabellerTrainConfig, RendererTrainConfig
-from brainsynth.config.schema import ExportConfig, PrepareConfig
+from brainsynth.config.schema import ExportConfig, GenerateConfig, PrepareConfig
 from brainsynth.errors import UserError
 from brainsynth.labels import Label, LabelTable
-from brainsynth.stages import export_bundle, prepare_cohort, train_labeller, train_renderer
+from brainsynth.models.device import choose_device
+from brainsynth.models.loading import load_renderer
+from brainsynth.stages import export_bundle, generate, prepare_cohort, train_labeller, train_renderer
 from brainsynth.stages.export_bundle import write_distilled
+from brainsynth.stages.regenerate import regenerate
+from brainsynth.storage.commit import read_plan, read_samples
+from brainsynth.storage.filesystem import open_store
 from brainsynth.training.labelled import LabelledScans
 from brainsynth.training.preemption import Left, Request
 from brainsynth.training.renderer import TRAINING, LabelledCrops, check
@@ -52,7 +58,7 @@ def training(root: Path, output: str, **optimisation: Any) -> dict[str, Any]:
     return {
         "cohort": str(root / "labelled"),
         "output": str(root / output),
-        "architecture": {"width": 24, "blocks": 1, "noise": 2, "intensity_scale": 1.2},
+        "architecture": {"width": 24, "blocks": 1, "noise": 2, "intensity_scale": 1.2, "coarse": 4},
         "losses": {"adversarial_start": 70, "discriminator_channels": 4},
         "crops": {"cells": 6, "critics_alone": 2, "balance": "sex"},
         "optimisation": options | optimisation,
@@ -248,6 +254,57 @@ def test_files_and_bundles_that_cannot_be_are_refused(
         assert re.search(says, capsys.readouterr().err)
     assert (tmp_path / "there.nii.gz").read_text() == "mine"
     assert not fine.exists()
+
+
+def test_rendered_volumes_have_the_label_maps_that_they_were_made_from(line: Line, made: Made, tmp_path: Path) -> None:
+    rendered = {"bundle": str(made.bundle), "decoder": "rendered", "covariates": {"draw": 6}}
+    config = line.generate(tmp_path / "data", labels=True, **rendered)
+    generate.run(as_config(config, GenerateConfig, tmp_path))
+    dataset = open_dataset(str(tmp_path / "data"))
+    plain = line.generate(tmp_path / "plain", bundle=str(made.bundle), labels=True, covariates={"draw": 6})
+    generate.run(as_config(plain, GenerateConfig, tmp_path))
+    decoded, render = open_dataset(str(tmp_path / "plain")), load_renderer(made.bundle, choose_device(False))
+    contexts = RENDERER.read(made.bundle).covariates.encode(dataset.table)
+    store = open_store(config["output"])
+    seeds = read_samples(store, read_plan(store))["seed"].tolist()
+    for index, (sample, before) in enumerate(zip(dataset, decoded, strict=True)):
+        np.testing.assert_array_equal(sample["labels"], before["labels"])
+        again = render(sample["labels"], contexts[index], seeds[index], before["image"])
+        np.testing.assert_allclose(sample["image"], again, atol=2**-11)
+        assert np.abs(sample["image"] - before["image"]).mean() > 1e-3
+    single = config | {"output": str(tmp_path / "single"), "labels": False}
+    single["runtime"] = single["runtime"] | {"micro_batch": 1, "threads_per_worker": 2}
+    generate.run(as_config(single, GenerateConfig, tmp_path))
+    np.testing.assert_allclose(open_dataset(str(tmp_path / "single")).volumes(), dataset.volumes(), atol=2**-11)
+    assert all(row.same_voxels and row.as_recorded for row in regenerate(config["output"], str(made.bundle), [0, 4]))
+    other = tmp_path / "other"
+    shutil.copytree(made.bundle, other)
+    shutil.copyfile(line.root / "bundle" / "bundle.json", other / "bundle.json")
+    spec = RENDERER.read(other)
+    RENDERER.write(other, dataclasses.replace(spec, metrics={}), (other / RENDERER.file).read_bytes())
+    with pytest.raises(UserError, match="images are of another renderer"):
+        list(regenerate(config["output"], str(other), [0]))
+
+
+def test_a_renderer_that_cannot_follow_a_generation_is_refused(line: Line, made: Made, tmp_path: Path) -> None:
+    spec, other = RENDERER.read(made.bundle), tmp_path / "other"
+    labels = dataclasses.replace(spec.labels, labels=spec.labels.labels[:3])
+    for changed, says in (
+        ({"labels": labels}, "it knows other structures than the bundle's labeller"),
+        ({"architecture": dataclasses.replace(spec.architecture, coarse=0)}, "architecture.coarse 0"),
+        ({"covariates": dataclasses.replace(spec.covariates, missing="refuse")}, "other covariates than the bundle"),
+        (None, "has no renderer"),
+    ):
+        shutil.rmtree(other, ignore_errors=True)
+        shutil.copytree(made.bundle, other)
+        if changed is None:
+            (other / RENDERER.record).unlink()
+        else:
+            RENDERER.write(other, dataclasses.replace(spec, **changed), (other / RENDERER.file).read_bytes())
+        config = line.generate(tmp_path / "data", bundle=str(other), decoder="rendered", covariates={"draw": 2})
+        with pytest.raises(UserError, match=says):
+            generate.run(as_config(config, GenerateConfig, tmp_path))
+    assert not (tmp_path / "data").exists()
 
 
 def test_left_and_resumed_training_is_the_undisturbed_one(made: Made) -> None:
