@@ -141,7 +141,7 @@ def check_inversion(bundle: BundleSpec, sampler: SamplerConfig, decoder: Decoder
         "its denoiser was distilled for few evaluations": bundle.few_steps is not None,
         "its decoder draws noise (architecture.kind: pyramid)": bundle.autoencoder.kind == "pyramid",
         "sampler.guidance_scale must be 1: with guidance the way back is another": sampler.guidance_scale != 1,
-        "decoder must be `own`: a distilled decoder has other errors": decoder != "own",
+        "decoder must be `own`: the others have other errors": decoder != "own",
     }
     found = [reason for reason, holds in reasons.items() if holds]
     if found:

@@ -264,7 +264,8 @@ def command(arguments: argparse.Namespace) -> int:
     config: SynthesisConfig
     if arguments.config is None:
         bundle = arguments.bundle or SHIPPED_BUNDLE
-        config = recommended_generation(arguments.output, bundle, None, overrides=arguments.set)
+        own = [] if scan is None else ["decoder=own"]  # the only one that can be run backwards
+        config = recommended_generation(arguments.output, bundle, None, overrides=[*own, *arguments.set])
     elif arguments.bundle is None:
         config = load_config(arguments.config, GenerateConfig, arguments.set)
     else:
