@@ -73,6 +73,8 @@ class RendererLossConfig:
 
     square_weight: float = 4.0
     """Weight of the mean squared error; that of the L1 is 1. It ends as the critic comes in."""
+    gradient_weight: float = 0.5
+    """Of the L1 distance of the differences between neighbouring voxels (1511.05440): sharp edges, and no checkerboard."""
     adversarial_weight: float = 0.2
     """Of the adversarial loss; 0 trains without a critic."""
     adversarial_start: int = 500
@@ -83,8 +85,9 @@ class RendererLossConfig:
     """Its own."""
 
     def __post_init__(self) -> None:
-        if min(self.square_weight, self.adversarial_weight, self.adversarial_start) < 0:
-            raise ValueError("square_weight, adversarial_weight and adversarial_start cannot be negative")
+        for name in ("square_weight", "gradient_weight", "adversarial_weight", "adversarial_start"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} cannot be negative")
         if not 1 <= self.discriminator_channels <= 4096 or self.discriminator_learning_rate <= 0:
             raise ValueError("need discriminator_channels between 1 and 4096, discriminator_learning_rate above 0")
 

@@ -109,9 +109,12 @@ class RendererTask(AdversarialTask[Renderer, LabelledBatch]):
     def distances(
         self, batches: list[LabelledBatch], made: list[Tensor], share: float
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """To the scan, and of the averages that were shown to those of the result."""
+        """To the scan, of neighbours' differences to the scan's, and of the averages that were shown to the result's."""
         values, loss = super().distances(batches, made, share)
         ((batch,), (volume,)) = batches, made
+        steps = [(volume.diff(dim=a) - batch.target.diff(dim=a)).abs().mean() for a in (2, 3, 4)]
+        values["gradient"] = torch.stack(steps).mean()
+        loss = loss + self.config.losses.gradient_weight * values["gradient"]
         if not batch.coarse.numel():
             return values, loss
         apart = (avg_pool3d(volume, self.config.architecture.coarse) - batch.coarse).abs().flatten(1).mean(1)
