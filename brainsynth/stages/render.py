@@ -93,7 +93,8 @@ def _label_map(file: str, table_file: str | None, spec: RendererSpec, allow_extr
     except ScanRejected as error:
         known = ", ".join(f"{value} {label.name}" for label in table.labels for value in label.values or (label.index,))
         hint = f"; it has 0 background, {known}; another segmentation's integers need --label-table"
-        raise UserError(f"--labels: {path}: {error}{hint if 'label table lacks' in str(error) else ''}") from None
+        reason = str(error).replace("see source.assume_orientation", "write one into the file (its sform)")
+        raise UserError(f"--labels: {path}: {reason}{hint if 'label table lacks' in reason else ''}") from None
     if inside < INSIDE or not labels.any():
         raise UserError(
             f"--labels: {path}: {1 - inside:.0%} of what it labels lies outside of the renderer's grid "

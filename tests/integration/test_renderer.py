@@ -240,11 +240,16 @@ def test_files_and_bundles_that_cannot_be_are_refused(
     with (damaged / RENDERER.file).open("ab") as file:
         file.write(b"\0")
     fine = tmp_path / "new.nii.gz"
+    formless = nibabel.Nifti1Image(voxels(made.labels), None)
+    formless.set_sform(None, 0)
+    formless.set_qform(None, 0)
+    nibabel.save(formless, tmp_path / "formless.nii.gz")
     for changed, output, words, says in (
         (made, tmp_path / "there.nii.gz", (), "is there already: give a new name"),
         (made, tmp_path / "new.nii", (), "give a name that ends in .nii.gz"),
         (made, tmp_path / "none" / "new.nii.gz", ("--label-table", str(table)), "Hippocampus: not a structure of"),
         (made._replace(labels=tmp_path / "nowhere.nii"), fine, (), "nowhere.nii: missing file"),
+        (made._replace(labels=tmp_path / "formless.nii.gz"), fine, (), r"no form code; write one into the file"),
         (made._replace(labels=table), fine, (), "unreadable: neither a NIfTI nor an MGH file"),
         (made._replace(bundle=line.root / "bundle"), fine, (), "render: the bundle .* has no renderer"),
         (made._replace(bundle=damaged), fine, (), "is not the file that renderer.json names"),
