@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from brainsynth.config.architectures import RendererArchitecture
 from brainsynth.labels import LabelTable
