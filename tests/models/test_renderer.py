@@ -71,7 +71,7 @@ def test_classes_are_the_places_in_the_table_not_the_stored_integers(network: Re
 
 def test_the_critic_sees_the_labels() -> None:
     torch.manual_seed(0)
-    critic = RendererCritic(8, 3, 5)
+    critic = RendererCritic(8, ARCHITECTURE, 3, 5)
     volume, places, context = torch.rand(2, 1, 8, 8, 8), torch.rand(2, 4, 4, 4, 4), torch.rand(2, 5)
     first, second = (torch.full((2, 8, 8, 8), kind, dtype=torch.uint8) for kind in (1, 2))
     (logits, wider), features = critic(volume, first, places, context)
