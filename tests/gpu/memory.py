@@ -61,7 +61,7 @@ def generator(
     prepare(autoencoder, denoiser, CUDA, precision, rewrites=True)
     made = object.__new__(BundleGenerator)
     made.autoencoder, made.denoiser, made.device = autoencoder, denoiser, CUDA
-    made.identity = SimpleNamespace(precision=precision, sampler=sampler)  # type: ignore[assignment]
+    made.identity = SimpleNamespace(precision=precision, sampler=sampler, renderer=None)  # type: ignore[assignment]
     made.spec = SimpleNamespace(covariates=paper.COVARIATES, latents=sizes.get("latents", paper.LATENTS))  # type: ignore[assignment]
     made.schedule, made.decode_s = NoiseSchedule(training.schedule), 0.0
     made.stored = VolumeSpec(shape_xyz=paper.SHAPE, spacing_mm=(1.0,) * 3, origin_mm=(0.0,) * 3)
