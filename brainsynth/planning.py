@@ -20,8 +20,6 @@ from brainsynth.bundle.generator import (
     generator_folder,
     open_generator,
 )
-from brainsynth.bundle.labeller import LABELLER
-from brainsynth.bundle.renderer import RENDERER
 from brainsynth.bundle.spec import GATE_FILE
 from brainsynth.config.gate import GateConfig
 from brainsynth.config.schema import SHIPPED_BUNDLE, CovariateSource, GenerateConfig, SynthesisConfig
@@ -173,6 +171,8 @@ def planned_labels(config: SynthesisConfig, folder: Path, bundle: ModelSpec) -> 
         return None, bundle.labels
     if not config.labels and config.decoder != "rendered":
         return None, None
+    from brainsynth.bundle.labeller import LABELLER  # only where label maps are asked for
+
     labeller = LABELLER.read(folder)
     LABELLER.check_grid(labeller.volume, bundle.volume)
     return labeller.digest, labeller.labels if config.labels else None
@@ -182,6 +182,9 @@ def planned_renderer(config: SynthesisConfig, folder: Path, bundle: ModelSpec) -
     """Digest of the bundle's renderer, where images are made by it. Raises UserError when there is none that could."""
     if config.decoder != "rendered" or isinstance(bundle, GeneratorSpec):
         return None
+    from brainsynth.bundle.labeller import LABELLER  # only where images are made again
+    from brainsynth.bundle.renderer import RENDERER
+
     labeller, renderer = LABELLER.read(folder), RENDERER.read(folder)
     known, drawn = ([(label.index, label.key) for label in spec.labels.labels] for spec in (labeller, renderer))
     RENDERER.check_grid(renderer.volume, bundle.volume)

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from brainsynth.bundle.files import check_bundle_files, check_decoder
-from brainsynth.bundle.labeller import LABELLER
-from brainsynth.bundle.renderer import RENDERER
 from brainsynth.bundle.spec import AUTOENCODER_FILE, DECODER_FILE, DIFFUSION_FILE, BundleSpec
 from brainsynth.config.training import DecoderChoice, Precision
 from brainsynth.errors import UserError
@@ -78,6 +76,7 @@ def load_labeller(folder: Path, device: torch.device, digest: str | None = None)
     Raises:
         UserError: the bundle has none or another one, or its file is damaged.
     """
+    from brainsynth.bundle.labeller import LABELLER
     from brainsynth.models.labeller import Labeller, VolumeLabeller  # only where label maps are asked for
 
     spec = LABELLER.read(folder)
@@ -93,6 +92,7 @@ def load_labeller(folder: Path, device: torch.device, digest: str | None = None)
 
 def load_renderer(folder: Path, device: torch.device, digest: str | None = None) -> MapRenderer:
     """A bundle's renderer on a device, in float32; the same arguments and errors."""
+    from brainsynth.bundle.renderer import RENDERER
     from brainsynth.models.renderer import MapRenderer, Renderer
 
     spec = RENDERER.read(folder)
