@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from brainsynth.config.architectures import LabellerArchitecture, RendererArchitecture
-from brainsynth.config.training import OptimisationConfig, TrainRuntimeConfig, check_keeps, check_shares
+from brainsynth.config.training import CropsConfig, OptimisationConfig, TrainRuntimeConfig, check_keeps, check_shares
 from brainsynth.records import record
 
 
@@ -93,40 +93,6 @@ class RendererLossConfig:
 
 
 @record
-class RendererCropsConfig:
-    """The crops that a renderer is trained on, and the losses that come with the critic."""
-
-    cells: int = 16
-    """Cells of 2 voxels of a crop along each axis; where the grid has fewer, all of them."""
-    l1_weight: float = 0.2
-    """Of the L1 distance to the scan once the critic takes part; before, it is 1. What is left of it makes details soft."""
-    coarse_share: float = 0.6
-    """Share of crops that are given with the scan's averages, where `architecture.coarse` is not 0."""
-    noise: float = 0.04
-    """Largest SD of the noise on those, in the network's units of intensity."""
-    pooled_weight: float = 2.0
-    """Of the L1 distance of the result's averages to them."""
-    matching_weight: float = 0.1
-    """Of the L1 distance of the critic's features of result and scan."""
-    penalty_weight: float = 10.0
-    """Of the critic's gradient penalty (R1 by finite differences)."""
-    critics_alone: int = 50
-    """Steps from `losses.adversarial_start` on in which the critic learns and the renderer rests; in as many more steps the
-    part of the critic in the loss grows."""
-    balance: str | None = None
-    """A binary or categorical covariate: scans of each of its values are drawn equally often. None: each scan is."""
-
-    def __post_init__(self) -> None:
-        if not 4 <= self.cells <= 64:
-            raise ValueError("cells must be between 4 and 64")
-        if not 0 <= self.coarse_share <= 1:
-            raise ValueError("coarse_share must be between 0 and 1")
-        for name in ("l1_weight", "noise", "pooled_weight", "matching_weight", "penalty_weight", "critics_alone"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} cannot be negative")
-
-
-@record
 class RendererTrainConfig:
     """`brainsynth train-renderer`."""
 
@@ -137,7 +103,10 @@ class RendererTrainConfig:
     optimisation: OptimisationConfig
     architecture: RendererArchitecture = RendererArchitecture()
     losses: RendererLossConfig = RendererLossConfig()
-    crops: RendererCropsConfig = RendererCropsConfig()
+    crops: CropsConfig = CropsConfig()
+    """Cells are of 2 voxels; `noise` and `pooled_weight` are of the averages that `architecture.coarse` shows."""
+    coarse_share: float = 0.6
+    """Share of crops that are shown with the scan's averages, where `architecture.coarse` is not 0."""
     flip_left_right: bool = True
     """Augmentation: half of the scans are mirrored; structures named left and right change sides. Off where a side has no
     other."""
@@ -149,6 +118,8 @@ class RendererTrainConfig:
 
     def __post_init__(self) -> None:
         _check(self, "train-renderer: its crops are small")
+        if not 0 <= self.coarse_share <= 1:
+            raise ValueError("coarse_share must be between 0 and 1")
         if self.architecture.coarse and 2 * self.crops.cells % self.architecture.coarse:
             raise ValueError("2 * crops.cells must be a multiple of architecture.coarse")
 

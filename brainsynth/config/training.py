@@ -163,7 +163,8 @@ class AutoencoderLossConfig:
 
 @record
 class CropsConfig:
-    """For `architecture.kind: pyramid`: the crops that its upsamplers are trained on, and the losses only they have."""
+    """For `architecture.kind: pyramid` and renderers: the crops that local generators are trained on, and losses only they
+    have."""
 
     cells: int = 16
     """Coarse cells of a crop along each axis; where the grid has fewer, all of them."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import relu, softplus
 
-from brainsynth.config.labelling import RendererCropsConfig, RendererTrainConfig
+from brainsynth.config.labelling import RendererTrainConfig
 from brainsynth.config.training import AutoencoderTrainConfig, CropsConfig
 from brainsynth.models.critic import LocalCritic
 from brainsynth.models.device import able, autocast, layout
@@ -74,7 +74,7 @@ class AdversarialTask(abc.ABC, Generic[N, B]):
     def __init__(
         self,
         config: AutoencoderTrainConfig | RendererTrainConfig,
-        crops: CropsConfig | RendererCropsConfig,
+        crops: CropsConfig,
         worker: Worker,
         network: N,
         critics: Sequence[LocalCritic],

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.functional import avg_pool3d, relu
 
 from brainsynth.config.architectures import PyramidArchitecture
-from brainsynth.config.labelling import RendererCropsConfig
 from brainsynth.config.training import CropsConfig
 from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.errors import UserError
@@ -132,7 +131,7 @@ def _balanced(dataset: SyntheticDataset, covariate: str | None) -> npt.NDArray[n
     return np.concatenate([everyone[values.isna()], *(np.resize(group, most) for group in groups)])
 
 
-def check_balance(crops: CropsConfig | RendererCropsConfig, schema: CovariateSchema) -> None:
+def check_balance(crops: CropsConfig, schema: CovariateSchema) -> None:
     """Raises UserError where `crops.balance` names no binary or categorical covariate."""
     names = [c.name for c in schema.covariates if c.kind != "continuous"]
     if crops.balance is not None and crops.balance not in names:

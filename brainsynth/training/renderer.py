@@ -60,7 +60,7 @@ class LabelledCrops(ScanCrops):
         self, scans: LabelledScans, config: RendererTrainConfig, schema: CovariateSchema, table: LabelTable
     ) -> None:
         super().__init__(scans.cohort, schema, config.crops.cells, config.crops.balance)
-        self.scans, self.architecture, self.config = scans, config.architecture, config.crops
+        self.scans, self.architecture, self.config = scans, config.architecture, config
         self.multiple = max(CELL, config.architecture.coarse)
         self.class_of = torch.from_numpy(table.class_of)
         self.other_side = mirrored_classes(table) if config.flip_left_right else None
@@ -72,7 +72,7 @@ class LabelledCrops(ScanCrops):
         coarse = degraded = shown = target.new_zeros(0)
         if self.architecture.coarse:
             coarse = avg_pool3d(target, self.architecture.coarse)
-            degraded = degrade(coarse, self.config.noise * torch.rand(len(target)))
+            degraded = degrade(coarse, self.config.crops.noise * torch.rand(len(target)))
             shown = (torch.rand(len(target)) < self.config.coarse_share).float()
         return [LabelledBatch(target, torch.stack(classes), torch.stack(places), context, coarse, degraded, shown)]
 
