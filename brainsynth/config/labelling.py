@@ -120,8 +120,9 @@ class RendererTrainConfig:
         _check(self, "train-renderer: its crops are small")
         if not 0 <= self.coarse_share <= 1:
             raise ValueError("coarse_share must be between 0 and 1")
-        if self.architecture.coarse and 2 * self.crops.cells % self.architecture.coarse:
-            raise ValueError("2 * crops.cells must be a multiple of architecture.coarse")
+        whole, rest = divmod(2 * self.crops.cells, self.architecture.coarse or 1)
+        if self.architecture.coarse and (rest or whole < 3):
+            raise ValueError("2 * crops.cells must be a multiple of architecture.coarse, and at least 3 times as much")
 
 
 def _check(config: LabellerTrainConfig | RendererTrainConfig, why: str) -> None:

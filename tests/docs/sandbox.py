@@ -180,9 +180,9 @@ def shrunk(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         small["optimisation"] = config["optimisation"] | {"steps": 2}
         config = {key: value for key, value in config.items() if key not in ("bundle", "bundle_output")}
     elif kind == "renderer":
-        small = {"architecture": {"width": 8, "blocks": 1}, "runtime": TRAINING}
+        small = {"architecture": {"width": 8, "blocks": 1, "coarse": 4}, "runtime": TRAINING}
         small["losses"] = {"adversarial_start": 1, "discriminator_channels": 4}
-        small["crops"] = {"cells": 4, "critics_alone": 0}
+        small["crops"] = {"cells": 6, "critics_alone": 0}
         small["optimisation"] = config["optimisation"] | {"steps": 2}
         config = {key: value for key, value in config.items() if key not in ("bundle", "bundle_output")}
     elif kind == "distill-decoder":

@@ -396,6 +396,8 @@ def test_a_bundle_gets_it_without_another_digest_and_copies_keep_both(line: Line
     [
         ({"crops": {"balance": "age"}}, "crops.balance: 'age' is not a binary or categorical covariate"),
         ({"crops": {"cells": 2}}, "cells must be between 4 and 64"),
+        ({"crops": {"cells": 4}}, "2 . crops.cells must be a multiple of architecture.coarse, and at least 3 times"),
+        ({"coarse_share": 2.0}, "coarse_share must be between 0 and 1"),
         ({"losses": {"square_weight": -1.0}}, "cannot be negative"),
         ({"bundle": "t1w-2mm"}, "bundle and bundle_output need each other"),
         ({"bundle": "t1w-2mm", "bundle_output": "new"}, "renderer: it learns from volumes of"),
