@@ -69,7 +69,10 @@ def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None, s
         table = config.covariates.table if isinstance(config, GenerateConfig) else None
         raise UserError(f"{table}: {error}" if table else str(error)) from None
     labeller, labels = planned_labels(config, folder, bundle)
-    renderer = planned_renderer(config, folder, bundle)
+    renderer = None
+    if config.decoder == "rendered" and labels is not None:
+        renderer = planned_renderer(folder, bundle, labels)
+        labels = labels if config.labels else None  # made, but not stored
     gate = None if config.gate is None else planned_rules(config.gate, folder, bundle, labels)
     identity = GenerationIdentity(
         bundle=bundle.digest,
@@ -160,8 +163,8 @@ def volume_generator(
 
 
 def planned_labels(config: SynthesisConfig, folder: Path, bundle: ModelSpec) -> tuple[str | None, LabelTable | None]:
-    """(digest of the labeller, table of the label maps): of the bundle's labeller if the config asks for labels, else the
-    table of those that a generator makes itself. Raises UserError when there is no labeller, or one of another grid."""
+    """(digest of the labeller, table of the label maps): of the bundle's labeller if the config needs it, else the table
+    of those that a generator makes itself. Raises UserError when there is no labeller, or one of another grid."""
     if isinstance(bundle, GeneratorSpec):
         if config.labels:
             raise UserError(
@@ -175,18 +178,15 @@ def planned_labels(config: SynthesisConfig, folder: Path, bundle: ModelSpec) -> 
 
     labeller = LABELLER.read(folder)
     LABELLER.check_grid(labeller.volume, bundle.volume)
-    return labeller.digest, labeller.labels if config.labels else None
+    return labeller.digest, labeller.labels
 
 
-def planned_renderer(config: SynthesisConfig, folder: Path, bundle: ModelSpec) -> str | None:
-    """Digest of the bundle's renderer, where images are made by it. Raises UserError when there is none that could."""
-    if config.decoder != "rendered" or isinstance(bundle, GeneratorSpec):
-        return None
-    from brainsynth.bundle.labeller import LABELLER  # only where images are made again
-    from brainsynth.bundle.renderer import RENDERER
+def planned_renderer(folder: Path, bundle: ModelSpec, labels: LabelTable) -> str:
+    """Digest of the bundle's renderer, which makes images of such label maps. Raises UserError when none could."""
+    from brainsynth.bundle.renderer import RENDERER  # only where images are made again
 
-    labeller, renderer = LABELLER.read(folder), RENDERER.read(folder)
-    known, drawn = ([(label.index, label.key) for label in spec.labels.labels] for spec in (labeller, renderer))
+    renderer = RENDERER.read(folder)
+    known, drawn = ([(label.index, label.key) for label in table.labels] for table in (labels, renderer.labels))
     RENDERER.check_grid(renderer.volume, bundle.volume)
     wrong = {
         "it knows other structures than the bundle's labeller": drawn != known,

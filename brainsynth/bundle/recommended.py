@@ -72,8 +72,8 @@ def recommended_generation(
         spec = read_bundle(folder)
         advice = recommended(folder, spec)
         runtime["micro_batch"] = advice.micro_batch
-        value |= {"sampler": to_dict(advice.sampler), "samples_per_shard": advice.samples_per_shard}
-        value |= {"decoder": advice.decoder}
+        value |= {"sampler": to_dict(advice.sampler), "decoder": advice.decoder}
+        value |= {"samples_per_shard": advice.samples_per_shard}
         value |= {} if advice.gate is None or GATE_FILE not in spec.weights else {"gate": to_dict(advice.gate)}
     if gpus:
         runtime |= {"gpus_per_worker": 1.0, "cpus_per_worker": 1.0, "micro_batch": 8}
