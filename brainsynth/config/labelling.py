@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from brainsynth.config.architectures import LabellerArchitecture, RendererArchitecture
 from brainsynth.config.training import CropsConfig, OptimisationConfig, TrainRuntimeConfig, check_keeps, check_shares
-from brainsynth.records import record
+from brainsynth.records import left_out_at, record
 
 
 @record
@@ -57,6 +59,9 @@ class LabellerTrainConfig:
     """A bundle, or `t1w-2mm`; with `bundle_output`, which becomes a copy of it that has this labeller, in float16."""
     bundle_output: str | None = None
     """Folder of that copy, new. Its digest is that of `bundle`."""
+    start_from: Annotated[str | None, left_out_at(None)] = None
+    """A training's folder, a bundle (its folder, or `t1w-2mm`), or `labeller.safetensors` of either, with whose weights it
+    begins. Its structures must be the same, in their order."""
     dice_weight: float = 1.0
     """Of the soft Dice loss; that of the cross-entropy is 1."""
     runtime: TrainRuntimeConfig = TrainRuntimeConfig()
@@ -114,6 +119,9 @@ class RendererTrainConfig:
     """A bundle, or `t1w-2mm`; with `bundle_output`, which becomes a copy of it that has this renderer, in float16."""
     bundle_output: str | None = None
     """Folder of that copy, new. Its digest is that of `bundle`."""
+    start_from: Annotated[str | None, left_out_at(None)] = None
+    """The same for a renderer, `renderer.safetensors`; its covariates must be the same too. The critic begins anew, so
+    `losses.adversarial_start: 0` brings it in at once."""
     runtime: TrainRuntimeConfig = TrainRuntimeConfig()
 
     def __post_init__(self) -> None:

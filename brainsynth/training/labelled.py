@@ -16,6 +16,7 @@ from brainsynth.reading.dataset import open_dataset
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import local_folder, open_store
 from brainsynth.training.data import CACHE_BYTES, check_splits
+from brainsynth.training.starting import with_start
 
 
 class LabelledScans:
@@ -48,19 +49,20 @@ class Inputs:
     cohort: Plan
     labels: LabelTable
     uri: str
-
-    @property
-    def fingerprint(self) -> str:
-        """Of images and label maps."""
-        return self.cohort.fingerprint
+    fingerprint: str
+    """Of images and label maps, and of the weights that it begins with."""
 
     def scans(self, split: str) -> LabelledScans:
         """A split of the cohort."""
         return LabelledScans(self.uri, split)
 
 
-def check(config: LabellerTrainConfig | RendererTrainConfig) -> Inputs:
-    """Everything that can be refused before a worker starts, and what was read for it. Raises UserError."""
+def check(config: LabellerTrainConfig | RendererTrainConfig, weights_file: str) -> Inputs:
+    """Everything that can be refused before a worker starts, and what was read for it. Raises UserError.
+
+    Args:
+        weights_file: name of the network's weights in a training's folder and in a bundle.
+    """
     plan = read_plan(open_store(config.cohort))
     if plan.labels is None:
         raise UserError(
@@ -69,4 +71,4 @@ def check(config: LabellerTrainConfig | RendererTrainConfig) -> Inputs:
         )
     local_folder(config.output, "output")
     check_splits(config.cohort, "cohort")
-    return Inputs(plan, plan.labels, config.cohort)
+    return Inputs(plan, plan.labels, config.cohort, with_start(plan.fingerprint, config.start_from, weights_file))

@@ -20,11 +20,13 @@ from brainsynth.models.patch_autoencoder import space_to_depth
 from brainsynth.report.montage import grid
 from brainsynth.training.data import batch_indices, weights_seed
 from brainsynth.training.label_augmentation import augmented, mirrored_classes
-from brainsynth.training.labelled import Inputs, check
+from brainsynth.training.labelled import Inputs
+from brainsynth.training.labelled import check as check_labelled
 from brainsynth.training.learner import Learner
 from brainsynth.training.loop import Worker
 from brainsynth.training.runner import Training
 from brainsynth.training.runs import Finished, LabellerRun, write_weights
+from brainsynth.training.starting import load_start
 
 log = logging.getLogger(__name__)
 VALIDATED_AT_MOST = 32
@@ -39,8 +41,10 @@ class LabellerTask:
         options = config.optimisation
         self.precision = able(worker.device, options.precision)
         torch.manual_seed(weights_seed(options.seed))
-        self.network = Labeller(config.architecture, len(self.table.labels) + 1).to(worker.device)
-        layout(self.network)
+        self.network = Labeller(config.architecture, len(self.table.labels) + 1)
+        if config.start_from is not None:
+            load_start(self.network, config.start_from, LABELLER.file, "labeller")
+        layout(self.network.to(worker.device))
         self.learner = Learner(self.network, worker, options)
         self.state = self.learner.state("labeller")
         self.mirror = mirrored_classes(self.table) if config.augmentation.mirror else None
@@ -83,6 +87,8 @@ class LabellerTask:
 
     def _balance(self, step: int) -> float:
         """Falls to 0 by the middle of the training: structures that count for more than their size come out too large."""
+        if self.config.start_from is not None:
+            return 0.0
         return 0.5 * max(0.0, 1 - 2 * step / self.config.optimisation.steps)
 
     def labeller(self) -> VolumeLabeller:
@@ -153,6 +159,11 @@ def label_losses(scores: Tensor, classes: Tensor, balance: float = 0.0) -> dict[
 def _spread(count: int, at_most: int) -> list[int]:
     """Evenly spread positions: cohorts are often sorted."""
     return [int(i) for i in np.unique(np.linspace(0, count - 1, min(count, at_most)).round())]
+
+
+def check(config: LabellerTrainConfig) -> Inputs:
+    """Everything that can be refused before a worker starts, and what was read for it. Raises UserError."""
+    return check_labelled(config, LABELLER.file)
 
 
 TRAINING = Training("labeller", check, LabellerTask, LabellerRun)

@@ -26,6 +26,7 @@ from brainsynth.training.labelled import check as check_labelled
 from brainsynth.training.loop import Worker
 from brainsynth.training.runner import Training
 from brainsynth.training.runs import Finished, RendererRun, write_weights
+from brainsynth.training.starting import load_start
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,8 @@ class RendererTask(AdversarialTask[Renderer, LabelledBatch]):
         classes, size = len(inputs.labels.labels) + 1, inputs.cohort.covariates.context_size
         torch.manual_seed(weights_seed(config.optimisation.seed))
         network = Renderer(config.architecture, classes, size)
+        if config.start_from is not None:
+            load_start(network, config.start_from, RENDERER.file, self.name)
         critic = RendererCritic(config.losses.discriminator_channels, config.architecture, classes, size)
         super().__init__(config, config.crops, worker, network, [critic])
         if config.flip_left_right and mirrored_classes(inputs.labels) is None:
@@ -155,7 +158,7 @@ class RendererTask(AdversarialTask[Renderer, LabelledBatch]):
 
 def check(config: RendererTrainConfig) -> Inputs:
     """Everything that can be refused before a worker starts, and what was read for it. Raises UserError."""
-    inputs = check_labelled(config)
+    inputs = check_labelled(config, RENDERER.file)
     check_balance(config.crops, inputs.cohort.covariates)
     return inputs
 

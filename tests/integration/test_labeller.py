@@ -29,8 +29,7 @@ from brainsynth.stages.regenerate import regenerate
 from brainsynth.storage.commit import read_plan
 from brainsynth.storage.filesystem import open_store
 from brainsynth.storage.verify import verify_dataset
-from brainsynth.training.labelled import check
-from brainsynth.training.labeller import TRAINING, LabellerTask
+from brainsynth.training.labeller import TRAINING, LabellerTask, check
 from brainsynth.training.loop import Worker
 from brainsynth.training.preemption import Left, Request
 from brainsynth.training.runner import fit

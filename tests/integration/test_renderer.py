@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from brainsynth import cli, open_dataset
 from brainsynth.bundle.files import read_bundle
@@ -32,6 +33,7 @@ from brainsynth.stages.regenerate import regenerate
 from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import open_store
 from brainsynth.training.labelled import LabelledScans
+from brainsynth.training.labeller import TRAINING as LABELLER_TRAINING
 from brainsynth.training.preemption import Left, Request
 from brainsynth.training.renderer import TRAINING, LabelledCrops, check
 from brainsynth.training.runner import fit
@@ -83,6 +85,38 @@ def made(line: Line, tmp_path_factory: pytest.TempPathFactory) -> Made:
     dataset = open_dataset(cohort["output"], split="validation")
     nibabel.save(nibabel.Nifti1Image(dataset.label_map(0), GRID.affine), root / "map.nii.gz")
     return Made(root, root / "bundle", root / "map.nii.gz", cohort["output"])
+
+
+@pytest.mark.parametrize("start", ["labeller", "bundle", "bundle/labeller.safetensors", "run"])
+def test_a_training_begins_with_the_weights_of_another(made: Made, tmp_path: Path, start: str) -> None:
+    """One step of next to nothing leaves them as they were; in a bundle they are in float16."""
+    renderer = start == "run"
+    before = load_file(made.root / ("run/renderer.safetensors" if renderer else "labeller/labeller.safetensors"))
+    config = training(made.root, "", steps=1, learning_rate=1e-9) | {"output": str(tmp_path / "further")}
+    config |= {"start_from": str(made.root / start)}
+    if renderer:
+        fit(TRAINING, as_config(config, RendererTrainConfig, tmp_path))
+    else:
+        config = {key: value for key, value in config.items() if key not in ("losses", "crops")}
+        config |= {"architecture": {"channels": [8], "blocks": [1]}}
+        fit(LABELLER_TRAINING, as_config(config, LabellerTrainConfig, tmp_path))
+    after = load_file(tmp_path / "further" / ("renderer.safetensors" if renderer else "labeller.safetensors"))
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=1e-3, atol=1e-4 if start.startswith("bundle") else 1e-6)
+
+
+def test_another_start_is_another_training_and_one_of_another_shape_is_refused(made: Made, tmp_path: Path) -> None:
+    config = training(made.root, "run") | {"start_from": str(made.root / "run"), "output": str(tmp_path / "further")}
+    refused = [
+        (config | {"output": str(made.root / "run")}, "name it in start_from"),
+        (config | {"architecture": {"width": 16, "blocks": 1, "noise": 2, "coarse": 4}}, "renderer.safetensors"),
+        (config | {"start_from": str(tmp_path / "nowhere")}, "start_from: "),
+        (config | {"start_from": str(made.root / "labeller" / "labeller.safetensors")}, "labeller.safetensors"),
+    ]
+    for wrong, words in refused:
+        with pytest.raises(UserError, match=words):
+            fit(TRAINING, as_config(wrong, RendererTrainConfig, tmp_path))
+        assert not list((tmp_path / "further").glob("*.safetensors"))
 
 
 def render(made: Made, output: Path, *words: str, labels: Path | None = None) -> int:
