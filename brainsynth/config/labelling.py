@@ -120,7 +120,7 @@ class RendererTrainConfig:
     bundle_output: str | None = None
     """Folder of that copy, new. Its digest is that of `bundle`."""
     start_from: Annotated[str | None, left_out_at(None)] = None
-    """The same for a renderer, `renderer.safetensors`; its covariates must be the same too. The critic begins anew, so
+    """The same for a renderer, `renderer.safetensors`; its covariates must be the same too. The critic is a new one:
     `losses.adversarial_start: 0` brings it in at once."""
     runtime: TrainRuntimeConfig = TrainRuntimeConfig()
 
