@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
 
 from brainsynth.config.schema import RuntimeConfig, SamplerConfig
 from brainsynth.config.training import Precision
-from brainsynth.records import record
+from brainsynth.records import left_out_at, record
 
 
 @record
@@ -46,8 +46,9 @@ class UsefulnessConfig:
     """Train on synthetic and test on real, against train on real and test on real: one budget for every training."""
 
     tasks: tuple[str, ...] = ()
-    """Covariates to predict (numbers and two-category ones), and `ventricles` to segment; all covariates if none are named,
-    and `ventricles` too where `segmentation` is given."""
+    """Covariates to predict (numbers and two-category ones), `ventricles` to segment, and `structures`: all of the label
+    maps that dataset and reference hold. All covariates if none are named, and `ventricles` too where `segmentation` is
+    given."""
     steps: int = 300
     batch_size: int = 8
     learning_rate: float = 3e-3
@@ -57,8 +58,13 @@ class UsefulnessConfig:
     """Share of the real training people that the arms with few real data get."""
     volumes: int = 512
     """Largest number of volumes of the dataset, of the training and of the validation split, drawn at random."""
+    box_xyz: Annotated[tuple[int, int, int] | None, left_out_at(None)] = None
+    """Voxels of a random box of each volume, of which a step that learns to segment sees no more; the whole volume by
+    default. Whole volumes are tested."""
 
     def __post_init__(self) -> None:
+        if self.box_xyz is not None and min(self.box_xyz) < 8:
+            raise ValueError("box_xyz must be at least 8 voxels along each axis")
         if self.steps < 10 or self.batch_size < 4 or not 0 < self.learning_rate < 1 or not 0 <= self.weight_decay < 1:
             raise ValueError("steps >= 10, batch_size >= 4, 0 < learning_rate < 1 and 0 <= weight_decay < 1 are needed")
         if len(set(self.seeds)) < 2 or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
@@ -91,8 +97,8 @@ class TwoSampleConfig:
 
 SEGMENTED = ("ventricles_ml", "lateral_ventricles_ml", "brain_ml")
 """Sums that a segmentation measures."""
-VENTRICLES = "ventricles"
-"""The task of segmenting them."""
+VENTRICLES, ALL_STRUCTURES = "ventricles", "structures"
+"""The tasks of segmenting those that the segmentation finds, and those of the stored label maps."""
 
 
 @record

@@ -107,7 +107,7 @@ def _plan(config: EvaluateConfig, make: bool) -> list[Work]:
     check_same_grid(dataset, reference)
     check_rulers(config, read_plan(open_store(dataset.uri)).covariates, config.dataset)
     counts = [len(open_volumes(config.reference, "reference", split=split)) for split in ("train", "validation")]
-    check_usefulness(config, dataset, *counts)
+    check_usefulness(config, dataset, reference, *counts)
     check_two_sample(config, dataset, reference)
     network = feature_network(config, make)
     works = [

@@ -24,6 +24,7 @@ from brainsynth.training.labelled import Inputs
 from brainsynth.training.labelled import check as check_labelled
 from brainsynth.training.learner import Learner
 from brainsynth.training.loop import Worker
+from brainsynth.training.losses import label_losses
 from brainsynth.training.runner import Training
 from brainsynth.training.runs import Finished, LabellerRun, write_weights
 from brainsynth.training.starting import load_start
@@ -133,27 +134,6 @@ class LabellerTask:
             metrics=finished.metrics,
             elapsed_s=finished.elapsed_s,
         )
-
-
-def label_losses(scores: Tensor, classes: Tensor, balance: float = 0.0) -> dict[str, Tensor]:
-    """Cross-entropy, and 1 - soft Dice (1606.04797) averaged over the structures that are there; of (N, K) scores.
-
-    Args:
-        balance: in the cross-entropy a voxel counts by its class's number of voxels to the power of -balance. At 0.5 small
-            structures are learnt early, but come out too large.
-    """
-    log_probabilities = torch.log_softmax(scores, 1)
-    right = log_probabilities.gather(1, classes[:, None])[:, 0]
-    sizes = torch.bincount(classes, minlength=scores.shape[1])
-    both = torch.zeros_like(scores[0]).index_add(0, classes, right.exp())
-    overlap = (2 * both + 1) / (log_probabilities.exp().sum(0) + sizes + 1)
-    there = (sizes > 0).to(scores)
-    there[0] = 0
-    weight = sizes.clamp_min(1).to(scores).pow(-balance)[classes]
-    return {
-        "cross_entropy": -(weight * right).sum() / weight.sum(),
-        "dice_loss": 1 - (overlap * there).sum() / there.sum().clamp_min(1),
-    }
 
 
 def _spread(count: int, at_most: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Losses of the autoencoder and of the distilled decoder."""
+"""Losses of autoencoder, distilled decoder and what segments."""
 
 from __future__ import annotations
 
@@ -106,3 +106,24 @@ def perceptual_loss(losses: AutoencoderLossConfig | DistillLossConfig, device: t
     return PerceptualLoss(
         user_path(losses.perceptual_weights, "losses.perceptual_weights"), losses.perceptual_depth
     ).to(device)
+
+
+def label_losses(scores: Tensor, classes: Tensor, balance: float = 0.0) -> dict[str, Tensor]:
+    """Cross-entropy, and 1 - soft Dice (1606.04797) averaged over the structures that are there; of (N, K) scores.
+
+    Args:
+        balance: in the cross-entropy a voxel counts by its class's number of voxels to the power of -balance. At 0.5 small
+            structures are learnt early, but come out too large.
+    """
+    log_probabilities = torch.log_softmax(scores, 1)
+    right = log_probabilities.gather(1, classes[:, None])[:, 0]
+    sizes = torch.bincount(classes, minlength=scores.shape[1])
+    both = torch.zeros_like(scores[0]).index_add(0, classes, right.exp())
+    overlap = (2 * both + 1) / (log_probabilities.exp().sum(0) + sizes + 1)
+    there = (sizes > 0).to(scores)
+    there[0] = 0
+    weight = sizes.clamp_min(1).to(scores).pow(-balance)[classes]
+    return {
+        "cross_entropy": -(weight * right).sum() / weight.sum(),
+        "dice_loss": 1 - (overlap * there).sum() / there.sum().clamp_min(1),
+    }

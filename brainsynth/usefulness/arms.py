@@ -19,11 +19,12 @@ from brainsynth.config.evaluation import UsefulnessConfig
 from brainsynth.errors import UserError
 from brainsynth.records import record
 from brainsynth.usefulness.budgeted_training import Source, TrainingBudget, VolumeRows, train_and_predict
-from brainsynth.usefulness.scores import METRICS, Estimate, Task, estimates, outcome_of, per_seed, resampled
+from brainsynth.usefulness.scores import METRICS, Estimate, Task, estimates, metrics_of, outcome_of, per_seed, resampled
+from brainsynth.usefulness.structures import Structures
 
 log = logging.getLogger(__name__)
 F64 = npt.NDArray[np.float64]
-Labels = npt.ArrayLike | Callable[[Any], npt.ArrayLike]
+Labels = npt.ArrayLike | VolumeRows | Callable[[Any], npt.ArrayLike]
 _MIN_TEST = 8
 
 
@@ -74,17 +75,19 @@ def run_usefulness(
     real_train_groups: npt.ArrayLike | None = None,
     real_test_groups: npt.ArrayLike | None = None,
     device: torch.device | None = None,
+    structures: Structures | None = None,
 ) -> UsefulnessResult:
     """Train and test all arms. With the default budget one arm of one seed takes below a minute on one core at 4 mm.
 
     Args:
-        task: `continuous` (labels (N,) in a unit, such as age in years), `binary` ((N,) of 0 and 1), or `segmentation`
-            ((N, X, Y, Z) of 0 and 1, such as the lateral ventricles).
+        task: `continuous` (labels (N,) in a unit, such as age in years), `binary` ((N,) of 0 and 1), `segmentation`
+            ((N, X, Y, Z) of 0 and 1, such as the lateral ventricles), or `structures` ((N, X, Y, Z) classes, uint8).
         synthetic: (N, X, Y, Z) volumes on one grid, on any intensity scale (each is standardised), as are the others.
         synthetic_labels: the labels, or a callable that makes them from the volumes. For a fair segmentation task label
             synthetic and real volumes with the same ruler.
         config: the budget; the default if None.
         real_train_groups: (N,) subject ids; with `real_test_groups` too, nobody may be in both sets.
+        structures: what the classes are, of the task `structures`.
         device: the CPU if None. On a CPU equal arguments give equal results.
 
     Raises:
@@ -93,6 +96,8 @@ def run_usefulness(
     config = config or UsefulnessConfig()
     if task not in METRICS:
         raise UserError(f"task = {task!r} must be one of {', '.join(METRICS)}")
+    if (task == "structures") != (structures is not None):
+        raise UserError("the task `structures`, and no other, needs `structures`: what the classes are")
     spec = (synthetic, synthetic_labels), (real_train, real_train_labels), (real_test, real_test_labels)
     made, train, test = (
         _source(task, volumes, labels, name)
@@ -100,7 +105,8 @@ def run_usefulness(
     )
     people = [_people(g, s) for g, s in ((real_train_groups, train), (real_test_groups, test))]
     _check(config, made, train, test, people, real_train_groups is not None and real_test_groups is not None)
-    budget = TrainingBudget(config.steps, config.batch_size, config.learning_rate, config.weight_decay)
+    budget = TrainingBudget(config.steps, config.batch_size, config.learning_rate, config.weight_decay, config.box_xyz)
+    device = device or torch.device("cpu")
     outcomes: dict[str, list[F64]] = {}
     counts: dict[str, tuple[int, int]] = {}
     for seed in config.seeds:
@@ -108,17 +114,21 @@ def run_usefulness(
         arms = {"real": [train], "synthetic": [made], "few_real": [few], "few_real_and_synthetic": [few, made]}
         for name, sources in arms.items():
             counts.setdefault(name, (sum(len(s) for s in sources if s is not made), (made in sources) * len(made)))
-            predicted = train_and_predict(task, sources, test.volumes, budget, seed, device or torch.device("cpu"))
-            outcomes.setdefault(name, []).append(outcome_of(task, predicted, test.labels))
+            predicted = train_and_predict(task, sources, test.volumes, budget, seed, device, structures)
+            outcomes.setdefault(name, []).append(outcome_of(task, predicted, test.labels, structures))
             log.info("usefulness, %s: arm %s, seed %d done", task, name, seed)
-    return _result(task, config, outcomes, counts, people[1], _chance(task, train, test))
+    names = metrics_of(task, structures)
+    return _result(task, config, names, outcomes, counts, people[1], _chance(task, names, train, test))
 
 
 def _source(task: Task, volumes: VolumeRows, labels: Labels, name: str) -> Source:
-    values = np.asarray(labels(volumes) if callable(labels) else labels)
-    shape = volumes.shape if task == "segmentation" else volumes.shape[:1]
+    given: Any = labels(volumes) if callable(labels) else labels
+    values = given if task == "structures" else np.asarray(given)  # label maps may be read when they are needed
+    shape = volumes.shape if task in ("segmentation", "structures") else volumes.shape[:1]
     if volumes.ndim != 4 or values.shape != shape:
         raise UserError(f"{name}: labels {values.shape} do not fit volumes {volumes.shape} in a {task} task")
+    if task == "structures":
+        return Source(volumes, values)
     if not np.isfinite(values).all():
         raise UserError(f"{name}: some labels are not finite; leave those volumes out and report how many")
     if task != "continuous" and not np.isin(values, (0, 1)).all():
@@ -148,29 +158,30 @@ def _check(
             f"{len(np.unique(people[1]))}"
         )
     for name, source in (("training", train), ("test", test)):
-        if float(np.ptp(source.labels)) == 0:
+        if isinstance(source.labels, np.ndarray) and float(np.ptp(source.labels)) == 0:
             raise UserError(f"all real {name} labels are the same: there is nothing to learn or to test")
 
 
 def _few(task: Task, train: Source, people: npt.NDArray[Any], fraction: float, seed: int) -> npt.NDArray[np.intp]:
     """Rows of this share of the people: every so-manieth of them in the order of their labels, from a random start."""
     unit = np.unique(people, return_inverse=True)[1]
-    label = np.zeros(len(train)) if task == "segmentation" else train.labels
+    label = train.labels[:] if task in ("continuous", "binary") else np.zeros(len(train))
     rng = np.random.default_rng([seed, 1])
     order = np.lexsort((rng.random(unit.max() + 1), np.bincount(unit, label) / np.bincount(unit)))
     marks = np.floor(np.arange(len(order) + 1) * fraction + rng.random())
     return np.flatnonzero(np.isin(unit, order[np.diff(marks) > 0]))
 
 
-def _chance(task: Task, train: Source, test: Source) -> dict[str, float]:
+def _chance(task: Task, names: tuple[str, ...], train: Source, test: Source) -> dict[str, float]:
     if task == "continuous":
-        return {"mae": float(np.abs(np.median(train.labels) - test.labels).mean()), "r": 0.0}
-    return {"auc": 0.5, "balanced_accuracy": 0.5} if task == "binary" else {"dice": 0.0, "volume_r": 0.0}
+        return {"mae": float(np.abs(np.median(train.labels[:]) - test.labels[:]).mean()), "r": 0.0}
+    return dict.fromkeys(names, 0.5 if task == "binary" else 0.0)
 
 
 def _result(
     task: Task,
     config: UsefulnessConfig,
+    names: tuple[str, ...],
     outcomes: dict[str, list[F64]],
     counts: dict[str, tuple[int, int]],
     people: npt.NDArray[Any],
@@ -186,11 +197,11 @@ def _result(
         n_test_people=len(np.unique(people)),
         chance=chance,
         arms=tuple(
-            Arm(name=name, n_real=real, n_synthetic=made, metrics=estimates(task, seeds[name], drawn[name]))
+            Arm(name=name, n_real=real, n_synthetic=made, metrics=estimates(names, seeds[name], drawn[name]))
             for name, (real, made) in counts.items()
         ),
         differences=tuple(
-            Difference(first=a, minus=b, metrics=estimates(task, seeds[a] - seeds[b], drawn[a] - drawn[b], clip=False))
+            Difference(first=a, minus=b, metrics=estimates(names, seeds[a] - seeds[b], drawn[a] - drawn[b], clip=False))
             for a, b in pairs
         ),
     )

@@ -36,6 +36,11 @@ def usefulness_section(page: Page, results: list[TaskResult]) -> None:
                 " Labels are those of the segmentation ruler, on real and synthetic alike."
                 * (task.name == "ventricles")
             )
+            + (
+                " Labels are the stored label maps; a scan counts for the structures that its own map has."
+                * (result.task == "structures")
+            )
+            + (f" All ventricles: {', '.join(task.ventricles)}." if task.ventricles else "")
         )
         metric = METRICS[result.task][0]
         estimates = [arm.metrics[metric] for arm in result.arms]
@@ -49,15 +54,22 @@ def usefulness_section(page: Page, results: list[TaskResult]) -> None:
             f"{label}; ring: one seed; dashed: chance",
         )
         page.figure(figure, f"usefulness, {task.name}")
-        header = ["trained on", "real", "synthetic", *METRICS[result.task]]
+        shown = [name for name in METRICS[result.task] if name in result.arms[0].metrics]
         rows: list[list[object]] = [
-            [_ARMS[arm.name], arm.n_real, arm.n_synthetic, *map(_cell, arm.metrics.values())] for arm in result.arms
+            [_ARMS[arm.name], arm.n_real, arm.n_synthetic, *(_cell(arm.metrics[name]) for name in shown)]
+            for arm in result.arms
         ]
         rows += [
-            [f"{_ARMS[d.first]} minus {_ARMS[d.minus]}", "", "", *map(_cell, d.metrics.values())]
+            [f"{_ARMS[d.first]} minus {_ARMS[d.minus]}", "", "", *(_cell(d.metrics[name]) for name in shown)]
             for d in result.differences
         ]
-        page.table(header, [*rows, ["chance", "", "", *(f"{value:.3g}" for value in result.chance.values())]])
+        rows.append(["chance", "", "", *(f"{result.chance[name]:.3g}" for name in shown)])
+        page.table(["trained on", "real", "synthetic", *shown], rows)
+        if each := [name for name in result.arms[0].metrics if name not in shown]:
+            page.table(
+                ["trained on", *(_ARMS[arm.name] for arm in result.arms)],
+                [[name, *(_cell(arm.metrics[name]) for arm in result.arms)] for name in each],
+            )
 
 
 def _cell(e: Estimate) -> str:

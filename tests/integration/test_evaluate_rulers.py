@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import pandas as pd
 import pytest
 
 from brainsynth import open_dataset
-from brainsynth.cohort.phantom_cohort import write_phantom_cohort
+from brainsynth.cohort.phantom_cohort import DERIVATIVE, write_phantom_cohort
 from brainsynth.config.evaluation import EvaluateConfig
 from brainsynth.config.schema import PrepareConfig
 from brainsynth.errors import UserError
 from brainsynth.instruments.own_rulers import ALLOWED
+from brainsynth.labels import DSEG
 from brainsynth.records import to_dict
 from brainsynth.stages import evaluate, prepare_cohort
 from brainsynth.storage.filesystem import open_store
@@ -35,6 +37,7 @@ def bright(volume, affine):
     return float((volume > 0.1).sum())
 """
 VOLUME = "ventricular_volume"
+PHANTOM = ("csf", "grey_matter", "white_matter", "ventricles")
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +46,9 @@ def cohorts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     root = tmp_path_factory.mktemp("rulers")
     made = []
     for name, seed in (("stand-in", 6), ("reference", 5)):
-        folder = write_phantom_cohort(root / name / "phantoms", 48, seed, GRID)
+        folder = write_phantom_cohort(root / name / "phantoms", 48, seed, GRID, labels=True)
         config = Line(root).prepare() | {
-            "source": {"path": str(folder)},
+            "source": {"path": str(folder), "label_folder": DERIVATIVE},
             "output": str(root / name / "cohort"),
             "validation_fraction": 0.3,
         }
@@ -93,7 +96,8 @@ def config_of(cohorts: tuple[str, str], folder: Path, **changes: Any) -> Evaluat
 @pytest.mark.slow
 def test_all_at_once(cohorts: tuple[str, str], lab: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table, a function, published measurements and the usefulness test, in one evaluation."""
-    budget = {"tasks": ["age"], "steps": 10, "batch_size": 4, "seeds": [0, 1], "volumes": 24}
+    budget = {"tasks": ["age", "structures"], "steps": 10, "batch_size": 4, "seeds": [0, 1], "volumes": 24}
+    budget["box_xyz"] = [16, 24, 16]
     config = config_of(
         cohorts,
         tmp_path,
@@ -126,10 +130,17 @@ def test_all_at_once(cohorts: tuple[str, str], lab: str, tmp_path: Path, monkeyp
     assert verify_dataset(open_store(cohorts[0])).ok
 
     lines = [metric for metric in found if metric.startswith("usefulness, ")]
-    assert len(lines) == 2
+    assert len(lines) == 4
     assert found["usefulness, age: change of MAE, synthetic instead of real"].unit == "years"
     tasks = numbers["usefulness"]
-    assert [task["name"] for task in tasks] == ["age"]
+    assert [task["name"] for task in tasks] == ["age", "structures"]
+    assert tasks[1]["available"] == tasks[0]["available"]
+    assert tasks[1]["ventricles"] == ["ventricles"]
+    assert tasks[1]["result"]["config"]["box_xyz"] == [16, 24, 16]
+    found_of = tasks[1]["result"]["arms"][0]["metrics"]
+    assert list(found_of) == ["dice", "dice_all_ventricles", *(f"dice_{name}" for name in PHANTOM)]
+    assert found_of["dice_all_ventricles"] == found_of["dice_ventricles"]
+    assert 0 < found_of["dice"]["mean"] < 1
     made, train, test = tasks[0]["available"]
     assert made == len(dataset)
     assert (train, test) == tuple(len(open_dataset(cohorts[1], split=s)) for s in ("train", "validation"))
@@ -139,17 +150,27 @@ def test_all_at_once(cohorts: tuple[str, str], lab: str, tmp_path: Path, monkeyp
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Usefulness: train on synthetic, test on real" in page
     assert 'alt="usefulness, age"' in page
+    assert 'alt="usefulness, structures"' in page
+    assert "dice_grey_matter" in page
+
+    place = (str(tmp_path / "out" / "measured-dataset"), str(tmp_path / "out" / "measured-reference"))
+    store, reference = open_store(str(tmp_path / "out")), open_dataset(cohorts[1])
+    other = replace(config, usefulness=replace(config.usefulness, steps=11, tasks=("structures",)))
+    shutil.copytree(cohorts[0], tmp_path / "damaged")
+    shutil.rmtree(tmp_path / "damaged" / "dataset.zarr" / DSEG / "c" / "1")
+    (left,) = usefulness_tasks.usefulness_results(
+        other, *place, open_dataset(str(tmp_path / "damaged")), reference, store
+    )
+    assert left.available == (len(dataset) - 8, train, test)
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("trained again")
 
     monkeypatch.setattr(usefulness_tasks, "run_usefulness", never)
-    place = (str(tmp_path / "out" / "measured-dataset"), str(tmp_path / "out" / "measured-reference"))
-    datasets = dataset, open_dataset(cohorts[1])
-    store = open_store(str(tmp_path / "out"))
+    datasets = dataset, reference
     again = usefulness_tasks.usefulness_results(config, *place, *datasets, store)
     assert [to_dict(task) for task in again] == tasks
-    other = replace(config, usefulness=replace(config.usefulness, steps=11))
+    other = replace(config, usefulness=replace(config.usefulness, steps=12))
     with pytest.raises(AssertionError, match="trained again"):
         usefulness_tasks.usefulness_results(other, *place, *datasets, store)
 
@@ -171,4 +192,16 @@ def test_bad_rulers_are_told_before_anything_is_written(cohorts: tuple[str, str]
             evaluate.describe(config_of(cohorts, tmp_path, **changes))
     with pytest.raises(UserError, match=f"functions.age: the module {lab} has no function 'two'"):
         evaluate.run(config_of(cohorts, tmp_path, functions={"age": f"{lab}:two"}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_structures_without_label_maps_are_refused(cohorts: tuple[str, str], tmp_path: Path) -> None:
+    write_phantom_cohort(tmp_path / "phantoms", 4, 7, GRID)
+    prepare_cohort.run(as_config(Line(tmp_path).prepare(), PrepareConfig, tmp_path))
+    bare = str(tmp_path / "cohort")
+    for which, pair in (("dataset", (bare, cohorts[1])), ("reference", (cohorts[0], bare))):
+        with pytest.raises(
+            UserError, match=f"structures: {which}: .*/cohort has no label maps; generate it with labels"
+        ):
+            evaluate.run(config_of(pair, tmp_path, usefulness={"tasks": ["structures"]}))
     assert not (tmp_path / "out").exists()

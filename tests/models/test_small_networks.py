@@ -13,11 +13,13 @@ def test_any_grid_fits(shape: tuple[int, int, int]) -> None:
     volume = torch.randn(2, 1, *shape)
     assert VolumeRegressor()(volume).shape == (2,)
     assert VolumeSegmenter()(volume).shape == volume.shape
+    assert VolumeSegmenter(5)(volume).shape == (2, 5, *shape)
 
 
 def test_they_are_small() -> None:
-    sizes = [sum(p.numel() for p in network.parameters()) for network in (VolumeRegressor(), VolumeSegmenter())]
-    assert sizes == [73825, 28493]  # as their docstrings say, rounded
+    networks = VolumeRegressor(), VolumeSegmenter(), VolumeSegmenter(18)
+    sizes = [sum(p.numel() for p in network.parameters()) for network in networks]
+    assert sizes == [73825, 28493, 284820]  # as their docstrings say, rounded
 
 
 def test_the_place_of_a_structure_reaches_the_answer() -> None:

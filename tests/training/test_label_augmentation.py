@@ -11,7 +11,7 @@ import torch
 from brainsynth.config.labelling import LabelAugmentation
 from brainsynth.labels import Label, LabelTable
 from brainsynth.training.label_augmentation import augmented, mirrored_classes, random_box
-from brainsynth.training.labeller import label_losses
+from brainsynth.training.losses import label_losses
 
 SPACING = (2.0, 2.0, 2.0)
 STILL = LabelAugmentation(warp_probability=0, mirror=False, bias=0, blur_mm=0, gamma=1, gain=1, noise=0)

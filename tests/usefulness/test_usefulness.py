@@ -14,7 +14,7 @@ from brainsynth.config.evaluation import UsefulnessConfig
 from brainsynth.errors import UserError
 from brainsynth.records import from_dict, to_dict
 from brainsynth.usefulness.arms import UsefulnessResult, run_usefulness
-from brainsynth.usefulness.scores import estimates, outcome_of, per_seed
+from brainsynth.usefulness.scores import METRICS, estimates, outcome_of, per_seed
 
 CONFIG = UsefulnessConfig(steps=60, seeds=(0, 1), learning_rate=1e-2)
 
@@ -114,11 +114,11 @@ def test_the_same_seeds_give_the_same_result_and_leave_torch_alone() -> None:
 
 def test_intervals_over_seeds_are_students() -> None:
     values = np.array([[3.0, 0.1], [4.0, 0.2], [5.0, 0.3]])
-    found = estimates("continuous", values, np.repeat(values, 10, 0))
+    found = estimates(METRICS["continuous"], values, np.repeat(values, 10, 0))
     assert (found["mae"].low, found["mae"].high) == pytest.approx((4 - 4.302653 / 3**0.5, 4 + 4.302653 / 3**0.5))
     wide = np.array([[0.2, 0.0], [0.9, 1.0]])
-    assert estimates("binary", wide, wide)["auc"].low == 0
-    assert estimates("binary", wide, wide, clip=False)["auc"].low < 0
+    assert estimates(METRICS["binary"], wide, wide)["auc"].low == 0
+    assert estimates(METRICS["binary"], wide, wide, clip=False)["auc"].low < 0
 
 
 def test_metrics_by_hand() -> None:
