@@ -5,7 +5,7 @@
 
 The U-Net and the fixed budget of steps of the task `structures` of `brainsynth evaluate`, trained from scratch on: n real
 scans; n, and 4 n, synthetic volumes; n real scans with 4 n synthetic volumes in half of each batch. With `--spread`, the
-last three again from a dataset whose ventricular volume was drawn evenly (`generate --spread`). Tested on the cohort's
+last three again from a dataset whose ventricular volume was drawn evenly (`cohort --spread`). Tested on the cohort's
 validation scans, against their label maps. Scans and volumes are drawn by seed; the arms of a seed share the n real scans,
 those of 50 hold those of 20, and the network's first weights. An arm that needs more than there are is left out, and named.
 
@@ -27,6 +27,7 @@ import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
 
+from brainsynth.instruments.measurement import check_same_grid
 from brainsynth.models.device import choose_device
 from brainsynth.reading.dataset import SyntheticDataset, open_dataset
 from brainsynth.records import digest, to_dict
@@ -42,13 +43,13 @@ F64 = npt.NDArray[np.float64]
 MORE = 4  # synthetic volumes for each real scan, in the arms that have more
 PAIRS = (
     ("synthetic", "real"),
-    ("4 synthetic", "real"),
-    ("real and 4 synthetic", "real"),
+    ("4n synthetic", "real"),
+    ("real and 4n synthetic", "real"),
     ("spread", "real"),
     ("spread", "synthetic"),
-    ("4 spread", "4 synthetic"),
-    ("real and 4 spread", "real"),
-    ("real and 4 spread", "real and 4 synthetic"),
+    ("4n spread", "4n synthetic"),
+    ("real and 4n spread", "real"),
+    ("real and 4n spread", "real and 4n synthetic"),
 )
 """Arms that are compared at equal n: a difference, and a ratio."""
 
@@ -72,8 +73,8 @@ def arms(n: int, seed: int, real: Source, made: dict[str, Source]) -> dict[str, 
     sets: dict[str, list[Source | None]] = {"real": [few]}
     for name, source in made.items():
         sets[name] = [first(source, n)]
-        sets[f"{MORE} {name}"] = [first(source, MORE * n)]
-        sets[f"real and {MORE} {name}"] = [few, first(source, MORE * n)]
+        sets[f"{MORE}n {name}"] = [first(source, MORE * n)]
+        sets[f"real and {MORE}n {name}"] = [few, first(source, MORE * n)]
     return {name: [p for p in parts if p is not None] for name, parts in sets.items() if None not in parts}
 
 
@@ -146,6 +147,8 @@ def measured(a: argparse.Namespace) -> dict[str, Any]:
     datasets = {"real": train} | {name: open_dataset(uri, partial=a.partial) for name, uri in given.items()}
     plans = {name: read_plan(open_store(dataset.uri)) for name, dataset in datasets.items()}
     structures = shared_structures({f"{name}: {datasets[name].uri}": plan.labels for name, plan in plans.items()})
+    for dataset in datasets.values():
+        check_same_grid(dataset, train)
     made = {name: labelled(dataset, structures) for name, dataset in datasets.items()}
     real, test = made.pop("real"), labelled(held, structures)
     budget = TrainingBudget(a.steps, a.batch_size, a.learning_rate, 1e-2, tuple(a.box) if a.box else None)
@@ -187,11 +190,13 @@ def main() -> None:
     parser.add_argument("--work", default="runs/t1w-2mm/segmentation-usefulness", help="keeps finished trainings")
     parser.add_argument("--sizes", type=int, nargs="+", default=[20, 50, 100])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--box", type=int, nargs=3, default=[48, 48, 48], help="voxels of the box that a step sees")
-    parser.add_argument("--learning-rate", type=float, default=1e-2)
+    parser.add_argument("--learning-rate", type=float, default=3e-2)
     a = parser.parse_args()
+    if a.seeds < 2 or a.batch_size < 2 or min(a.box, default=8) < 8 or min(a.sizes) < 2:
+        parser.error("--seeds, --batch-size and --sizes must be at least 2, --box at least 8 voxels")
     torch.set_num_threads(1)
     found = measured(a)
     write_whole(Path(a.out), (json.dumps(found, indent=1) + "\n").encode())
