@@ -25,7 +25,7 @@ def table(*names: str, first: int = 1) -> LabelTable:
 
 
 SIDES = shared_structures({"toy": table("Left-Ventricle", "Right-Ventricle", "Tissue")})
-CONFIG = UsefulnessConfig(steps=10, seeds=(0, 1), batch_size=4, box_xyz=(12, 16, 16))
+CONFIG = UsefulnessConfig(steps=10, seeds=(0, 1), batch_size=4, box_xyz=(16, 16, 8))
 
 
 @cache
@@ -50,7 +50,7 @@ def _one_thread() -> Iterator[None]:
 
 def test_the_tests_own_pairs_teach_and_shuffled_labels_do_not() -> None:
     volumes, truth = heads(12, 2)
-    budget, scores = TrainingBudget(80, 4, 2e-2, 1e-2, (12, 16, 16)), []
+    budget, scores = TrainingBudget(60, 4, 3e-2, 1e-2, (16, 16, 8)), []
     for labels in (truth, np.roll(truth, 8, (1, 2))):
         source = Source(volumes, labels)
         answer = train_and_predict("structures", [source], volumes, budget, 0, torch.device("cpu"), SIDES)
@@ -63,7 +63,7 @@ def test_all_arms() -> None:
     (train, known), (test, truth) = heads(24, 1), heads(12, 2)
     found = run_usefulness("structures", train, known, train, known, test, truth, CONFIG, structures=SIDES)
     assert all(tuple(arm.metrics) == metrics_of("structures", SIDES) for arm in found.arms)
-    assert found.config.box_xyz == (12, 16, 16)
+    assert found.config.box_xyz == (16, 16, 8)
     assert set(found.chance.values()) == {0.0}
     assert from_dict(UsefulnessResult, to_dict(found), "test") == found
 
