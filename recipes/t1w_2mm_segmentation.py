@@ -120,7 +120,8 @@ def plain(estimate: Any) -> dict[str, Any]:
 def curves(found: dict[str, Any]) -> Figure:
     """Dice over n, a line for each arm, with the interval over seeds; a panel for each metric."""
     sizes = sorted(found["curve"], key=int)
-    metrics = [name for name in METRICS["structures"] if name in found["curve"][sizes[0]]["arms"]["real"]]
+    first = next(iter(found["curve"][sizes[0]]["arms"].values()))
+    metrics = [name for name in METRICS["structures"] if name in first]
     figure = Figure(figsize=(4.6 * len(metrics), 4.0), layout="constrained")
     names = list(dict.fromkeys(arm for n in sizes for arm in found["curve"][n]["arms"]))
     for metric, axis in zip(metrics, np.atleast_1d(figure.subplots(1, len(metrics))), strict=True):
@@ -151,13 +152,15 @@ def measured(a: argparse.Namespace) -> dict[str, Any]:
         check_same_grid(dataset, train)
     made = {name: labelled(dataset, structures) for name, dataset in datasets.items()}
     real, test = made.pop("real"), labelled(held, structures)
-    budget = TrainingBudget(a.steps, a.batch_size, a.learning_rate, 1e-2, tuple(a.box) if a.box else None)
+    budget = TrainingBudget(a.steps, a.batch_size, a.learning_rate, 1e-2, tuple(a.box))
     data = {name: [plan.fingerprint, datasets[name].sample_ids] for name, plan in plans.items()}
     outcomes: dict[int, dict[str, list[F64]]] = {n: {} for n in a.sizes}
     seconds = []
     for seed, n in itertools.product(range(a.seeds), a.sizes):
         sets = arms(n, seed, real, made)
         for arm, sources in sets.items():
+            if arm not in a.arms:
+                continue
             known = [data["real"], *(data[name] for name in made if name in arm)]
             identity = digest({"budget": asdict(budget), "data": known, "arm": arm, "n": n, "seed": seed})
             done = cell(Path(a.work) / f"{identity[:16]}.json", sources, test, budget, seed, structures)
@@ -189,14 +192,18 @@ def main() -> None:
     parser.add_argument("--figure")
     parser.add_argument("--work", default="runs/t1w-2mm/segmentation-usefulness", help="keeps finished trainings")
     parser.add_argument("--sizes", type=int, nargs="+", default=[20, 50, 100])
+    named = sorted({arm for pair in PAIRS for arm in pair})
+    parser.add_argument(
+        "--arms", nargs="+", choices=named, default=named, metavar="ARM", help="only these training sets"
+    )
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--box", type=int, nargs=3, default=[48, 48, 48], help="voxels of the box that a step sees")
-    parser.add_argument("--learning-rate", type=float, default=3e-2)
+    parser.add_argument("--learning-rate", type=float, default=5e-2)
     a = parser.parse_args()
-    if a.seeds < 2 or a.batch_size < 2 or min(a.box, default=8) < 8 or min(a.sizes) < 2:
-        parser.error("--seeds, --batch-size and --sizes must be at least 2, --box at least 8 voxels")
+    if a.seeds < 2 or min(a.sizes) < 2 or min(a.box) < 8 or a.batch_size < 2 or a.batch_size % 2:
+        parser.error("--seeds and --sizes must be at least 2, --box at least 8 voxels, --batch-size even")
     torch.set_num_threads(1)
     found = measured(a)
     write_whole(Path(a.out), (json.dumps(found, indent=1) + "\n").encode())
