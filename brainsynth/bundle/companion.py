@@ -49,6 +49,8 @@ class Companion(Generic[S]):
     """`labeller`: of the files `labeller.json`, its record, and `labeller.safetensors`, its weights."""
     spec: type[S]
     """Its record."""
+    makes: str
+    """What a dataset has of it."""
     asked_by: str
     """Whose need an error names where a bundle has none."""
     without: str
@@ -68,8 +70,14 @@ class Companion(Generic[S]):
         """Whether the bundle has one."""
         return (folder / self.record).is_file()
 
-    def read(self, folder: Path) -> S:
-        """The record of a bundle's network, its file checked. Raises UserError where there is none or it is another."""
+    def read(self, folder: Path, digest: str | None = None) -> S:
+        """The record of a bundle's network, its file checked.
+
+        Args:
+            digest: of the record, where it must be this one.
+
+        Raises UserError where there is none, or another one than a dataset was made with, or its file is damaged.
+        """
         try:
             spec = unseal(self.spec, (folder / self.record).read_bytes(), str(folder / self.record))
         except (FileNotFoundError, NotADirectoryError):
@@ -80,6 +88,11 @@ class Companion(Generic[S]):
         path = folder / self.file
         if not path.is_file() or file_sha256(path) != spec.weights_sha256:
             raise UserError(f"{path} is missing or is not the file that {self.record} names; copy the bundle again")
+        if digest is not None and spec.digest != digest:
+            raise UserError(
+                f"the dataset's {self.makes} are of another {self.name}: its plan names {digest[:12]}…, the bundle {folder} "
+                f"has {spec.digest[:12]}…"
+            )
         return spec
 
     def write(self, folder: Path, spec: S, weights: bytes) -> None:

@@ -33,4 +33,4 @@ class LabellerSpec:
         return digest(self)
 
 
-LABELLER = Companion("labeller", LabellerSpec, "labels", "leave labels out")
+LABELLER = Companion("labeller", LabellerSpec, "label maps", "labels", "leave labels out")

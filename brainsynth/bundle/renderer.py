@@ -89,5 +89,5 @@ def structure_ranges(
     return ranges
 
 
-RENDERER = Companion("renderer", RendererSpec, "render", "name another bundle")
+RENDERER = Companion("renderer", RendererSpec, "images", "render", "name another bundle")
 COMPANIONS: tuple[Companion[LabellerSpec] | Companion[RendererSpec], ...] = (LABELLER, RENDERER)

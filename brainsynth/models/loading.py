@@ -10,7 +10,6 @@ import torch
 from brainsynth.bundle.files import check_bundle_files, check_decoder
 from brainsynth.bundle.spec import AUTOENCODER_FILE, DECODER_FILE, DIFFUSION_FILE, BundleSpec
 from brainsynth.config.training import DecoderChoice, Precision
-from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import layout, round_weights
 from brainsynth.models.diffusion import Denoiser
@@ -79,12 +78,7 @@ def load_labeller(folder: Path, device: torch.device, digest: str | None = None)
     from brainsynth.bundle.labeller import LABELLER
     from brainsynth.models.labeller import Labeller, VolumeLabeller  # only where label maps are asked for
 
-    spec = LABELLER.read(folder)
-    if digest is not None and spec.digest != digest:
-        raise UserError(
-            f"the dataset's label maps are of another labeller: its plan names {digest[:12]}…, the bundle {folder} has "
-            f"{spec.digest[:12]}…"
-        )
+    spec = LABELLER.read(folder, digest)
     network = Labeller(spec.architecture, len(spec.labels.labels) + 1)
     _ready(network, folder / LABELLER.file, device)
     return VolumeLabeller(network, spec.labels.indices, device)
@@ -95,12 +89,7 @@ def load_renderer(folder: Path, device: torch.device, digest: str | None = None)
     from brainsynth.bundle.renderer import RENDERER
     from brainsynth.models.renderer import MapRenderer, Renderer
 
-    spec = RENDERER.read(folder)
-    if digest is not None and spec.digest != digest:
-        raise UserError(
-            f"the dataset's images are of another renderer: its plan names {digest[:12]}…, the bundle {folder} has "
-            f"{spec.digest[:12]}…"
-        )
+    spec = RENDERER.read(folder, digest)
     network = Renderer(spec.architecture, len(spec.labels.labels) + 1, spec.covariates.context_size)
     _ready(network, folder / RENDERER.file, device)
     return MapRenderer(network, spec.labels, device)
