@@ -286,7 +286,7 @@ class RendererArchitecture:
     blocks: int = 5
     """Each of a 3×3×3 convolution and two 1×1×1, so each lets a cell see one cell further."""
     noise: int = 4
-    """Numbers of noise that each cell gets."""
+    """Numbers of noise that each cell gets. 0: one image of a map, whatever the seed, and no grain that is only noise."""
     intensity_scale: float = 1.0
     """Intensities are multiplied by this for the network, and divided by it again afterwards."""
     coarse: int = 0
@@ -294,7 +294,9 @@ class RendererArchitecture:
     bias field. 0: label maps are all that it takes, and no generation can use it as `decoder: rendered`."""
 
     def __post_init__(self) -> None:
-        _check_size((self.width,), self.blocks, self.noise)
+        _check_size((self.width,), self.blocks)
+        if not 0 <= self.noise <= 64:
+            raise ValueError("noise must be between 0 and 64")
         if self.coarse not in (0, 2, 4, 8):
             raise ValueError("coarse must be 0, 2, 4 or 8")
         if not 0.01 <= self.intensity_scale <= 100:

@@ -80,6 +80,9 @@ class RendererLossConfig:
     """Weight of the mean squared error; that of the L1 is 1. It ends as the critic comes in."""
     gradient_weight: float = 0.5
     """Of the L1 distance of the differences between neighbouring voxels (1511.05440): sharp edges, and no checkerboard."""
+    energy_weight: Annotated[float, left_out_at(4.0)] = 4.0
+    """Of the energy of high frequencies that a place has more than in the scan (`excess_energy`): a critic alone brings
+    noise with the texture."""
     adversarial_weight: float = 0.2
     """Of the adversarial loss; 0 trains without a critic."""
     adversarial_start: int = 500
@@ -90,7 +93,8 @@ class RendererLossConfig:
     """Its own."""
 
     def __post_init__(self) -> None:
-        for name in ("square_weight", "gradient_weight", "adversarial_weight", "adversarial_start"):
+        weights = ("square_weight", "gradient_weight", "energy_weight", "adversarial_weight")
+        for name in (*weights, "adversarial_start"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} cannot be negative")
         if not 1 <= self.discriminator_channels <= 4096 or self.discriminator_learning_rate <= 0:

@@ -24,6 +24,7 @@ from brainsynth.training.label_augmentation import mirrored_classes
 from brainsynth.training.labelled import Inputs, LabelledScans
 from brainsynth.training.labelled import check as check_labelled
 from brainsynth.training.loop import Worker
+from brainsynth.training.losses import excess_energy
 from brainsynth.training.runner import Training
 from brainsynth.training.runs import Finished, RendererRun, write_weights
 from brainsynth.training.starting import load_start
@@ -112,12 +113,14 @@ class RendererTask(AdversarialTask[Renderer, LabelledBatch]):
     def distances(
         self, batches: list[LabelledBatch], made: list[Tensor], share: float
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """To the scan, of neighbours' differences to the scan's, and of the averages that were shown to the result's."""
+        """To the scan, with what noise it has not, and of the averages that were shown to the result's."""
         values, loss = super().distances(batches, made, share)
         ((batch,), (volume,)) = batches, made
         steps = [(volume.diff(dim=a) - batch.target.diff(dim=a)).abs().mean() for a in (2, 3, 4)]
         values["gradient"] = torch.stack(steps).mean()
-        loss = loss + self.config.losses.gradient_weight * values["gradient"]
+        values["energy"] = excess_energy(volume, batch.target)
+        weights = self.config.losses
+        loss = loss + weights.gradient_weight * values["gradient"] + weights.energy_weight * values["energy"]
         if not batch.coarse.numel():
             return values, loss
         apart = (avg_pool3d(volume, self.config.architecture.coarse) - batch.coarse).abs().flatten(1).mean(1)

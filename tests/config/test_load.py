@@ -25,6 +25,7 @@ CLASSES = {
     "cohort-labels": PrepareConfig,
     "labeller": LabellerTrainConfig,
     "renderer": RendererTrainConfig,
+    "renderer-texture": RendererTrainConfig,
     "autoencoder": AutoencoderTrainConfig,
     "latents": EncodeConfig,
     "diffusion": DiffusionTrainConfig,
