@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -15,13 +17,17 @@ TABLE = LabelTable(labels=(Label(index=7, name="Left-A"), Label(index=2, name="R
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def network() -> Renderer:
+def drawn(architecture: RendererArchitecture) -> Renderer:
     torch.manual_seed(0)
-    made = Renderer(ARCHITECTURE, 3, 5)
+    made = Renderer(architecture, 3, 5)
     for parameter in made.parameters():  # untrained it makes zeros
         torch.nn.init.normal_(parameter, std=0.2)
     return made.eval()
+
+
+@pytest.fixture
+def network() -> Renderer:
+    return drawn(ARCHITECTURE)
 
 
 def labels(*shape: int) -> np.ndarray:
@@ -57,6 +63,13 @@ def test_an_image_follows_from_map_covariates_and_seed(network: Renderer) -> Non
         render(9 - given * (given > 0), context, 3),
     ):
         assert np.abs(other - image).max() > 1e-3
+
+
+def test_without_noise_inputs_the_seed_changes_nothing() -> None:
+    render = MapRenderer(drawn(dataclasses.replace(ARCHITECTURE, noise=0)), TABLE, CPU)
+    image = render(labels(8, 8, 8), np.ones(5, np.float32), 3)
+    assert image.std() > 0.01
+    np.testing.assert_array_equal(render(labels(8, 8, 8), np.ones(5, np.float32), 4), image)
 
 
 def test_classes_are_the_places_in_the_table_not_the_stored_integers(network: Renderer) -> None:
