@@ -37,7 +37,7 @@ from brainsynth.storage.whole_file import write_whole
 from brainsynth.usefulness.budgeted_training import Source, TrainingBudget, train_and_predict
 from brainsynth.usefulness.scores import METRICS, estimates, metrics_of, outcome_of, per_seed, resampled
 from brainsynth.usefulness.structures import Structures, shared_structures
-from brainsynth.usefulness.tasks import DatasetVolumes
+from brainsynth.usefulness.tasks import DatasetVolumes, label_maps
 
 F64 = npt.NDArray[np.float64]
 MORE = 4  # synthetic volumes for each real scan, in the arms that have more
@@ -56,10 +56,8 @@ PAIRS = (
 
 def labelled(dataset: SyntheticDataset, structures: Structures) -> Source:
     """All its volumes, and the classes of their voxels; read when needed."""
-    table = read_plan(open_store(dataset.uri)).labels
-    assert table is not None
     rows = np.arange(len(dataset))
-    return Source(DatasetVolumes(dataset, rows), DatasetVolumes(dataset, rows, structures.classes(table)))
+    return Source(DatasetVolumes(dataset, rows), label_maps(dataset, rows, structures))
 
 
 def arms(n: int, seed: int, real: Source, made: dict[str, Source]) -> dict[str, list[Source]]:

@@ -48,8 +48,7 @@ class AutoencoderTask:
         assert not isinstance(network, PyramidAutoencoder)
         if isinstance(network, PatchAutoencoder):
             network.start_from(patch_components(train, network.patch, network.analysis.out_channels))
-        if config.start_from is not None:
-            load_start(network, config.start_from, AUTOENCODER_FILE, "autoencoder")
+        load_start(network, config.start_from, AUTOENCODER_FILE, "autoencoder")
         layout(network.to(worker.device))
         if config.runtime.recompute:
             recompute(network)

@@ -103,8 +103,7 @@ class DiffusionTask:
         self.distribution = fit_distribution(self.train.scans, self.schema, config.latents, inputs.of_bundle)
         channels, x, y, z = self.latents.shape_cxyz
         denoiser = Denoiser(config.architecture, channels, self.schema.context_size, (x, y, z))
-        if config.start_from is not None:
-            load_start(denoiser, config.start_from, DIFFUSION_FILE, "denoiser", may_lack=FINEST)
+        load_start(denoiser, config.start_from, DIFFUSION_FILE, "denoiser", may_lack=FINEST)
         if denoiser.gaussian is not None and not (inputs.of_bundle and config.start_from is not None):
             model = denoiser.gaussian.latents
             fit_gaussian(model, self.train.mean, self.train.context, self.train.subjects)

@@ -43,8 +43,7 @@ class LabellerTask:
         self.precision = able(worker.device, options.precision)
         torch.manual_seed(weights_seed(options.seed))
         self.network = Labeller(config.architecture, len(self.table.labels) + 1)
-        if config.start_from is not None:
-            load_start(self.network, config.start_from, LABELLER.file, "labeller")
+        load_start(self.network, config.start_from, LABELLER.file, "labeller")
         layout(self.network.to(worker.device))
         self.learner = Learner(self.network, worker, options)
         self.state = self.learner.state("labeller")

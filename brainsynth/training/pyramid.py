@@ -33,8 +33,7 @@ class PyramidTask(AdversarialTask[PyramidAutoencoder, Batch]):
         size = cohort.covariates.context_size
         torch.manual_seed(weights_seed(config.optimisation.seed))
         network = PyramidAutoencoder(self.architecture, size)
-        if config.start_from is not None:
-            load_start(network, config.start_from, AUTOENCODER_FILE, "autoencoder")
+        load_start(network, config.start_from, AUTOENCODER_FILE, "autoencoder")
         critics = [Critic(config.losses.discriminator_channels, size) for _ in self.architecture.stages]
         super().__init__(config, self.crops, worker, network, critics)
 

@@ -24,7 +24,7 @@ from brainsynth.training.label_augmentation import mirrored_classes
 from brainsynth.training.labelled import Inputs, LabelledScans
 from brainsynth.training.labelled import check as check_labelled
 from brainsynth.training.loop import Worker
-from brainsynth.training.losses import excess_energy
+from brainsynth.training.losses import excess_energy, gradient_difference
 from brainsynth.training.runner import Training
 from brainsynth.training.runs import Finished, RendererRun, write_weights
 from brainsynth.training.starting import load_start
@@ -99,8 +99,7 @@ class RendererTask(AdversarialTask[Renderer, LabelledBatch]):
         classes, size = len(inputs.labels.labels) + 1, inputs.cohort.covariates.context_size
         torch.manual_seed(weights_seed(config.optimisation.seed))
         network = Renderer(config.architecture, classes, size)
-        if config.start_from is not None:
-            load_start(network, config.start_from, RENDERER.file, self.name)
+        load_start(network, config.start_from, RENDERER.file, self.name)
         critic = RendererCritic(config.losses.discriminator_channels, config.architecture, classes, size)
         super().__init__(config, config.crops, worker, network, [critic])
         if config.flip_left_right and mirrored_classes(inputs.labels) is None:
@@ -116,8 +115,7 @@ class RendererTask(AdversarialTask[Renderer, LabelledBatch]):
         """To the scan, with what noise it has not, and of the averages that were shown to the result's."""
         values, loss = super().distances(batches, made, share)
         ((batch,), (volume,)) = batches, made
-        steps = [(volume.diff(dim=a) - batch.target.diff(dim=a)).abs().mean() for a in (2, 3, 4)]
-        values["gradient"] = torch.stack(steps).mean()
+        values["gradient"] = gradient_difference(volume, batch.target, 1)
         values["energy"] = excess_energy(volume, batch.target)
         weights = self.config.losses
         loss = loss + weights.gradient_weight * values["gradient"] + weights.energy_weight * values["energy"]

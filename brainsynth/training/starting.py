@@ -42,8 +42,15 @@ def with_start(data: str, start_from: str | None, weights_file: str) -> str:
     return digest({"latents": data, "start_from": file_sha256(starting_file(start_from, weights_file))})
 
 
-def load_start(network: nn.Module, start_from: str, weights_file: str, name: str, may_lack: str | None = None) -> None:
-    """Put the weights into a network: of a checkpoint the averaged ones of its part `name`. Raises UserError."""
+def load_start(
+    network: nn.Module, start_from: str | None, weights_file: str, name: str, may_lack: str | None = None
+) -> None:
+    """Put the weights, if there are any, into a network: of a checkpoint the averaged ones of its part `name`.
+
+    Raises UserError where they do not fit.
+    """
+    if start_from is None:
+        return
     path = starting_file(start_from, weights_file)
     tensors: dict[str, Tensor] = read_tensors(path)
     prefix = f"ema.{name}."

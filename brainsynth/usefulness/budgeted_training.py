@@ -210,10 +210,11 @@ def _augmented(batch: Batch, rng: np.random.Generator, structures: Structures | 
     """
     volumes, labels = batch
     flips = rng.random(len(volumes)) < 0.5
-    if structures is not None and structures.mirror is None:
-        flips[:] = False
-    elif structures is not None and structures.mirror is not None:
-        labels = np.where(flips[:, None, None, None], structures.mirror[labels], labels)
+    if structures is not None:
+        if structures.mirror is None:
+            flips[:] = False
+        else:
+            labels = np.where(flips[:, None, None, None], structures.mirror[labels], labels)
     shifts = rng.integers(-_SHIFT, _SHIFT + 1, (len(volumes), 3))
 
     def moved(arrays: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -212,6 +212,13 @@ def _label_table(dataset: SyntheticDataset) -> LabelTable | None:
     return read_plan(open_store(dataset.uri)).labels
 
 
+def label_maps(dataset: SyntheticDataset, indices: npt.NDArray[np.intp], structures: Structures) -> DatasetVolumes:
+    """The stored label maps of some volumes of a dataset that has these structures, as classes."""
+    table = _label_table(dataset)
+    assert table is not None
+    return DatasetVolumes(dataset, indices, structures.classes(table))
+
+
 class _Labelled(NamedTuple):
     """Volumes for a task."""
 
@@ -244,9 +251,7 @@ def _labelled(
     places = table["row"].to_numpy()[rows]
     labels: npt.NDArray[Any] | DatasetVolumes
     if structures is not None:
-        stored = _label_table(source.dataset)
-        assert stored is not None
-        labels = DatasetVolumes(source.dataset, places, structures.classes(stored))
+        labels = label_maps(source.dataset, places, structures)
     else:
         labels = values[rows] if covariate else measured_marks(source.root, places)
     people = None if split is None else table["subject"].to_numpy()[rows]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -13,15 +11,8 @@ from brainsynth.config.evaluation import TwoSampleConfig
 from brainsynth.evaluation.two_sample import accuracy
 from tests.usefulness.test_usefulness import balls
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 OPTIONS, CPU = TwoSampleConfig(folds=3, steps=40, learning_rate=1e-2), torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_two_samples_of_one_distribution_are_not_distinguished() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -18,6 +17,8 @@ from brainsynth.usefulness.arms import UsefulnessResult, run_usefulness
 from brainsynth.usefulness.budgeted_training import Source, TrainingBudget, _augmented, _boxes, train_and_predict
 from brainsynth.usefulness.scores import estimates, metrics_of, outcome_of, per_seed
 from brainsynth.usefulness.structures import Structures, shared_structures
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def table(*names: str, first: int = 1) -> LabelTable:
@@ -38,14 +39,6 @@ def heads(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     classes = np.where(distance < radius, np.where(left, 1, 2), np.where(distance < 0.95, 3, 0)).astype(np.uint8)
     volumes = np.array([0.0, 0.4, 0.4, 0.9])[classes] + 0.03 * rng.standard_normal((n, 16, 16, 16))
     return volumes.astype(np.float32), classes
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_the_tests_own_pairs_teach_and_shuffled_labels_do_not() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -16,15 +15,8 @@ from brainsynth.records import from_dict, to_dict
 from brainsynth.usefulness.arms import UsefulnessResult, run_usefulness
 from brainsynth.usefulness.scores import METRICS, estimates, outcome_of, per_seed
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = UsefulnessConfig(steps=60, seeds=(0, 1), learning_rate=1e-2)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache
