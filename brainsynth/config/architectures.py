@@ -198,6 +198,9 @@ class GaussianArchitecture:
     norm_groups: int = 8
     finest_blocks: Annotated[int, left_out_at(1)] = 1
     """Residual blocks at the first level, on the way down and again on the way up; every other level has one each way."""
+    crossed: Annotated[str, left_out_at("")] = ""
+    """A binary covariate, for instance `cohort`: in the first `rank_channels` channels the mean has other slopes along the
+    other covariates in each of its categories."""
 
     def __post_init__(self) -> None:
         _check_size(self.channels)

@@ -9,6 +9,7 @@ classifier-free guidance needs. With `missing="refuse"` the context is the paper
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import re
 import unicodedata
@@ -263,3 +264,18 @@ class CovariateSchema:
         if self.missing == "refuse":
             return values
         return np.concatenate([np.where(known, values, 0.0), known], axis=1).astype(np.float32)
+
+    def products(self, name: str) -> tuple[tuple[int, int], ...]:
+        """Where the context holds a binary covariate, and each value of the others: pairs to multiply.
+
+        Raises:
+            UserError: `name` is not a binary covariate of the schema.
+        """
+        ends = list(itertools.accumulate(c.width for c in self.covariates))
+        chosen = [
+            end - 1 for c, end in zip(self.covariates, ends, strict=True) if c.name == name and c.kind == "binary"
+        ]
+        if not chosen:
+            binary = ", ".join(c.name for c in self.covariates if c.kind == "binary")
+            raise UserError(f"architecture.crossed: {name!r} is not a binary covariate; there are: {binary or 'none'}")
+        return tuple((chosen[0], other) for other in range(ends[-1]) if other != chosen[0])

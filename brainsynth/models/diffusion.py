@@ -21,6 +21,7 @@ from brainsynth.config.architectures import (
 )
 
 if TYPE_CHECKING:
+    from brainsynth.covariates.schema import CovariateSchema
     from brainsynth.models.gaussian_denoiser import GaussianDenoiser
     from brainsynth.models.transformer import DiffusionTransformer
 
@@ -37,8 +38,17 @@ class Denoiser(nn.Module):
         latent_channels: int,
         context_size: int,
         grid_xyz: tuple[int, int, int] | None = None,
+        schema: CovariateSchema | None = None,
     ) -> None:
-        """`grid_xyz`: latent cells along each axis; the Gaussian model is bound to them, the others take any."""
+        """A denoiser with random weights.
+
+        Args:
+            grid_xyz: latent cells along each axis, to which the Gaussian model is bound; the others take any.
+            schema: where each covariate is in the context; a Gaussian model with `crossed` needs it.
+
+        Raises:
+            UserError: `crossed` is not a binary covariate of the schema.
+        """
         super().__init__()
         self.unet: DiffusionModelUNet | None = None
         self.transformer: DiffusionTransformer | None = None
@@ -48,7 +58,10 @@ class Denoiser(nn.Module):
                 raise ValueError("a Gaussian denoiser needs grid_xyz")
             from brainsynth.models.gaussian_denoiser import GaussianDenoiser  # only the network that is there
 
-            self.gaussian = GaussianDenoiser(architecture, (latent_channels, *grid_xyz), context_size)
+            if architecture.crossed and schema is None:
+                raise ValueError("a Gaussian denoiser with crossed needs the schema")
+            products = schema.products(architecture.crossed) if schema is not None and architecture.crossed else ()
+            self.gaussian = GaussianDenoiser(architecture, (latent_channels, *grid_xyz), context_size, products)
         elif isinstance(architecture, TransformerArchitecture):
             from brainsynth.models.transformer import DiffusionTransformer
 
@@ -56,11 +69,22 @@ class Denoiser(nn.Module):
         else:
             self.unet = _unet(architecture, latent_channels, context_size)
 
-    def forward(self, z_BCXYZ: Tensor, t_B: Tensor, context_BK: Tensor) -> Tensor:  # noqa: N803
-        """Args: z, t in [0, 1000) as the time embedding expects, and the encoded covariates."""
+    def forward(
+        self,
+        z_BCXYZ: Tensor,  # noqa: N803
+        t_B: Tensor,  # noqa: N803
+        context_BK: Tensor,  # noqa: N803
+        mirrored_B: Tensor | None = None,  # noqa: N803
+    ) -> Tensor:
+        """Flow, v or epsilon.
+
+        Args:
+            t_B: in [0, 1000) as the time embedding expects.
+            mirrored_B: in the training of a Gaussian model, true where z is of a scan's mirror image.
+        """
         prediction: Tensor
         if self.gaussian is not None:
-            prediction = self.gaussian(z_BCXYZ, t_B, context_BK)
+            prediction = self.gaussian(z_BCXYZ, t_B, context_BK, mirrored_B)
         elif self.transformer is not None:
             prediction = self.transformer(z_BCXYZ, t_B, context_BK)
         else:

@@ -1,13 +1,14 @@
 """A denoiser for small cohorts: what a Gaussian model of the latents knows in closed form, and a network for the rest.
 
-Given covariates, latents are taken for Gaussian: a mean that is linear in the encoded covariates, and a covariance of low
-rank plus a diagonal. The best denoiser of such latents is a linear map (the Wiener filter), exact at every noise level and
-fitted without training. Trained denoisers come close to it where there is much noise (Wang & Vastola 2024, "The Unreasonable
-Effectiveness of Gaussian Score Approximation for Diffusion Models", TMLR); here they start from it. The network sees the
-filter's estimate and predicts its error, in units of the standard deviation that the Gaussian leaves open.
+Given covariates, latents are taken for Gaussian: a mean that is linear in the encoded covariates, and on request in their
+products with one of them, and a covariance of low rank plus a diagonal. The best denoiser of such latents is a linear map
+(the Wiener filter), exact at every noise level and fitted without training. Trained denoisers come close to it where there
+is much noise (Wang & Vastola 2024, "The Unreasonable Effectiveness of Gaussian Score Approximation for Diffusion Models",
+TMLR); here they start from it. The network sees the filter's estimate and predicts its error, in units of the standard
+deviation that the Gaussian leaves open.
 
 Shapes: B batch, C latent channels, XYZ latent cells, D = C X Y Z, L = D of the first channels (those with low-rank
-covariance), R rank, K context width.
+covariance and products), R rank, K context width, P products.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from brainsynth.config.architectures import GaussianArchitecture
 from brainsynth.models.device import in_float32
 
 TIMESTEPS = 1000
-FINEST = "gaussian.network.finest_"
-"""Names, in a `Denoiser`, of the blocks that more `finest_blocks` add; the identity at first."""
+ADDED = ("gaussian.network.finest_", "gaussian.latents.product_map")
+"""Beginnings of the names, in a `Denoiser`, of what more `finest_blocks` and `crossed` add: blocks that are the identity at
+first, and slopes that are 0."""
 _WAVES = 16
 _KEPT_BYTES = 64 << 20
+Products = tuple[tuple[int, int], ...]
+"""Pairs of positions in the context; the first of each is the same."""
 _CLEAREST = 1e-3
 """Share of signal below which x_t counts as pure noise: log odds of the time stay finite."""
 
@@ -37,15 +41,31 @@ class GaussianLatents(nn.Module):
 
     mean_map: Tensor
     """(K + 1, C, X, Y, Z): mean where nothing is known, then the slope of each number of the context."""
+    product_map: Tensor
+    """(P, first channels, X, Y, Z): the slope of each product; there if P is not 0."""
+    asymmetry: Tensor
+    """(1, or 2 with products, C, X, Y, Z): half of what the means of scans and of their mirror images differ by, and its
+    slope along the covariate of the products. For training alone: it is in `mean_map`, and not among the weights."""
     factors: Tensor
     """(L, R): U, for the cells of the first channels."""
     variance: Tensor
     """(C, X, Y, Z): what the factors leave, at least 1e-4."""
 
-    def __init__(self, shape_cxyz: tuple[int, int, int, int], context_size: int, rank: int, rank_channels: int) -> None:
+    def __init__(
+        self,
+        shape_cxyz: tuple[int, int, int, int],
+        context_size: int,
+        rank: int,
+        rank_channels: int,
+        products: Products = (),
+    ) -> None:
         super().__init__()
         cells = math.prod(shape_cxyz[1:])
+        self.products = products
         self.register_buffer("mean_map", torch.zeros(context_size + 1, *shape_cxyz))
+        if products:
+            self.register_buffer("product_map", torch.zeros(len(products), rank_channels, *shape_cxyz[1:]))
+        self.register_buffer("asymmetry", torch.zeros(2 if products else 1, *shape_cxyz), persistent=False)
         self.register_buffer("factors", torch.zeros(rank_channels * cells, rank))
         self.register_buffer("variance", torch.ones(shape_cxyz))
         self._kept: dict[tuple[float, torch.device, int, int], Tensor] = {}
@@ -54,7 +74,34 @@ class GaussianLatents(nn.Module):
         """A copy keeps nothing: its buffers restart their change counters, so kept values could be mistaken for its own."""
         return self.__dict__ | {"_kept": {}}
 
-    def posterior(self, x_BCXYZ: Tensor, time_B: Tensor, context_BK: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
+    def multiplied(self, context_BK: Tensor) -> Tensor:  # noqa: N803
+        """(B, P): the products."""
+        first, second = torch.tensor(self.products).view(-1, 2).T
+        return context_BK[:, first] * context_BK[:, second]
+
+    def sided(self, context_BK: Tensor) -> Tensor:  # noqa: N803
+        """(B, 1 or 2): what the asymmetry depends on: 1, and the covariate of the products."""
+        one = torch.ones_like(context_BK[:, :1])
+        return torch.cat([one, context_BK[:, self.products[0][0], None]], 1) if self.products else one
+
+    def mean(self, context_BK: Tensor, mirrored_B: Tensor | None = None) -> Tensor:  # noqa: N803
+        """(B, C, X, Y, Z) of scans; of mirror images of scans where `mirrored_B` is true."""
+        found = self.mean_map[0] + torch.einsum("bk,kcxyz->bcxyz", context_BK, self.mean_map[1:])
+        if self.products:
+            more = torch.einsum("bp,pcxyz->bcxyz", self.multiplied(context_BK), self.product_map)
+            found = torch.cat([found[:, : more.shape[1]] + more, found[:, more.shape[1] :]], dim=1)
+        if mirrored_B is None:
+            return found
+        apart = torch.einsum("bk,kcxyz->bcxyz", self.sided(context_BK), self.asymmetry)
+        return found - 2 * mirrored_B.view(-1, 1, 1, 1, 1) * apart
+
+    def posterior(
+        self,
+        x_BCXYZ: Tensor,  # noqa: N803
+        time_B: Tensor,  # noqa: N803
+        context_BK: Tensor,  # noqa: N803
+        mirrored_B: Tensor | None = None,  # noqa: N803
+    ) -> tuple[Tensor, Tensor]:
         """Mean of z given x_t = (1 - t) z + t e, and the standard deviation that the diagonal part leaves open.
 
         With A = (1 - t)² diag(variance) + t² and B = (1 - t) U the mean is found by Woodbury's identity:
@@ -62,7 +109,7 @@ class GaussianLatents(nn.Module):
         """
         t = time_B.view(-1, 1, 1, 1, 1)
         a = 1 - t
-        prior = self.mean_map[0] + torch.einsum("bk,kcxyz->bcxyz", context_BK, self.mean_map[1:])
+        prior = self.mean(context_BK, mirrored_B)
         noisy_variance = a**2 * self.variance + t**2
         y = (x_BCXYZ - a * prior) / noisy_variance
         covered = self.factors.shape[0] // math.prod(self.variance.shape[1:])
@@ -94,19 +141,35 @@ class GaussianDenoiser(nn.Module):
     """`forward(z_BCXYZ, t_B, context_BK)` → flow prediction e - z. Untrained it is the Wiener filter's."""
 
     def __init__(
-        self, architecture: GaussianArchitecture, shape_cxyz: tuple[int, int, int, int], context_size: int
+        self,
+        architecture: GaussianArchitecture,
+        shape_cxyz: tuple[int, int, int, int],
+        context_size: int,
+        products: Products = (),
     ) -> None:
         super().__init__()
         channels = shape_cxyz[0]
-        self.latents = GaussianLatents(shape_cxyz, context_size, architecture.rank, architecture.rank_channels)
+        self.latents = GaussianLatents(
+            shape_cxyz, context_size, architecture.rank, architecture.rank_channels, products
+        )
         self.network = _ResidualUNet(architecture, 2 * channels, channels, shape_cxyz[1:], context_size)
 
-    def forward(self, z_BCXYZ: Tensor, t_B: Tensor, context_BK: Tensor) -> Tensor:  # noqa: N803
-        """As the class says; t runs from 0 to 999 and stands for the time (t + 1) / 1000."""
+    def forward(
+        self,
+        z_BCXYZ: Tensor,  # noqa: N803
+        t_B: Tensor,  # noqa: N803
+        context_BK: Tensor,  # noqa: N803
+        mirrored_B: Tensor | None = None,  # noqa: N803
+    ) -> Tensor:
+        """As the class says; t runs from 0 to 999 and stands for the time (t + 1) / 1000.
+
+        Args:
+            mirrored_B: in training, true where z is of a scan's mirror image.
+        """
         time = _time(t_B)
         with in_float32(z_BCXYZ.device), torch.no_grad():
             z = z_BCXYZ.float()
-            estimate, spread = self.latents.posterior(z, time, context_BK.float())
+            estimate, spread = self.latents.posterior(z, time, context_BK.float(), mirrored_B)
             t = time.view(-1, 1, 1, 1, 1)
             surprise = (z - (1 - t) * estimate) / ((1 - t) ** 2 * self.latents.variance + t**2).sqrt()
         error = self.network(torch.cat([surprise, estimate], dim=1), time, context_BK)

@@ -109,7 +109,8 @@ def _build(spec: BundleSpec, decoder: DecoderChoice) -> tuple[Autoencoder, Denoi
 
         autoencoder.distilled = DistilledDecoder(spec.distilled.architecture, spec.autoencoder)
     channels, *grid_xyz = spec.latents.shape_cxyz
-    denoiser = Denoiser(spec.diffusion, channels, spec.covariates.context_size, (grid_xyz[0], grid_xyz[1], grid_xyz[2]))
+    cells = (grid_xyz[0], grid_xyz[1], grid_xyz[2])
+    denoiser = Denoiser(spec.diffusion, channels, spec.covariates.context_size, cells, spec.covariates)
     return autoencoder, denoiser
 
 

@@ -20,10 +20,10 @@ def save_weights(module: nn.Module, path: Path) -> str:
     return file_sha256(path)
 
 
-def load_weights(module: nn.Module, path: Path, may_lack: str | None = None) -> None:
+def load_weights(module: nn.Module, path: Path, may_lack: tuple[str, ...] = ()) -> None:
     """Load a safetensors file into a module. Raises UserError when keys or shapes do not match exactly.
 
-    Parameters whose names begin with `may_lack` stay as they are where the file has none.
+    Parameters whose names begin with one of `may_lack` stay as they are where the file has none.
     """
     try:
         state = load_file(path)
@@ -34,10 +34,10 @@ def load_weights(module: nn.Module, path: Path, may_lack: str | None = None) -> 
     fit_weights(module, state, path, may_lack)
 
 
-def fit_weights(module: nn.Module, state: dict[str, Tensor], path: Path, may_lack: str | None = None) -> None:
+def fit_weights(module: nn.Module, state: dict[str, Tensor], path: Path, may_lack: tuple[str, ...] = ()) -> None:
     """Put tensors into a module. Raises UserError, naming their file, when keys or shapes do not match exactly."""
     current = module.state_dict()
-    lacking = {k for k in current if k not in state and may_lack is not None and k.startswith(may_lack)}
+    lacking = {k for k in current if k not in state and k.startswith(may_lack)}
     wanted = {k: v for k, v in current.items() if k not in lacking}
     wrong = [f"{k}: missing" for k in wanted if k not in state] + [f"{k}: unknown" for k in state if k not in wanted]
     wrong += [

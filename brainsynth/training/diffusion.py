@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from brainsynth.bundle.spec import AUTOENCODER_FILE, DIFFUSION_FILE, LatentSpec, check_latent_grid
+from brainsynth.config.architectures import GaussianArchitecture
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import DiffusionTrainConfig
 from brainsynth.covariates.distribution import fit_distribution
@@ -20,7 +21,7 @@ from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import able, autocast
 from brainsynth.models.diffusion import Denoiser, drop_context
-from brainsynth.models.gaussian_denoiser import FINEST
+from brainsynth.models.gaussian_denoiser import ADDED
 from brainsynth.models.sampling import draw_noise, guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_weights
@@ -67,6 +68,7 @@ class LatentTable:
         samples = read_samples(store, read_plan(store)).iloc[self.table["row"]]
         self.subjects = [str(subject) for subject in samples["subject"]]
         again = samples["mirrored"].to_numpy(bool) if "mirrored" in samples else np.zeros(len(samples), bool)
+        self.mirrored = torch.tensor(again)
         self.scans = self.table[~again]
         """The rows that are scans, not mirror images of scans."""
 
@@ -102,11 +104,11 @@ class DiffusionTask:
         self.validation = LatentTable(config.latents, "validation", self.schema, self.latents)
         self.distribution = fit_distribution(self.train.scans, self.schema, config.latents, inputs.of_bundle)
         channels, x, y, z = self.latents.shape_cxyz
-        denoiser = Denoiser(config.architecture, channels, self.schema.context_size, (x, y, z))
-        load_start(denoiser, config.start_from, DIFFUSION_FILE, "denoiser", may_lack=FINEST)
+        denoiser = Denoiser(config.architecture, channels, self.schema.context_size, (x, y, z), self.schema)
+        load_start(denoiser, config.start_from, DIFFUSION_FILE, "denoiser", may_lack=ADDED)
         if denoiser.gaussian is not None and not (inputs.of_bundle and config.start_from is not None):
             model = denoiser.gaussian.latents
-            fit_gaussian(model, self.train.mean, self.train.context, self.train.subjects)
+            fit_gaussian(model, self.train.mean, self.train.context, self.train.subjects, self.train.mirrored)
         self.learner = Learner(denoiser.to(worker.device), worker, options, weight_decay=0.01)
         self.state = self.learner.state("denoiser")
 
@@ -130,15 +132,20 @@ class DiffusionTask:
         def loss_of(*part: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             return self._loss(self.learner.parallel, *part).mean(), {}
 
-        return self.learner.update_in_parts((x0, context, self._timesteps(len(index)), torch.randn_like(x0)), loss_of)
+        batch = (x0, context, self._timesteps(len(index)), torch.randn_like(x0), self.train.mirrored[index])
+        return self.learner.update_in_parts(batch, loss_of)
 
-    def _loss(self, network: nn.Module, x0: Tensor, context: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    def _loss(
+        self, network: nn.Module, x0: Tensor, context: Tensor, t: Tensor, noise: Tensor, mirrored: Tensor | None = None
+    ) -> Tensor:
         """(B,) squared error of the prediction; of a Gaussian denoiser, in units of what its diagonal part leaves open."""
         device = self.worker.device
         x0, noise, context = x0.to(device), noise.to(device), context.to(device)
         noisy = self.schedule.add_noise(x0, noise, t)
         with autocast(device, self.precision):
-            prediction = network(noisy, t.to(device, torch.float32), context)
+            prediction = network(
+                noisy, t.to(device, torch.float32), context, None if mirrored is None else mirrored.to(device)
+            )
         error: Tensor = (prediction.float() - self.schedule.target(x0, noise, t)).pow(2).flatten(1).mean(1)
         gaussian = self.learner.network.gaussian
         return error if gaussian is None else error / gaussian.expected_error(t.to(device))
@@ -229,6 +236,8 @@ def check(config: DiffusionTrainConfig) -> Inputs:
             f"latents {config.latents} were made by another autoencoder than {config.autoencoder}; encode again"
         )
     check_latent_grid(autoencoder.volume, autoencoder.architecture, config.architecture)
+    if isinstance(config.architecture, GaussianArchitecture) and config.architecture.crossed:
+        plan.covariates.products(config.architecture.crossed)
     if config.conditioning_dropout > 0 and plan.covariates.missing == "refuse":
         raise UserError(
             "conditioning_dropout must be 0 with covariates.missing = refuse: there the all-zero context is a real subject "

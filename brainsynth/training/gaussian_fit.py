@@ -27,8 +27,17 @@ covariates becomes the mean of all; where it does not, this hardly tilts the slo
 _LOWEST_VARIANCE = 1e-4
 
 
-def fit_gaussian(model: GaussianLatents, z_NCXYZ: Tensor, context_NK: Tensor, subjects: list[str]) -> None:  # noqa: N803
+def fit_gaussian(
+    model: GaussianLatents,
+    z_NCXYZ: Tensor,  # noqa: N803
+    context_NK: Tensor,  # noqa: N803
+    subjects: list[str],
+    mirrored_N: Tensor | None = None,  # noqa: N803
+) -> None:
     """Set the model's buffers from latents of training subjects; at most MAX_ROWS rows, spread evenly, are used.
+
+    Args:
+        mirrored_N: which rows are mirror images of scans. The mean is that of scans: brains are not symmetric.
 
     Raises:
         ValueError: fewer rows than the rank, or fewer subjects than folds.
@@ -40,8 +49,8 @@ def fit_gaussian(model: GaussianLatents, z_NCXYZ: Tensor, context_NK: Tensor, su
     if len(np.unique(people)) < _FOLDS or (folds != 0).sum() <= rank:
         raise ValueError(f"{len(np.unique(people))} subjects are too few for a covariance of rank {rank}")
     flat = z.flatten(1)
-    slopes = _ridge(flat, context)
-    rest = flat - slopes[0] - context @ slopes[1:]
+    side = None if mirrored_N is None or not mirrored_N.any() else 1 - 2 * mirrored_N[chosen].float()
+    rest = _fit_mean(model, flat, context, side)
     covered = rest[:, :length]
     gram = (covered @ covered.T).double()
     held_out = torch.stack([_held_out_variance(gram, folds == fold, rank) for fold in range(_FOLDS)]).mean(0)
@@ -53,7 +62,6 @@ def fit_gaussian(model: GaussianLatents, z_NCXYZ: Tensor, context_NK: Tensor, su
     left[:length] -= (directions.square() * believed).sum(1)
     variance = left.view_as(model.variance)
     smooth = avg_pool3d(pad(variance[None], (1,) * 6, mode="replicate"), 3, 1)[0]
-    model.mean_map.copy_(slopes.view_as(model.mean_map))
     model.factors.copy_(directions * believed.sqrt())
     model.variance.copy_(smooth.clamp(min=_LOWEST_VARIANCE))
     total = flat.var(0, correction=0).sum()
@@ -61,6 +69,30 @@ def fit_gaussian(model: GaussianLatents, z_NCXYZ: Tensor, context_NK: Tensor, su
         "Gaussian model of %d latents: covariates explain %.0f %% of the variance, %d shared components %.0f %%",
         len(flat), 100 * float(1 - rest.square().mean(0).sum() / total), rank, 100 * float(believed.sum() / total),
     )  # fmt: skip
+
+
+def _fit_mean(model: GaussianLatents, flat_ND: Tensor, context_NK: Tensor, side_N: Tensor | None) -> Tensor:  # noqa: N803
+    """Set the buffers of the mean; returns what it leaves of the latents. `side_N`: -1 for mirror images, 1 for scans."""
+    length = len(model.factors)
+    slopes = _ridge(flat_ND, context_NK)
+    rest = flat_ND - slopes[0] - context_NK @ slopes[1:]
+    if model.products:
+        known = torch.cat([context_NK, model.multiplied(context_NK)], dim=1)
+        finer = _ridge(flat_ND[:, :length], known)
+        rest[:, :length] = flat_ND[:, :length] - finer[0] - known @ finer[1:]
+        slopes[:, :length] = finer[: len(slopes)]
+        model.product_map.copy_(finer[len(slopes) :].view_as(model.product_map))
+    model.asymmetry.zero_()
+    if side_N is not None:
+        sided = side_N[:, None] * model.sided(context_NK)
+        apart = torch.linalg.lstsq(sided, rest).solution
+        rest = rest - sided @ apart
+        slopes[0] += apart[0]
+        if model.products:
+            slopes[1 + model.products[0][0]] += apart[1]
+        model.asymmetry.copy_(apart.view_as(model.asymmetry))
+    model.mean_map.copy_(slopes.view_as(model.mean_map))
+    return rest
 
 
 def _ridge(flat_ND: Tensor, context_NK: Tensor) -> Tensor:  # noqa: N803

@@ -43,7 +43,7 @@ def with_start(data: str, start_from: str | None, weights_file: str) -> str:
 
 
 def load_start(
-    network: nn.Module, start_from: str | None, weights_file: str, name: str, may_lack: str | None = None
+    network: nn.Module, start_from: str | None, weights_file: str, name: str, may_lack: tuple[str, ...] = ()
 ) -> None:
     """Put the weights, if there are any, into a network: of a checkpoint the averaged ones of its part `name`.
 

@@ -193,15 +193,23 @@ def test_a_denoiser_goes_on_from_another_ones_weights(line: Line, tmp_path: Path
     train_diffusion.run(as_config(first, DiffusionTrainConfig, tmp_path))
     weights = tmp_path / "first" / "diffusion.safetensors"
     second = line.diffusion(str(tmp_path / "second"), kind="gaussian", steps=1, warmup_steps=0, learning_rate=1e-9)
-    second |= {"start_from": str(weights), "architecture": second["architecture"] | {"finest_blocks": 2}}
+    second |= {
+        "start_from": str(weights),
+        "architecture": second["architecture"] | {"finest_blocks": 2, "crossed": "sex"},
+    }
     train_diffusion.run(as_config(second, DiffusionTrainConfig, tmp_path))
     before, after = (load_file(tmp_path / name / "diffusion.safetensors") for name in ("first", "second"))
     assert set(before) < set(after)
-    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
+    fitted = "gaussian.latents."  # again, with other slopes for each sex
+    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before if fitted not in name)
+    assert f"{fitted}product_map" in after
     train_diffusion.run(as_config(second, DiffusionTrainConfig, tmp_path))  # finished: nothing to do
     weights.write_bytes((tmp_path / "second" / "diffusion.safetensors").read_bytes())
     with pytest.raises(UserError, match="another config"):
         train_diffusion.run(as_config(second, DiffusionTrainConfig, tmp_path))
+    unknown = second | {"architecture": second["architecture"] | {"crossed": "age"}, "output": str(tmp_path / "third")}
+    with pytest.raises(UserError, match="architecture.crossed: 'age' is not a binary covariate"):
+        train_diffusion.run(as_config(unknown, DiffusionTrainConfig, tmp_path))
     lost = second | {"start_from": str(tmp_path / "nowhere"), "output": str(tmp_path / "third")}
     with pytest.raises(UserError, match="start_from"):
         train_diffusion.run(as_config(lost, DiffusionTrainConfig, tmp_path))

@@ -14,9 +14,10 @@ from torch import Tensor
 from brainsynth.config.architectures import GaussianArchitecture
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import ScheduleConfig
+from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.models.diffusion import Denoiser
-from brainsynth.models.gaussian_denoiser import FINEST, GaussianLatents
+from brainsynth.models.gaussian_denoiser import ADDED, GaussianLatents
 from brainsynth.models.sampling import guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_weights, save_weights
@@ -146,16 +147,18 @@ def test_a_deeper_denoiser_begins_as_the_one_it_starts_from(tmp_path: Path) -> N
     deeper = Denoiser(dataclasses.replace(ARCHITECTURE, finest_blocks=3), SHAPE[0], CONTEXT, SHAPE[1:])
     with pytest.raises(UserError, match="missing"):
         load_weights(deeper, tmp_path / "diffusion.safetensors")
-    load_weights(deeper, tmp_path / "diffusion.safetensors", may_lack=FINEST)
+    load_weights(deeper, tmp_path / "diffusion.safetensors", may_lack=ADDED)
     x, t, context = torch.randn(2, *SHAPE), torch.tensor([100.0, 800.0]), torch.rand(2, CONTEXT)
     assert torch.equal(deeper(x, t, context), shallow(x, t, context))
     deeper(x, t, context).square().sum().backward()
-    gradients = {n: p.grad for n, p in deeper.named_parameters() if n.startswith(FINEST) and n.endswith("conv2.weight")}
+    gradients = {
+        n: p.grad for n, p in deeper.named_parameters() if n.startswith(ADDED[0]) and n.endswith("conv2.weight")
+    }
     assert len(gradients) == 4
     assert all(bool(g is not None and g.any()) for g in gradients.values()), "the new blocks learn"
     save_weights(deeper, tmp_path / "deeper.safetensors")
     with pytest.raises(UserError, match="unknown"):
-        load_weights(shallow, tmp_path / "deeper.safetensors", may_lack=FINEST)
+        load_weights(shallow, tmp_path / "deeper.safetensors", may_lack=ADDED)
 
 
 @pytest.mark.parametrize("changes", range(4))
@@ -173,3 +176,73 @@ def test_a_copy_does_not_answer_with_what_was_kept_of_the_original(changes: int)
     copied = copy.deepcopy(original)
     copied.load_state_dict(other.state_dict())
     assert torch.equal(copied(x, t, context), other(x, t, context))
+
+
+CROSSED = dataclasses.replace(ARCHITECTURE, crossed="site")
+SCHEMA = CovariateSchema(
+    covariates=(
+        Covariate(name="age", kind="continuous", low=0.0, high=1.0),
+        Covariate(name="site", kind="binary", categories=("a", "b")),
+    ),
+    missing="refuse",
+)
+
+
+def people(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents of scans whose slope along age depends on the site, their context, and a lasting asymmetry."""
+    generator = torch.Generator().manual_seed(2)
+    context = torch.stack([torch.rand(count, generator=generator), (torch.arange(count) % 2).float()], 1)
+    slope, change, asymmetry = torch.randn(3, *SHAPE, generator=generator)
+    change[ARCHITECTURE.rank_channels :] = 0
+    age, site = context[:, 0, None, None, None, None], context[:, 1, None, None, None, None]
+    z = age * slope + age * site * change + asymmetry
+    return z + 0.01 * torch.randn(z.shape, generator=generator), context, asymmetry
+
+
+def test_crossed_each_site_has_its_own_slopes() -> None:
+    z, context, _ = people(400)
+    denoiser = Denoiser(CROSSED, SHAPE[0], CONTEXT, SHAPE[1:], SCHEMA)
+    plain = Denoiser(ARCHITECTURE, SHAPE[0], CONTEXT, SHAPE[1:], SCHEMA)
+    errors = []
+    for each in (denoiser, plain):
+        assert each.gaussian is not None
+        fit_gaussian(each.gaussian.latents, z, context, [f"s{i}" for i in range(400)])
+        errors.append(float((each.gaussian.latents.mean(context) - z).square().mean()))
+    assert errors[0] < 0.001 < 0.005 < errors[1]
+
+
+def test_weights_of_a_crossed_mean_are_kept(tmp_path: Path) -> None:
+    z, context, _ = people(50)
+    denoiser = Denoiser(CROSSED, SHAPE[0], CONTEXT, SHAPE[1:], SCHEMA).eval()
+    assert denoiser.gaussian is not None
+    fit_gaussian(denoiser.gaussian.latents, z, context, [f"s{i}" for i in range(50)])
+    save_weights(denoiser, tmp_path / "weights.safetensors")
+    other = Denoiser(CROSSED, SHAPE[0], CONTEXT, SHAPE[1:], SCHEMA).eval()
+    load_weights(other, tmp_path / "weights.safetensors")
+    t = torch.full((3,), 500.0)
+    torch.testing.assert_close(other(z[:3], t, context[:3]), denoiser(z[:3], t, context[:3]))
+
+
+@pytest.mark.parametrize("name", ["age", "sites"])
+def test_only_a_binary_covariate_is_crossed(name: str) -> None:
+    with pytest.raises(UserError, match=f"architecture.crossed: '{name}' is not a binary covariate; there are: site"):
+        Denoiser(dataclasses.replace(ARCHITECTURE, crossed=name), SHAPE[0], CONTEXT, SHAPE[1:], SCHEMA)
+
+
+@pytest.mark.parametrize("architecture", [ARCHITECTURE, CROSSED])
+def test_mirror_images_teach_the_network_and_leave_the_mean_that_of_scans(architecture: GaussianArchitecture) -> None:
+    z, context, asymmetry = people(400)
+    mirror = z - 2 * asymmetry  # as if a mirror image's latents were those of a scan with the opposite asymmetry
+    both, contexts = torch.cat([z, mirror]), torch.cat([context, context])
+    mirrored = torch.arange(800) >= 400
+    denoiser = Denoiser(architecture, SHAPE[0], CONTEXT, SHAPE[1:], SCHEMA)
+    assert denoiser.gaussian is not None
+    latents = denoiser.gaussian.latents
+    fit_gaussian(latents, both, contexts, [f"s{i % 400}" for i in range(800)], mirrored)
+    torch.testing.assert_close(latents.asymmetry[0], asymmetry, rtol=0, atol=0.1)
+    torch.testing.assert_close(latents.mean(context).mean(0), z.mean(0), rtol=0, atol=0.05)
+    torch.testing.assert_close(
+        latents.mean(context, torch.ones(400, dtype=torch.bool)).mean(0), mirror.mean(0), rtol=0, atol=0.05
+    )
+    assert "asymmetry" not in "".join(denoiser.state_dict())
+    assert float(latents.variance.mean()) < 0.1 * float(asymmetry.square().mean()), "it is not noise"
