@@ -295,6 +295,9 @@ class RendererArchitecture:
     coarse: int = 0
     """Voxels along each axis over which an image is averaged that may be given with the label map, for its contrast and its
     bias field. 0: label maps are all that it takes, and no generation can use it as `decoder: rendered`."""
+    kept: Annotated[float, left_out_at(0.0)] = 0.0
+    """Share of the decoded volume in what `decoder: rendered` makes; the rest is the image of its label map. The average of
+    both has folds that the map does not name, and less speckle than the decoded volume."""
 
     def __post_init__(self) -> None:
         _check_size((self.width,), self.blocks)
@@ -302,5 +305,7 @@ class RendererArchitecture:
             raise ValueError("noise must be between 0 and 64")
         if self.coarse not in (0, 2, 4, 8):
             raise ValueError("coarse must be 0, 2, 4 or 8")
+        if not 0 <= self.kept < 1 or (self.kept and not self.coarse):
+            raise ValueError("kept must be at least 0 and below 1, and needs coarse")
         if not 0.01 <= self.intensity_scale <= 100:
             raise ValueError("intensity_scale must be between 0.01 and 100")

@@ -14,9 +14,10 @@ class GateFitConfig:
 
     cohort: str
     """The prepared cohort that the bundle was trained on."""
-    reference: Literal["reconstructions", "scans"] = "reconstructions"
+    reference: Literal["reconstructions", "rendered", "scans"] = "reconstructions"
     """What generated volumes must look like: training scans after the bundle's own autoencoder, which is what a perfect
-    denoiser would give; or the scans themselves, which are sharper than any decoder."""
+    denoiser would give; the same made again as `decoder: rendered` does, for bundles that are used so; or the scans
+    themselves, which are sharper than any decoder."""
     false_reject_rate: float = 0.01
     """Share of good volumes that the gate may refuse."""
 

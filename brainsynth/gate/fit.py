@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from brainsynth.bundle.spec import BundleSpec
+from brainsynth.bundle.spec import GATE_FILE, BundleSpec
 from brainsynth.config.gate import GateFitConfig
 from brainsynth.errors import UserError
 from brainsynth.gate.file import save_gate
@@ -22,6 +22,7 @@ from brainsynth.instruments.measurement import open_volumes
 from brainsynth.instruments.tissue_features import tissue_features
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import choose_device
+from brainsynth.models.loading import load_labeller, load_renderer
 from brainsynth.models.weights import load_weights
 from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.storage.commit import read_plan, read_samples
@@ -54,13 +55,18 @@ def reference_rows(config: GateFitConfig, spec: BundleSpec) -> tuple[SyntheticDa
     return cohort, rows
 
 
-def write_gate(config: GateFitConfig, weights: Path, spec: BundleSpec, path: Path) -> None:
-    """Fit gate and rulers, and write them to `path`. `weights`: the autoencoder's, which were checked."""
+def write_gate(config: GateFitConfig, weights: Path, spec: BundleSpec, folder: Path) -> None:
+    """Fit gate and rulers, and write them into a bundle's folder.
+
+    Args:
+        weights: the autoencoder's, which were checked.
+        folder: with labeller and renderer, if `config.reference` is `rendered`.
+    """
     cohort, rows = reference_rows(config, spec)
     if config.reference == "scans":
         volumes: Iterator[F32] = (cohort.volume(row) for row in rows)
     else:
-        volumes = _reconstructions(cohort, rows, weights, spec)
+        volumes = reconstructions(cohort, rows, weights, spec, folder if config.reference == "rendered" else None)
     features: dict[int, F32] = {}
 
     def watched() -> Iterator[F32]:
@@ -71,16 +77,25 @@ def write_gate(config: GateFitConfig, weights: Path, spec: BundleSpec, path: Pat
             yield volume
 
     gate = QualityGate.fit(watched(), spec.volume, config.false_reject_rate)
+    if not np.isfinite(gate.envelope).all():
+        raise UserError(
+            f"gate: the training scans' {config.reference} are too much alike to learn from; train the networks further, or "
+            "give gate.reference: scans"
+        )
     gate = gate.with_rulers(*fit_rulers(cohort.table.iloc[list(features)], np.stack(list(features.values())), spec))
-    save_gate(gate, path)
+    save_gate(gate, folder / GATE_FILE)
     read = ", ".join(f"{r.name} ± {r.mae:.3g} {r.unit} (r {r.r:.2f})" for r in gate.spec.rulers)
     log.info("quality gate: %d people's %s; measures %s", gate.spec.n, config.reference, read or "no covariate")
 
 
 @torch.no_grad()
-def _reconstructions(cohort: SyntheticDataset, rows: list[int], weights: Path, spec: BundleSpec) -> Iterator[F32]:
-    """Scans after encoder and decoder, rounded as a dataset stores them."""
+def reconstructions(
+    cohort: SyntheticDataset, rows: list[int], weights: Path, spec: BundleSpec, renders: Path | None
+) -> Iterator[F32]:
+    """Scans after encoder and decoder, rounded as a dataset stores them; made again by the renderer of `renders`."""
     device = choose_device(False)
+    if renders is not None:
+        label, render = load_labeller(renders, device), load_renderer(renders, device)
     autoencoder = Autoencoder(build_autoencoder(spec.autoencoder, spec.covariates.context_size), spec.latents)
     load_weights(autoencoder.network, weights)
     autoencoder.requires_grad_(False).eval().to(device)
@@ -88,8 +103,12 @@ def _reconstructions(cohort: SyntheticDataset, rows: list[int], weights: Path, s
     for start in range(0, len(rows), BATCH):
         x = torch.from_numpy(cohort.volumes(rows[start : start + BATCH]))[:, None].to(device)
         context = contexts[start : start + BATCH]
-        for volume in autoencoder.decode(autoencoder.encode(x), context)[:, 0].cpu().numpy():
-            yield spec.volume.dequantise(spec.volume.quantise(volume))
+        for volume, known in zip(autoencoder.decode(autoencoder.encode(x), context)[:, 0], context, strict=True):
+            made = spec.volume.dequantise(spec.volume.quantise(volume.cpu().numpy()))
+            if renders is not None:
+                made = render.remade(made, label(made[None])[0], known.cpu().numpy(), 0)
+                made = spec.volume.dequantise(spec.volume.quantise(made))
+            yield made
 
 
 def fit_rulers(table: pd.DataFrame, features: F32, spec: BundleSpec) -> tuple[list[RulerSpec], list[CovariateRuler]]:

@@ -85,7 +85,7 @@ class BundleGenerator:
             if np.isfinite(image).all():
                 seen = grid.dequantise(grid.quantise(image))
                 maps[index] = self.label(seen[None])[0]
-                images[index] = self.render(maps[index], row, seed, seen)
+                images[index] = self.render.remade(seen, maps[index], row, seed)
         return images, maps
 
 

@@ -145,3 +145,10 @@ class MapRenderer:
         with one_thread(), in_float32(self.device), torch.backends.cudnn.flags(allow_tf32=False):
             made = network.image(classes, place, code, noise, *averages)
         return (made / scale).clamp(0, 1)[0, 0, :x, :y, :z].cpu().contiguous().numpy()
+
+    def remade(
+        self, image: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8], context: npt.NDArray[np.float32], seed: int
+    ) -> npt.NDArray[np.float32]:
+        """A decoded volume made again from its own label map, with the share of it that the architecture keeps."""
+        kept = np.float32(self.network.architecture.kept)
+        return kept * image + (1 - kept) * self(labels, context, seed, image)

@@ -74,6 +74,8 @@ def plan_bundle(config: ExportConfig) -> tuple[dict[str, Path], Path, BundleSpec
         trained = {f"trained_{name.split('.')[0]}_sha256": sha for name, sha in spec.weights.items()}
         spec = dataclasses.replace(spec, weights=rounded, provenance={**spec.provenance, **trained})
     if config.gate is not None:
+        if config.gate.reference == "rendered" and (config.labeller is None or config.renderer is None):
+            raise UserError("gate.reference: rendered needs a labeller and a renderer, which the bundle gets with it")
         gate = {"gate_reference": config.gate.reference, "gate_false_reject_rate": config.gate.false_reject_rate}
         spec = dataclasses.replace(spec, provenance={**spec.provenance, **gate})
         reference_rows(config.gate, spec)
@@ -162,13 +164,13 @@ def _write(
                 (temporary / name).write_bytes(in_float16(path))
             else:
                 shutil.copyfile(path, temporary / name)
+        for companion in companions:
+            companion.write(temporary)
         if config.gate is not None:
-            write_gate(config.gate, files[AUTOENCODER_FILE], spec, temporary / GATE_FILE)
+            write_gate(config.gate, files[AUTOENCODER_FILE], spec, temporary)
             spec = dataclasses.replace(spec, weights={**spec.weights, GATE_FILE: file_sha256(temporary / GATE_FILE)})
         if config.recommended is not None:
             write_recommended(temporary, config.recommended)
-        for companion in companions:
-            companion.write(temporary)
         (temporary / BUNDLE_FILE).write_bytes(seal(spec))
     return spec
 

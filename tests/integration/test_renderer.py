@@ -19,14 +19,15 @@ from brainsynth import cli, open_dataset
 from brainsynth.bundle.files import read_bundle
 from brainsynth.bundle.labeller import LABELLER
 from brainsynth.bundle.renderer import RENDERER
-from brainsynth.bundle.spec import DIFFUSION_FILE
+from brainsynth.bundle.spec import AUTOENCODER_FILE, DIFFUSION_FILE
 from brainsynth.cohort.phantom_cohort import DERIVATIVE, write_phantom_cohort
 from brainsynth.config.labelling import LabellerTrainConfig, RendererTrainConfig
 from brainsynth.config.schema import ExportConfig, GenerateConfig, PrepareConfig
 from brainsynth.errors import UserError
+from brainsynth.gate.fit import reconstructions
 from brainsynth.labels import Label, LabelTable
 from brainsynth.models.device import choose_device
-from brainsynth.models.loading import load_renderer
+from brainsynth.models.loading import load_labeller, load_renderer
 from brainsynth.stages import export_bundle, generate, prepare_cohort, train_labeller, train_renderer
 from brainsynth.stages.export_bundle import write_distilled
 from brainsynth.stages.regenerate import regenerate
@@ -60,7 +61,7 @@ def training(root: Path, output: str, **optimisation: Any) -> dict[str, Any]:
     return {
         "cohort": str(root / "labelled"),
         "output": str(root / output),
-        "architecture": {"width": 24, "blocks": 1, "noise": 2, "intensity_scale": 1.2, "coarse": 4},
+        "architecture": {"width": 24, "blocks": 1, "noise": 2, "intensity_scale": 1.2, "coarse": 4, "kept": 0.25},
         "losses": {"adversarial_start": 70, "discriminator_channels": 4},
         "crops": {"cells": 6, "critics_alone": 2, "balance": "sex"},
         "optimisation": options | optimisation,
@@ -309,6 +310,7 @@ def test_rendered_volumes_have_the_label_maps_that_they_were_made_from(line: Lin
     for index, (sample, before) in enumerate(zip(dataset, decoded, strict=True)):
         np.testing.assert_array_equal(sample["labels"], before["labels"])
         again = render(sample["labels"], contexts[index], seeds[index], before["image"])
+        again = 0.25 * before["image"] + 0.75 * again
         np.testing.assert_allclose(sample["image"], again, atol=2**-11)
         assert np.abs(sample["image"] - before["image"]).mean() > 1e-3
     single = config | {"output": str(tmp_path / "single"), "labels": False}
@@ -323,6 +325,28 @@ def test_rendered_volumes_have_the_label_maps_that_they_were_made_from(line: Lin
     RENDERER.write(other, dataclasses.replace(spec, metrics={}), (other / RENDERER.file).read_bytes())
     with pytest.raises(UserError, match="images are of another renderer"):
         list(regenerate(config["output"], str(other), [0]))
+
+
+def test_a_gate_can_learn_from_rendered_scans(line: Line, made: Made, tmp_path: Path) -> None:
+    config = line.bundle() | {"output": str(tmp_path / "bundle")}
+    config |= {"gate": {"cohort": str(line.root / "cohort"), "reference": "rendered", "false_reject_rate": 0.2}}
+    with pytest.raises(UserError, match="rendered needs a labeller and a renderer"):
+        export_bundle.run(as_config(config, ExportConfig, tmp_path))
+    assert not (tmp_path / "bundle").exists()
+    config |= {"labeller": str(made.root / "labeller"), "renderer": str(made.root / "run")}
+    with pytest.raises(UserError, match="rendered are too much alike to learn from"):  # a decoder of six steps
+        export_bundle.run(as_config(config, ExportConfig, tmp_path))
+    assert not (tmp_path / "bundle").exists()
+    spec, scans = read_bundle(made.bundle), open_dataset(str(line.root / "cohort"), split="train")
+    plain, rendered = (
+        list(reconstructions(scans, [0, 5], made.bundle / AUTOENCODER_FILE, spec, renders))
+        for renders in (None, made.bundle)
+    )
+    label, render = (load(made.bundle, choose_device(False)) for load in (load_labeller, load_renderer))
+    for index, decoded, again in zip([0, 5], plain, rendered, strict=True):
+        context = spec.covariates.encode(scans.table.iloc[[index]])[0]
+        np.testing.assert_allclose(again, render.remade(decoded, label(decoded[None])[0], context, 0), atol=2**-11)
+        assert np.abs(again - decoded).mean() > 1e-3
 
 
 def test_a_renderer_that_cannot_follow_a_generation_is_refused(line: Line, made: Made, tmp_path: Path) -> None:

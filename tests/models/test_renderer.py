@@ -72,6 +72,20 @@ def test_without_noise_inputs_the_seed_changes_nothing() -> None:
     np.testing.assert_array_equal(render(labels(8, 8, 8), np.ones(5, np.float32), 4), image)
 
 
+def test_a_volume_that_is_made_again_keeps_a_share_of_itself() -> None:
+    architecture = dataclasses.replace(ARCHITECTURE, coarse=4)
+    given, context = labels(8, 8, 8), np.ones(5, np.float32)
+    image = np.random.default_rng(2).random((8, 8, 8), np.float32)
+    whole = MapRenderer(drawn(architecture), TABLE, CPU)
+    part = MapRenderer(drawn(dataclasses.replace(architecture, kept=0.25)), TABLE, CPU)
+    made = whole.remade(image, given, context, 3)
+    np.testing.assert_array_equal(made, whole(given, context, 3, image))
+    np.testing.assert_allclose(part.remade(image, given, context, 3), 0.25 * image + 0.75 * made, atol=1e-6)
+    for change in ({"kept": 1.0}, {"kept": 0.5, "coarse": 0}):
+        with pytest.raises(ValueError, match="kept must be at least 0 and below 1, and needs coarse"):
+            dataclasses.replace(architecture, **change)
+
+
 def test_classes_are_the_places_in_the_table_not_the_stored_integers(network: Renderer) -> None:
     other = LabelTable(labels=(Label(index=100, name="Left-A"), Label(index=200, name="Right-A")), source="test")
     given, context = labels(8, 8, 8), np.ones(5, np.float32)
