@@ -150,6 +150,8 @@ def fold_guidance(denoiser: Denoiser, scale: float) -> None:
     """
     if denoiser.gaussian is not None:
         denoiser.gaussian.latents.mean_map[1:] *= scale
+        if denoiser.gaussian.latents.products:
+            denoiser.gaussian.latents.product_map *= scale
 
 
 def step_targets(

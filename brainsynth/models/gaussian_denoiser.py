@@ -76,8 +76,7 @@ class GaussianLatents(nn.Module):
 
     def multiplied(self, context_BK: Tensor) -> Tensor:  # noqa: N803
         """(B, P): the products."""
-        first, second = torch.tensor(self.products).view(-1, 2).T
-        return context_BK[:, first] * context_BK[:, second]
+        return torch.stack([context_BK[:, i] * context_BK[:, j] for i, j in self.products], dim=1)
 
     def sided(self, context_BK: Tensor) -> Tensor:  # noqa: N803
         """(B, 1 or 2): what the asymmetry depends on: 1, and the covariate of the products."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from brainsynth.config.architectures import GaussianArchitecture
 from brainsynth.config.schema import SamplerConfig
 from brainsynth.config.training import ScheduleConfig
+from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.few_steps import (
@@ -108,12 +109,16 @@ def test_guidance_is_in_the_trajectory() -> None:
     assert (ends[1] - ends[0]).abs().max() > 0.05
 
 
-def test_guidance_of_a_gaussian_denoiser_is_folded_in_without_training() -> None:
+@pytest.mark.parametrize("crossed", ["", "sex"])
+def test_guidance_of_a_gaussian_denoiser_is_folded_in_without_training(crossed: str) -> None:
     torch.manual_seed(0)
     architecture = GaussianArchitecture(
-        kind="gaussian", rank=3, rank_channels=1, channels=(4,), embedding=8, norm_groups=2
+        kind="gaussian", rank=3, rank_channels=1, channels=(4,), embedding=8, norm_groups=2, crossed=crossed
     )
-    denoiser = Denoiser(architecture, SHAPE[0], 2, SHAPE[1:])
+    sex = Covariate(name="sex", kind="binary", categories=("F", "M"))
+    age = Covariate(name="age", kind="continuous", low=0.0, high=1.0)
+    schema = CovariateSchema(covariates=(sex, age), missing="refuse")
+    denoiser = Denoiser(architecture, SHAPE[0], 2, SHAPE[1:], schema)
     for buffer in denoiser.gaussian.latents.buffers():
         buffer.copy_(0.2 + torch.rand(buffer.shape))
     x, t, context = torch.randn(3, *SHAPE), torch.tensor([999.0, 400.0, 10.0]), torch.rand(3, 2)
