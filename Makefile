@@ -15,7 +15,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -e . || $(BIN)/python -m pip install --quiet --no-deps -e .
 	touch $@
 
-demo: $(VENV)/.ready   ## 64 brains from the bundled model, verified, with a report; under 3 minutes on 2 cores
+demo: $(VENV)/.ready   ## 32 brains from the bundled model, verified, with a report; under 3 minutes on 2 cores
 	$(BIN)/brainsynth demo
 
 demo-train: $(VENV)/.ready   ## the whole pipeline, training included, on procedural brains; about 6 minutes on 2 cores

@@ -25,8 +25,10 @@ from brainsynth.config.architectures import GaussianArchitecture
 from brainsynth.models.device import in_float32
 
 TIMESTEPS = 1000
-ADDED = ("gaussian.network.finest_", "gaussian.latents.product_map")
-"""Beginnings of the names, in a `Denoiser`, of what more `finest_blocks` and `crossed` add: blocks that are the identity at
+GAUSSIAN = "gaussian.latents."
+"""Beginning of the names, in a `Denoiser`, of what is fitted in closed form."""
+ADDED = ("gaussian.network.finest_", f"{GAUSSIAN}product_map")
+"""Beginnings of the names of what more `finest_blocks` and `crossed` add: blocks that are the identity at
 first, and slopes that are 0."""
 _WAVES = 16
 _KEPT_BYTES = 64 << 20

@@ -21,7 +21,7 @@ from brainsynth.errors import UserError
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import able, autocast
 from brainsynth.models.diffusion import Denoiser, drop_context
-from brainsynth.models.gaussian_denoiser import ADDED
+from brainsynth.models.gaussian_denoiser import ADDED, GAUSSIAN
 from brainsynth.models.sampling import draw_noise, guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_weights
@@ -105,8 +105,10 @@ class DiffusionTask:
         self.distribution = fit_distribution(self.train.scans, self.schema, config.latents, inputs.of_bundle)
         channels, x, y, z = self.latents.shape_cxyz
         denoiser = Denoiser(config.architecture, channels, self.schema.context_size, (x, y, z), self.schema)
-        load_start(denoiser, config.start_from, DIFFUSION_FILE, "denoiser", may_lack=ADDED)
-        if denoiser.gaussian is not None and not (inputs.of_bundle and config.start_from is not None):
+        fits = denoiser.gaussian is not None and not (inputs.of_bundle and config.start_from is not None)
+        fitted = (GAUSSIAN,) if fits else ()
+        load_start(denoiser, config.start_from, DIFFUSION_FILE, "denoiser", may_lack=ADDED, fitted=fitted)
+        if fits and denoiser.gaussian is not None:
             model = denoiser.gaussian.latents
             fit_gaussian(model, self.train.mean, self.train.context, self.train.subjects, self.train.mirrored)
         self.learner = Learner(denoiser.to(worker.device), worker, options, weight_decay=0.01)

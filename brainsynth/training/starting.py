@@ -43,11 +43,21 @@ def with_start(data: str, start_from: str | None, weights_file: str) -> str:
 
 
 def load_start(
-    network: nn.Module, start_from: str | None, weights_file: str, name: str, may_lack: tuple[str, ...] = ()
+    network: nn.Module,
+    start_from: str | None,
+    weights_file: str,
+    name: str,
+    may_lack: tuple[str, ...] = (),
+    fitted: tuple[str, ...] = (),
 ) -> None:
     """Put the weights, if there are any, into a network: of a checkpoint the averaged ones of its part `name`.
 
-    Raises UserError where they do not fit.
+    Args:
+        may_lack: beginnings of names that the file need not have.
+        fitted: beginnings of names that are not taken from the file, because they are fitted afterwards.
+
+    Raises:
+        UserError: they do not fit.
     """
     if start_from is None:
         return
@@ -55,4 +65,5 @@ def load_start(
     tensors: dict[str, Tensor] = read_tensors(path)
     prefix = f"ema.{name}."
     averaged = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    fit_weights(network, averaged or tensors, path, may_lack)
+    taken = {key: value for key, value in (averaged or tensors).items() if not key.startswith(fitted)}
+    fit_weights(network, taken, path, may_lack + fitted)

@@ -195,7 +195,7 @@ def test_a_denoiser_goes_on_from_another_ones_weights(line: Line, tmp_path: Path
     second = line.diffusion(str(tmp_path / "second"), kind="gaussian", steps=1, warmup_steps=0, learning_rate=1e-9)
     second |= {
         "start_from": str(weights),
-        "architecture": second["architecture"] | {"finest_blocks": 2, "crossed": "sex"},
+        "architecture": second["architecture"] | {"finest_blocks": 2, "crossed": "sex", "rank": 3},
     }
     train_diffusion.run(as_config(second, DiffusionTrainConfig, tmp_path))
     before, after = (load_file(tmp_path / name / "diffusion.safetensors") for name in ("first", "second"))

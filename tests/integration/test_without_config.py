@@ -118,7 +118,10 @@ def test_the_bundled_model_recommends_what_its_card_says() -> None:
     folder = bundle_folder(SHIPPED_BUNDLE)
     advice = recommended(folder, read_bundle(folder))
     assert advice.sampler == SamplerConfig(method="ab2", steps=8, time_shift=6.0)
-    assert advice.gate == GateConfig(max_attempts=5, tolerance={"ventricular_volume": 12.0})
+    assert advice.gate == GateConfig(
+        max_attempts=5, tolerance={"ventricular_volume": 12.0}, exempt=("checkerboard", "sharpness")
+    )
+    assert advice.decoder == "rendered"
     card = (folder / "README.md").read_text()
     assert "`ab2`, 8 steps, `time_shift` 6" in card
 
