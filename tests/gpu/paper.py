@@ -89,6 +89,7 @@ class Table:
         self.table = self.scans = pd.DataFrame({**continuous, **binary})
         self.context = torch.zeros(count, schema.context_size)
         self.subjects = [str(number) for number in range(count)]
+        self.mirrored = torch.zeros(count, dtype=torch.bool)
 
     def __len__(self) -> int:
         return len(self.mean)

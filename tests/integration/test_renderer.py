@@ -354,7 +354,7 @@ def test_a_renderer_that_cannot_follow_a_generation_is_refused(line: Line, made:
     labels = dataclasses.replace(spec.labels, labels=spec.labels.labels[:3])
     for changed, says in (
         ({"labels": labels}, "it knows other structures than the bundle's labeller"),
-        ({"architecture": dataclasses.replace(spec.architecture, coarse=0)}, "architecture.coarse 0"),
+        ({"architecture": dataclasses.replace(spec.architecture, coarse=0, kept=0.0)}, "architecture.coarse 0"),
         ({"covariates": dataclasses.replace(spec.covariates, missing="refuse")}, "other covariates than the bundle"),
         (None, "has no renderer"),
     ):

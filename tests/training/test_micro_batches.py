@@ -106,6 +106,7 @@ def denoiser_after_six_steps(micro_batch: int, dtype: torch.dtype) -> dict[str, 
     task.precision, task.schedule, task.latents = "float32", NoiseSchedule(schedule), SimpleNamespace(shape_cxyz=shape)
     task.train = MagicMock(mean=torch.randn(rows, *shape), sigma=torch.full((rows, *shape), 0.1))
     task.train.context, task.train.__len__.return_value = torch.rand(rows, 5), rows
+    task.train.mirrored = torch.zeros(rows, dtype=torch.bool)
     architecture = DiffusionArchitecture(
         channels=(8, 16), attention=(False, True), head_channels=8, num_res_blocks=1, norm_groups=4
     )
