@@ -80,6 +80,10 @@ class VolumeSpec:
             return stored.astype(np.float32) / np.float32(INTEGER_MAX[self.dtype])
         return stored.astype(np.float32)
 
+    def as_stored(self, volume: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+        """Intensities as they are read again from a dataset. Raises ValueError on NaN or Inf."""
+        return self.dequantise(self.quantise(volume))
+
 
 def voxel_sha256(*stored: npt.NDArray[Any]) -> str:
     """sha256 (hex) of the stored voxels as little-endian C-order bytes, array by array; independent of chunks and codecs."""

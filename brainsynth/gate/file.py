@@ -27,6 +27,11 @@ _RULER_PARTS = ("mean", "weights")
 _PARTS, _SINGLE = ("mean", "components", "spread", "rough"), ("certain", "direction")
 
 
+def is_sound(envelope: npt.NDArray[np.floating[Any]]) -> bool:
+    """Whether a gate can judge by it: volumes that are all alike leave spreads of 0 and limits that are not finite."""
+    return bool(np.isfinite(envelope).all() and (envelope[:, 1:] > 0).all())
+
+
 def gate_tensors(gate: QualityGate) -> dict[str, npt.NDArray[Any]]:
     """Name → array: the envelope in float64, the maps (I, J, K) in float16, which they are rounded to anyway."""
     tensors: dict[str, npt.NDArray[Any]] = {"gate.envelope": gate.envelope}
@@ -55,7 +60,7 @@ def gate_from_tensors(spec: GateSpec, tensors: dict[str, npt.NDArray[Any]], wher
     wrong = sorted(set(wanted) ^ set(tensors))
     wrong += [k for k in wanted if k in tensors and tensors[k].shape != wanted[k]]
     wrong += [k for k in wanted if k in tensors and not np.isfinite(tensors[k]).all()]
-    if not wrong and (tensors["gate.envelope"][:, 1:] <= 0).any():
+    if not wrong and not is_sound(tensors["gate.envelope"]):
         wrong.append("gate.envelope")
     if wrong:
         raise UserError(f"{where} is not a quality gate for {spec.volume.shape_xyz} voxels: see {', '.join(wrong[:5])}")

@@ -15,7 +15,7 @@ import torch
 from brainsynth.bundle.spec import GATE_FILE, BundleSpec
 from brainsynth.config.gate import GateFitConfig
 from brainsynth.errors import UserError
-from brainsynth.gate.file import save_gate
+from brainsynth.gate.file import is_sound, save_gate
 from brainsynth.gate.gate import MIN_COHORT, QualityGate, RulerSpec
 from brainsynth.instruments.covariate_ruler import CovariateRuler
 from brainsynth.instruments.measurement import open_volumes
@@ -77,7 +77,7 @@ def write_gate(config: GateFitConfig, weights: Path, spec: BundleSpec, folder: P
             yield volume
 
     gate = QualityGate.fit(watched(), spec.volume, config.false_reject_rate)
-    if not np.isfinite(gate.envelope).all():
+    if not is_sound(gate.envelope):
         raise UserError(
             f"gate: the training scans' {config.reference} are too much alike to learn from; train the networks further, or "
             "give gate.reference: scans"
@@ -99,15 +99,15 @@ def reconstructions(
     autoencoder = Autoencoder(build_autoencoder(spec.autoencoder, spec.covariates.context_size), spec.latents)
     load_weights(autoencoder.network, weights)
     autoencoder.requires_grad_(False).eval().to(device)
-    contexts = torch.from_numpy(spec.covariates.encode(cohort.table.iloc[rows])).to(device)
+    contexts = spec.covariates.encode(cohort.table.iloc[rows])
     for start in range(0, len(rows), BATCH):
         x = torch.from_numpy(cohort.volumes(rows[start : start + BATCH]))[:, None].to(device)
-        context = contexts[start : start + BATCH]
-        for volume, known in zip(autoencoder.decode(autoencoder.encode(x), context)[:, 0], context, strict=True):
-            made = spec.volume.dequantise(spec.volume.quantise(volume.cpu().numpy()))
+        known = contexts[start : start + BATCH]
+        decoded = autoencoder.decode(autoencoder.encode(x), torch.from_numpy(known).to(device))[:, 0].cpu().numpy()
+        for volume, context in zip(decoded, known, strict=True):
+            made = spec.volume.as_stored(volume)
             if renders is not None:
-                made = render.remade(made, label(made[None])[0], known.cpu().numpy(), 0)
-                made = spec.volume.dequantise(spec.volume.quantise(made))
+                made = spec.volume.as_stored(render.remade(made, label, context, 0)[0])
             yield made
 
 

@@ -83,9 +83,7 @@ class BundleGenerator:
         maps, grid = np.zeros(images.shape, np.uint8), self.spec.volume
         for index, (image, row, seed) in enumerate(zip(images, context, seeds, strict=True)):
             if np.isfinite(image).all():
-                seen = grid.dequantise(grid.quantise(image))
-                maps[index] = self.label(seen[None])[0]
-                images[index] = self.render.remade(seen, maps[index], row, seed)
+                images[index], maps[index] = self.render.remade(grid.as_stored(image), self.label, row, seed)
         return images, maps
 
 

@@ -58,9 +58,11 @@ class Denoiser(nn.Module):
                 raise ValueError("a Gaussian denoiser needs grid_xyz")
             from brainsynth.models.gaussian_denoiser import GaussianDenoiser  # only the network that is there
 
-            if architecture.crossed and schema is None:
-                raise ValueError("a Gaussian denoiser with crossed needs the schema")
-            products = schema.products(architecture.crossed) if schema is not None and architecture.crossed else ()
+            products: tuple[tuple[int, int], ...] = ()
+            if architecture.crossed:
+                if schema is None:
+                    raise ValueError("a Gaussian denoiser with crossed needs the schema")
+                products = schema.products(architecture.crossed)
             self.gaussian = GaussianDenoiser(architecture, (latent_channels, *grid_xyz), context_size, products)
         elif isinstance(architecture, TransformerArchitecture):
             from brainsynth.models.transformer import DiffusionTransformer
@@ -69,13 +71,7 @@ class Denoiser(nn.Module):
         else:
             self.unet = _unet(architecture, latent_channels, context_size)
 
-    def forward(
-        self,
-        z_BCXYZ: Tensor,  # noqa: N803
-        t_B: Tensor,  # noqa: N803
-        context_BK: Tensor,  # noqa: N803
-        mirrored_B: Tensor | None = None,  # noqa: N803
-    ) -> Tensor:
+    def forward(self, z_BCXYZ: Tensor, t_B: Tensor, context_BK: Tensor, mirrored_B: Tensor | None = None) -> Tensor:  # noqa: N803
         """Flow, v or epsilon.
 
         Args:

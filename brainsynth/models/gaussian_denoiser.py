@@ -24,6 +24,8 @@ from torch.nn.functional import silu
 from brainsynth.config.architectures import GaussianArchitecture
 from brainsynth.models.device import in_float32
 
+Products = tuple[tuple[int, int], ...]
+"""Pairs of positions in the context; the first of each is the same."""
 TIMESTEPS = 1000
 GAUSSIAN = "gaussian.latents."
 """Beginning of the names, in a `Denoiser`, of what is fitted in closed form."""
@@ -32,8 +34,6 @@ ADDED = ("gaussian.network.finest_", f"{GAUSSIAN}product_map")
 first, and slopes that are 0."""
 _WAVES = 16
 _KEPT_BYTES = 64 << 20
-Products = tuple[tuple[int, int], ...]
-"""Pairs of positions in the context; the first of each is the same."""
 _CLEAREST = 1e-3
 """Share of signal below which x_t counts as pure noise: log odds of the time stay finite."""
 
@@ -96,13 +96,7 @@ class GaussianLatents(nn.Module):
         apart = torch.einsum("bk,kcxyz->bcxyz", self.sided(context_BK), self.asymmetry)
         return found - 2 * mirrored_B.view(-1, 1, 1, 1, 1) * apart
 
-    def posterior(
-        self,
-        x_BCXYZ: Tensor,  # noqa: N803
-        time_B: Tensor,  # noqa: N803
-        context_BK: Tensor,  # noqa: N803
-        mirrored_B: Tensor | None = None,  # noqa: N803
-    ) -> tuple[Tensor, Tensor]:
+    def posterior(self, x_BCXYZ: Tensor, time_B: Tensor, prior_BCXYZ: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
         """Mean of z given x_t = (1 - t) z + t e, and the standard deviation that the diagonal part leaves open.
 
         With A = (1 - t)² diag(variance) + t² and B = (1 - t) U the mean is found by Woodbury's identity:
@@ -110,9 +104,8 @@ class GaussianLatents(nn.Module):
         """
         t = time_B.view(-1, 1, 1, 1, 1)
         a = 1 - t
-        prior = self.mean(context_BK, mirrored_B)
         noisy_variance = a**2 * self.variance + t**2
-        y = (x_BCXYZ - a * prior) / noisy_variance
+        y = (x_BCXYZ - a * prior_BCXYZ) / noisy_variance
         covered = self.factors.shape[0] // math.prod(self.variance.shape[1:])
         along = (y[:, :covered].flatten(1) @ self.factors).double() * a.view(-1, 1)
         times = [0.5] * len(time_B) if time_B.is_meta else time_B.tolist()
@@ -121,7 +114,7 @@ class GaussianLatents(nn.Module):
         of_factors = (weights @ self.factors.T).view_as(y[:, :covered])
         correction = a * of_factors / noisy_variance[:, :covered]
         y = torch.cat([y[:, :covered] - correction, y[:, covered:]], dim=1)
-        estimate = prior + a * self.variance * y
+        estimate = prior_BCXYZ + a * self.variance * y
         estimate = torch.cat([estimate[:, :covered] + of_factors, estimate[:, covered:]], dim=1)
         return estimate, (self.variance * t**2 / noisy_variance).sqrt()
 
@@ -155,13 +148,7 @@ class GaussianDenoiser(nn.Module):
         )
         self.network = _ResidualUNet(architecture, 2 * channels, channels, shape_cxyz[1:], context_size)
 
-    def forward(
-        self,
-        z_BCXYZ: Tensor,  # noqa: N803
-        t_B: Tensor,  # noqa: N803
-        context_BK: Tensor,  # noqa: N803
-        mirrored_B: Tensor | None = None,  # noqa: N803
-    ) -> Tensor:
+    def forward(self, z_BCXYZ: Tensor, t_B: Tensor, context_BK: Tensor, mirrored_B: Tensor | None = None) -> Tensor:  # noqa: N803
         """As the class says; t runs from 0 to 999 and stands for the time (t + 1) / 1000.
 
         Args:
@@ -170,7 +157,8 @@ class GaussianDenoiser(nn.Module):
         time = _time(t_B)
         with in_float32(z_BCXYZ.device), torch.no_grad():
             z = z_BCXYZ.float()
-            estimate, spread = self.latents.posterior(z, time, context_BK.float(), mirrored_B)
+            prior = self.latents.mean(context_BK.float(), mirrored_B)
+            estimate, spread = self.latents.posterior(z, time, prior)
             t = time.view(-1, 1, 1, 1, 1)
             surprise = (z - (1 - t) * estimate) / ((1 - t) ** 2 * self.latents.variance + t**2).sqrt()
         error = self.network(torch.cat([surprise, estimate], dim=1), time, context_BK)

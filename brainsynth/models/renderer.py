@@ -8,7 +8,7 @@ Shapes: B batch, K context width, XYZ voxels. A class is background, 0, or the k
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ from brainsynth.models.patch_autoencoder import space_to_depth
 from brainsynth.models.pyramid import DECODER_NOISE, LocalGenerator, place_of
 from brainsynth.models.sampling import draw_noise
 
+LabelMaps = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.uint8]]
+"""(B, X, Y, Z) intensities → label maps; a `VolumeLabeller` is one."""
 CELL = 2
 """Voxels of a cell along each axis."""
 
@@ -147,8 +149,10 @@ class MapRenderer:
         return (made / scale).clamp(0, 1)[0, 0, :x, :y, :z].cpu().contiguous().numpy()
 
     def remade(
-        self, image: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8], context: npt.NDArray[np.float32], seed: int
-    ) -> npt.NDArray[np.float32]:
-        """A decoded volume made again from its own label map, with the share of it that the architecture keeps."""
+        self, image: npt.NDArray[np.float32], label: LabelMaps, context: npt.NDArray[np.float32], seed: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+        """A decoded volume made again from the label map that `label` finds in it, with the share of the volume that the
+        architecture keeps; and that map."""
+        labels = label(image[None])[0]
         kept = np.float32(self.network.architecture.kept)
-        return kept * image + (1 - kept) * self(labels, context, seed, image)
+        return kept * image + (1 - kept) * self(labels, context, seed, image), labels

@@ -49,7 +49,7 @@ def command(arguments: argparse.Namespace) -> int:
     render = load_renderer(folder, device)
     label = load_labeller(folder, device) if LABELLER.is_in(folder) else None
     image = render(labels, spec.covariates.encode(row)[0], arguments.seed)
-    stored = spec.volume.dequantise(spec.volume.quantise(image))
+    stored = spec.volume.as_stored(image)
     with whole(output) as temporary:
         temporary.write_bytes(packed_nifti(stored, spec.volume, "from a label map"))
     print(f"{output}: its anatomy is that of the label map, and so a person's where the map is a person's")

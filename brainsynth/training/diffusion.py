@@ -105,11 +105,11 @@ class DiffusionTask:
         self.distribution = fit_distribution(self.train.scans, self.schema, config.latents, inputs.of_bundle)
         channels, x, y, z = self.latents.shape_cxyz
         denoiser = Denoiser(config.architecture, channels, self.schema.context_size, (x, y, z), self.schema)
-        fits = denoiser.gaussian is not None and not (inputs.of_bundle and config.start_from is not None)
-        fitted = (GAUSSIAN,) if fits else ()
+        keeps = inputs.of_bundle and config.start_from is not None
+        model = None if denoiser.gaussian is None or keeps else denoiser.gaussian.latents
+        fitted = () if model is None else (GAUSSIAN,)
         load_start(denoiser, config.start_from, DIFFUSION_FILE, "denoiser", may_lack=ADDED, fitted=fitted)
-        if fits and denoiser.gaussian is not None:
-            model = denoiser.gaussian.latents
+        if model is not None:
             fit_gaussian(model, self.train.mean, self.train.context, self.train.subjects, self.train.mirrored)
         self.learner = Learner(denoiser.to(worker.device), worker, options, weight_decay=0.01)
         self.state = self.learner.state("denoiser")
@@ -138,16 +138,14 @@ class DiffusionTask:
         return self.learner.update_in_parts(batch, loss_of)
 
     def _loss(
-        self, network: nn.Module, x0: Tensor, context: Tensor, t: Tensor, noise: Tensor, mirrored: Tensor | None = None
+        self, network: nn.Module, x0: Tensor, context: Tensor, t: Tensor, noise: Tensor, mirrored: Tensor
     ) -> Tensor:
         """(B,) squared error of the prediction; of a Gaussian denoiser, in units of what its diagonal part leaves open."""
         device = self.worker.device
-        x0, noise, context = x0.to(device), noise.to(device), context.to(device)
+        x0, noise, context, mirrored = (part.to(device) for part in (x0, noise, context, mirrored))
         noisy = self.schedule.add_noise(x0, noise, t)
         with autocast(device, self.precision):
-            prediction = network(
-                noisy, t.to(device, torch.float32), context, None if mirrored is None else mirrored.to(device)
-            )
+            prediction = network(noisy, t.to(device, torch.float32), context, mirrored)
         error: Tensor = (prediction.float() - self.schedule.target(x0, noise, t)).pow(2).flatten(1).mean(1)
         gaussian = self.learner.network.gaussian
         return error if gaussian is None else error / gaussian.expected_error(t.to(device))
@@ -156,7 +154,8 @@ class DiffusionTask:
     def validate(self) -> list[dict[str, float]]:
         """Squared error on at most 64 validation subjects, overall and per bin of time; the same noise every time."""
         network, total = self.learner.averaged(), self.config.schedule.num_train_timesteps
-        count = min(64, len(self.validation))
+        held = self.validation
+        count = min(64, len(held))
         generator = torch.Generator().manual_seed(1)
         mine = torch.tensor(self.worker.part(range(count)))
         losses: dict[str, list[float]] = {}
@@ -165,7 +164,7 @@ class DiffusionTask:
             t = torch.randint(low, high, (count,), generator=generator)
             noise = torch.randn(count, *self.latents.shape_cxyz, generator=generator)
             parts = (
-                self._loss(network, self.validation.mean[i], self.validation.context[i], t[i], noise[i])
+                self._loss(network, held.mean[i], held.context[i], t[i], noise[i], held.mirrored[i])
                 for i in torch.split(mine, VALIDATED_TOGETHER)
             )
             losses[f"loss_t{low}-{high}"] = [loss for part in parts for loss in part.tolist()]

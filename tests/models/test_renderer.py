@@ -78,9 +78,12 @@ def test_a_volume_that_is_made_again_keeps_a_share_of_itself() -> None:
     image = np.random.default_rng(2).random((8, 8, 8), np.float32)
     whole = MapRenderer(drawn(architecture), TABLE, CPU)
     part = MapRenderer(drawn(dataclasses.replace(architecture, kept=0.25)), TABLE, CPU)
-    made = whole.remade(image, given, context, 3)
+    made, maps = whole.remade(image, lambda _: given[None], context, 3)
+    np.testing.assert_array_equal(maps, given)
     np.testing.assert_array_equal(made, whole(given, context, 3, image))
-    np.testing.assert_allclose(part.remade(image, given, context, 3), 0.25 * image + 0.75 * made, atol=1e-6)
+    np.testing.assert_allclose(
+        part.remade(image, lambda _: given[None], context, 3)[0], 0.25 * image + 0.75 * made, atol=1e-6
+    )
     for change in ({"kept": 1.0}, {"kept": 0.5, "coarse": 0}):
         with pytest.raises(ValueError, match="kept must be at least 0 and below 1, and needs coarse"):
             dataclasses.replace(architecture, **change)
