@@ -123,7 +123,7 @@ def train(arm: str, cohort: str, folder: Path, spec: BundleSpec, updates: int, c
         cohort=cohort,
         autoencoder=autoencoder,
         output=latents,
-        mirror=True,
+        mirror=arm == "scratch",  # the mean of mirror images is not in a bundle
         runtime=RUNTIME,
         **whitening,
     )

@@ -21,6 +21,9 @@ MAX_ROWS = 2000
 _FOLDS = 5
 _RIDGE = 0.1
 """On the slopes, for encoded covariates in [0, 1]."""
+_PRODUCT_RIDGE = 3.0
+"""On the slopes of products: at 0.1 they won little more within the range of each category and went astray past it
+(docs/small-cohorts.md)."""
 _UNKNOWN_WEIGHT = 1e-3
 """Weight of each row once more with nothing known about it. Where the context says what is known, the mean without
 covariates becomes the mean of all; where it does not, this hardly tilts the slopes."""
@@ -74,11 +77,12 @@ def fit_gaussian(
 def _fit_mean(model: GaussianLatents, flat_ND: Tensor, context_NK: Tensor, side_N: Tensor | None) -> Tensor:  # noqa: N803
     """Set the buffers of the mean; returns what it leaves of the latents. `side_N`: -1 for mirror images, 1 for scans."""
     length = len(model.factors)
-    slopes = _ridge(flat_ND, context_NK)
+    slopes = _ridge(flat_ND, context_NK, [_RIDGE] * context_NK.shape[1])
     rest = flat_ND - slopes[0] - context_NK @ slopes[1:]
     if model.products:
         known = torch.cat([context_NK, model.multiplied(context_NK)], dim=1)
-        finer = _ridge(flat_ND[:, :length], known)
+        ridge = [_RIDGE] * context_NK.shape[1] + [_PRODUCT_RIDGE] * len(model.products)
+        finer = _ridge(flat_ND[:, :length], known, ridge)
         rest[:, :length] = flat_ND[:, :length] - finer[0] - known @ finer[1:]
         slopes[:, :length] = finer[: len(slopes)]
         model.product_map.copy_(finer[len(slopes) :].view_as(model.product_map))
@@ -95,13 +99,13 @@ def _fit_mean(model: GaussianLatents, flat_ND: Tensor, context_NK: Tensor, side_
     return rest
 
 
-def _ridge(flat_ND: Tensor, context_NK: Tensor) -> Tensor:  # noqa: N803
+def _ridge(flat_ND: Tensor, context_NK: Tensor, ridge_K: list[float]) -> Tensor:  # noqa: N803
     """(1 + K, D): intercept and slopes."""
     ones = torch.ones(len(context_NK), 1)
     known = torch.cat([ones, context_NK], dim=1).double()
     normal = known.T @ known
     normal[0, 0] += _UNKNOWN_WEIGHT * len(known)
-    normal += torch.diag(torch.tensor([0.0] + [_RIDGE] * context_NK.shape[1], dtype=torch.float64))
+    normal += torch.diag(torch.tensor([0.0, *ridge_K], dtype=torch.float64))
     right = (known.T.float() @ flat_ND).double()
     right[0] += _UNKNOWN_WEIGHT * flat_ND.sum(0)
     slopes: Tensor = torch.linalg.solve(normal, right).float()

@@ -31,6 +31,7 @@ CLASSES = {
     "diffusion": DiffusionTrainConfig,
     "diffusion-transformer": DiffusionTrainConfig,
     "diffusion-deeper": DiffusionTrainConfig,
+    "diffusion-crossed": DiffusionTrainConfig,
     "bundle": ExportConfig,
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
