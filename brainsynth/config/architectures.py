@@ -298,6 +298,8 @@ class RendererArchitecture:
     kept: Annotated[float, left_out_at(0.0)] = 0.0
     """Share of the decoded volume in what `decoder: rendered` makes; the rest is the image of its label map. The average of
     both has folds that the map does not name, and less speckle than the decoded volume."""
+    edge: Annotated[float, left_out_at(0.0)] = 0.0
+    """Intensity below which a voxel outside every structure is set to 0, as the background of stripped scans is. 0: none is."""
 
     def __post_init__(self) -> None:
         _check_size((self.width,), self.blocks)
@@ -307,5 +309,7 @@ class RendererArchitecture:
             raise ValueError("coarse must be 0, 2, 4 or 8")
         if not 0 <= self.kept < 1 or (self.kept and not self.coarse):
             raise ValueError("kept must be at least 0 and below 1, and needs coarse")
+        if not 0 <= self.edge < 1:
+            raise ValueError("edge must be at least 0 and below 1")
         if not 0.01 <= self.intensity_scale <= 100:
             raise ValueError("intensity_scale must be between 0.01 and 100")

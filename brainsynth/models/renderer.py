@@ -120,7 +120,6 @@ class MapRenderer:
             )
         self.network, self.class_of, self.device = network, table.class_of, device
 
-    @torch.no_grad()
     def __call__(
         self,
         labels: npt.NDArray[np.uint8],
@@ -133,6 +132,21 @@ class MapRenderer:
         Args:
             image: (X, Y, Z) intensities in [0, 1] of which contrast and bias field are taken.
         """
+        return self._stripped(self._drawn(labels, context, seed, image), labels)
+
+    def _stripped(self, image: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """In place: without what is too dark for tissue around the brain."""
+        image[(labels == 0) & (image < self.network.architecture.edge)] = 0
+        return image
+
+    @torch.no_grad()
+    def _drawn(
+        self,
+        labels: npt.NDArray[np.uint8],
+        context: npt.NDArray[np.float32],
+        seed: int,
+        image: npt.NDArray[np.float32] | None,
+    ) -> npt.NDArray[np.float32]:
         network, (x, y, z) = self.network, labels.shape
         scale, coarse = network.architecture.intensity_scale, network.architecture.coarse
         classes = padded(torch.from_numpy(self.class_of[labels])[None, None], network.multiple)[:, 0].to(self.device)
@@ -155,4 +169,5 @@ class MapRenderer:
         architecture keeps; and that map."""
         labels = label(image[None])[0]
         kept = np.float32(self.network.architecture.kept)
-        return kept * image + (1 - kept) * self(labels, context, seed, image), labels
+        made = kept * image + (1 - kept) * self._drawn(labels, context, seed, image)
+        return self._stripped(made, labels), labels

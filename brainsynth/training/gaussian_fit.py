@@ -22,8 +22,8 @@ _FOLDS = 5
 _RIDGE = 0.1
 """On the slopes, for encoded covariates in [0, 1]."""
 _PRODUCT_RIDGE = 3.0
-"""On the slopes of products: at 0.1 they won little more within the range of each category and went astray past it
-(docs/small-cohorts.md)."""
+"""On the slopes of products: with less they follow each category better, and go astray outside its range
+(docs/small-cohorts.md, "The mean")."""
 _UNKNOWN_WEIGHT = 1e-3
 """Weight of each row once more with nothing known about it. Where the context says what is known, the mean without
 covariates becomes the mean of all; where it does not, this hardly tilts the slopes."""

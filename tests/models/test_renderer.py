@@ -89,6 +89,21 @@ def test_a_volume_that_is_made_again_keeps_a_share_of_itself() -> None:
             dataclasses.replace(architecture, **change)
 
 
+def test_voxels_outside_every_structure_and_darker_than_the_edge_are_zero() -> None:
+    architecture, given = dataclasses.replace(ARCHITECTURE, coarse=4, kept=0.5), labels(8, 8, 8)
+    image, context = np.random.default_rng(2).random((8, 8, 8), np.float32), np.ones(5, np.float32)
+    plain, edged = (MapRenderer(drawn(dataclasses.replace(architecture, edge=e)), TABLE, CPU) for e in (0.0, 0.4))
+    for before, after in (
+        (plain(given, context, 3, image), edged(given, context, 3, image)),
+        [each.remade(image, lambda _: given[None], context, 3)[0] for each in (plain, edged)],
+    ):
+        dark = (given == 0) & (before < 0.4)
+        assert 0 < dark.sum() < (given == 0).sum() and (before[given > 0] < 0.4).any()
+        np.testing.assert_array_equal(after, np.where(dark, 0, before))
+    with pytest.raises(ValueError, match="edge must be at least 0 and below 1"):
+        dataclasses.replace(architecture, edge=1.0)
+
+
 def test_classes_are_the_places_in_the_table_not_the_stored_integers(network: Renderer) -> None:
     other = LabelTable(labels=(Label(index=100, name="Left-A"), Label(index=200, name="Right-A")), source="test")
     given, context = labels(8, 8, 8), np.ones(5, np.float32)
