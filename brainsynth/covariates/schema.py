@@ -279,3 +279,8 @@ class CovariateSchema:
             binary = ", ".join(c.name for c in self.covariates if c.kind == "binary")
             raise UserError(f"architecture.crossed: {name!r} is not a binary covariate; there are: {binary or 'none'}")
         return tuple((chosen[0], other) for other in range(ends[-1]) if other != chosen[0])
+
+    def logarithmic(self) -> frozenset[int]:
+        """Where the context holds covariates on a logarithmic scale."""
+        ends = itertools.accumulate(c.width for c in self.covariates)
+        return frozenset(end - 1 for c, end in zip(self.covariates, ends, strict=True) if c.scale == "log")

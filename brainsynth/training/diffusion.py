@@ -110,7 +110,8 @@ class DiffusionTask:
         fitted = () if model is None else (GAUSSIAN,)
         load_start(denoiser, config.start_from, DIFFUSION_FILE, "denoiser", may_lack=ADDED, fitted=fitted)
         if model is not None:
-            fit_gaussian(model, self.train.mean, self.train.context, self.train.subjects, self.train.mirrored)
+            train = self.train
+            fit_gaussian(model, train.mean, train.context, train.subjects, train.mirrored, self.schema.logarithmic())
         self.learner = Learner(denoiser.to(worker.device), worker, options, weight_decay=0.01)
         self.state = self.learner.state("denoiser")
 

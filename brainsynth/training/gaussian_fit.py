@@ -21,9 +21,9 @@ MAX_ROWS = 2000
 _FOLDS = 5
 _RIDGE = 0.1
 """On the slopes, for encoded covariates in [0, 1]."""
-_PRODUCT_RIDGE = 3.0
-"""On the slopes of products: with less they follow each category better, and go astray outside its range
-(docs/small-cohorts.md, "The mean")."""
+_CURVED_RIDGE = 10.0
+"""On the slopes of products with a covariate on a logarithmic scale. Latents are between linear and logarithmic in it, so
+slopes differ between categories of other ranges for that alone, and lead astray outside them (docs/small-cohorts.md)."""
 _UNKNOWN_WEIGHT = 1e-3
 """Weight of each row once more with nothing known about it. Where the context says what is known, the mean without
 covariates becomes the mean of all; where it does not, this hardly tilts the slopes."""
@@ -36,11 +36,13 @@ def fit_gaussian(
     context_NK: Tensor,  # noqa: N803
     subjects: list[str],
     mirrored_N: Tensor | None = None,  # noqa: N803
+    curved: frozenset[int] = frozenset(),
 ) -> None:
     """Set the model's buffers from latents of training subjects; at most MAX_ROWS rows, spread evenly, are used.
 
     Args:
         mirrored_N: which rows are mirror images of scans. The mean is that of scans: brains are not symmetric.
+        curved: positions in the context of covariates on a logarithmic scale.
 
     Raises:
         ValueError: fewer rows than the rank, or fewer subjects than folds.
@@ -53,7 +55,7 @@ def fit_gaussian(
         raise ValueError(f"{len(np.unique(people))} subjects are too few for a covariance of rank {rank}")
     flat = z.flatten(1)
     side = None if mirrored_N is None or not mirrored_N.any() else 1 - 2 * mirrored_N[chosen].float()
-    rest = _fit_mean(model, flat, context, side)
+    rest = _fit_mean(model, flat, context, side, curved)
     covered = rest[:, :length]
     gram = (covered @ covered.T).double()
     held_out = torch.stack([_held_out_variance(gram, folds == fold, rank) for fold in range(_FOLDS)]).mean(0)
@@ -74,15 +76,21 @@ def fit_gaussian(
     )  # fmt: skip
 
 
-def _fit_mean(model: GaussianLatents, flat_ND: Tensor, context_NK: Tensor, side_N: Tensor | None) -> Tensor:  # noqa: N803
+def _fit_mean(
+    model: GaussianLatents,
+    flat_ND: Tensor,  # noqa: N803
+    context_NK: Tensor,  # noqa: N803
+    side_N: Tensor | None,  # noqa: N803
+    curved: frozenset[int],
+) -> Tensor:
     """Set the buffers of the mean; returns what it leaves of the latents. `side_N`: -1 for mirror images, 1 for scans."""
     length = len(model.factors)
     slopes = _ridge(flat_ND, context_NK, [_RIDGE] * context_NK.shape[1])
     rest = flat_ND - slopes[0] - context_NK @ slopes[1:]
     if model.products:
         known = torch.cat([context_NK, model.multiplied(context_NK)], dim=1)
-        ridge = [_RIDGE] * context_NK.shape[1] + [_PRODUCT_RIDGE] * len(model.products)
-        finer = _ridge(flat_ND[:, :length], known, ridge)
+        of_products = [_CURVED_RIDGE if other in curved else _RIDGE for _, other in model.products]
+        finer = _ridge(flat_ND[:, :length], known, [_RIDGE] * context_NK.shape[1] + of_products)
         rest[:, :length] = flat_ND[:, :length] - finer[0] - known @ finer[1:]
         slopes[:, :length] = finer[: len(slopes)]
         model.product_map.copy_(finer[len(slopes) :].view_as(model.product_map))

@@ -211,6 +211,20 @@ def test_crossed_each_site_has_its_own_slopes() -> None:
     assert errors[0] < 0.001 < 0.005 < errors[1]
 
 
+def test_a_site_s_slope_along_a_logarithmic_covariate_is_closer_to_the_common_one() -> None:
+    z, context, _ = people(40)
+    maps = []
+    for curved in (frozenset(), frozenset({0})):
+        denoiser = Denoiser(CROSSED, SHAPE[0], CONTEXT, SHAPE[1:], SCHEMA)
+        assert denoiser.gaussian is not None
+        fit_gaussian(denoiser.gaussian.latents, z, context, [f"s{i}" for i in range(40)], curved=curved)
+        maps.append(float(denoiser.gaussian.latents.product_map.square().mean()))
+    assert maps[1] < 0.5 * maps[0]
+    logarithmic = dataclasses.replace(SCHEMA.covariates[0], low=0.1, scale="log")
+    assert dataclasses.replace(SCHEMA, covariates=(SCHEMA.covariates[1], logarithmic)).logarithmic() == {1}
+    assert SCHEMA.logarithmic() == frozenset()
+
+
 def test_weights_of_a_crossed_mean_are_kept(tmp_path: Path) -> None:
     z, context, _ = people(50)
     denoiser = Denoiser(CROSSED, SHAPE[0], CONTEXT, SHAPE[1:], SCHEMA).eval()

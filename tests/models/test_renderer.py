@@ -98,7 +98,8 @@ def test_voxels_outside_every_structure_and_darker_than_the_edge_are_zero() -> N
         [each.remade(image, lambda _: given[None], context, 3)[0] for each in (plain, edged)],
     ):
         dark = (given == 0) & (before < 0.4)
-        assert 0 < dark.sum() < (given == 0).sum() and (before[given > 0] < 0.4).any()
+        assert 0 < dark.sum() < (given == 0).sum()
+        assert (before[given > 0] < 0.4).any()
         np.testing.assert_array_equal(after, np.where(dark, 0, before))
     with pytest.raises(ValueError, match="edge must be at least 0 and below 1"):
         dataclasses.replace(architecture, edge=1.0)
