@@ -1,7 +1,7 @@
 """Pictures of a generated dataset: volumes evenly spaced through it, none picked; requested against measured covariates.
 
-    python -m recipes.gallery --dataset runs/t1w-2mm/generated --count 16 --figure docs/images/t1w-2mm-generated.png \
-        --scatter docs/images/t1w-2mm-adherence.png
+    python -m recipes.gallery --dataset runs/t1w-2mm/generated --count 6 --columns 2 --dpi 230 \
+        --figure docs/images/t1w-2mm-generated.png --scatter docs/images/t1w-2mm-adherence.png
 
 The scatter plots need what an evaluation with `publish: true` measured.
 """

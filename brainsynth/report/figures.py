@@ -102,11 +102,15 @@ def covariate_histograms(rows: pd.DataFrame, reference: pd.DataFrame | None, uni
 def agreement(asked: npt.NDArray[Any], measured: npt.NDArray[Any], title: str, unit: str) -> Figure:
     """Measured against asked, with the line of identity."""
     figure = Figure(figsize=(4.2, 4.0))
-    axis = figure.subplots()
+    agreement_panel(figure.subplots(), asked, measured, title, unit)
+    return figure
+
+
+def agreement_panel(axis: Any, asked: npt.NDArray[Any], measured: npt.NDArray[Any], title: str, unit: str) -> None:
+    """The same, in an axis of a larger figure."""
     axis.scatter(asked, measured, s=14, color=_BLUE, alpha=0.7)
     ends = [min(asked.min(), measured.min()), max(asked.max(), measured.max())]
     axis.plot(ends, ends, color="grey", lw=1)
     axis.set_xlabel(f"asked [{unit}]")
     axis.set_ylabel(f"measured on the image [{unit}]")
     axis.set_title(title, fontsize=9)
-    return figure
