@@ -58,7 +58,7 @@ def features(
             brain = brain * (np.asarray(nib.load(folder / str(row.dseg)).dataobj) > 0)
         for name, grid in grids.items():
             volume = resample(brain, image.affine, grid)
-            volume = grid.dequantise(grid.quantise(volume / np.percentile(volume, 99.9)))
+            volume = grid.as_stored(volume / np.percentile(volume, 99.9))
             began = time.perf_counter()
             found[name].append(tissue_features(volume, grid))
             cost[name].append(1e3 * (time.perf_counter() - began))

@@ -47,7 +47,7 @@ SETS = {
 def coarse(image: np.ndarray, grid: VolumeSpec) -> np.ndarray:
     """As a prepared cohort at 4 mm stores it: resampled, scaled to [0, 1], rounded."""
     small = resample(image, grid.affine, COARSE)
-    return COARSE.dequantise(COARSE.quantise(small / np.percentile(small, 99.9)))
+    return COARSE.as_stored(small / np.percentile(small, 99.9))
 
 
 def subjects(data: Path, name: str, count: int) -> pd.DataFrame:

@@ -271,16 +271,17 @@ class CovariateSchema:
         Raises:
             UserError: `name` is not a binary covariate of the schema.
         """
-        ends = list(itertools.accumulate(c.width for c in self.covariates))
-        chosen = [
-            end - 1 for c, end in zip(self.covariates, ends, strict=True) if c.name == name and c.kind == "binary"
-        ]
+        chosen = [place for c, place in self._places() if c.name == name and c.kind == "binary"]
         if not chosen:
             binary = ", ".join(c.name for c in self.covariates if c.kind == "binary")
             raise UserError(f"architecture.crossed: {name!r} is not a binary covariate; there are: {binary or 'none'}")
-        return tuple((chosen[0], other) for other in range(ends[-1]) if other != chosen[0])
+        return tuple((chosen[0], other) for other in range(sum(c.width for c in self.covariates)) if other != chosen[0])
 
     def logarithmic(self) -> frozenset[int]:
         """Where the context holds covariates on a logarithmic scale."""
+        return frozenset(place for c, place in self._places() if c.scale == "log")
+
+    def _places(self) -> Iterator[tuple[Covariate, int]]:
+        """Each covariate, and where the context holds its last number."""
         ends = itertools.accumulate(c.width for c in self.covariates)
-        return frozenset(end - 1 for c, end in zip(self.covariates, ends, strict=True) if c.scale == "log")
+        return ((c, end - 1) for c, end in zip(self.covariates, ends, strict=True))

@@ -57,4 +57,4 @@ def prepared(row: Any, grid: VolumeSpec) -> np.ndarray:
     """The scan as a prepared cohort stores it: on the grid, in [0, 1], rounded."""
     image, source = brain(row)
     scaled = scale_intensities(resample(image, source.affine, grid), (0.0, 99.8))
-    return grid.dequantise(grid.quantise(scaled))
+    return grid.as_stored(scaled)
