@@ -68,6 +68,7 @@ def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None, s
     except UserError as error:
         table = config.covariates.table if isinstance(config, GenerateConfig) else None
         raise UserError(f"{table}: {error}" if table else str(error)) from None
+    samples = _completed(samples, bundle)
     labeller, labels = planned_labels(config, folder, bundle)
     renderer = None
     if config.decoder == "rendered" and labels is not None:
@@ -105,7 +106,7 @@ def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None, s
 
 
 def _looked_over(rows: pd.DataFrame, bundle: ModelSpec) -> npt.NDArray[np.bool_]:
-    """Which rows lie outside the training support; warns of them and of empty cells."""
+    """Which rows lie outside the training support; warns of them."""
     extrapolated = bundle.extrapolated(rows)
     if extrapolated.any():
         log.warning(
@@ -114,11 +115,25 @@ def _looked_over(rows: pd.DataFrame, bundle: ModelSpec) -> npt.NDArray[np.bool_]
             extrapolated.sum(),
             len(rows),
         )
-    missing = rows[list(bundle.covariates.names)].isna().sum()
-    if missing.any():
-        counts = ", ".join(f"{name} in {count}" for name, count in missing.items() if count)
-        log.warning("empty cells: %s of %d rows; the model takes these values as unknown", counts, len(rows))
     return extrapolated
+
+
+def _completed(samples: pd.DataFrame, bundle: ModelSpec) -> pd.DataFrame:
+    """Planned rows with their empty cells filled from the bundle's covariate distribution, if it has one; warns of them.
+
+    A network is trained with rows that are known, and with rows of which nothing is: a row that is half known is new to it.
+    """
+    names = list(bundle.covariates.names)
+    missing = samples[names].isna().sum()
+    if not missing.any():
+        return samples
+    counts = ", ".join(f"{name} in {count}" for name, count in missing.items() if count)
+    how = "the model takes these values as unknown"
+    if bundle.distribution is not None:
+        how = "drawn from the bundle's covariate distribution, given what the row says"
+        samples = samples.assign(**bundle.distribution.completed(samples[names], samples["seed"].tolist()))
+    log.warning("empty cells: %s of %d rows; %s", counts, len(samples), how)
+    return samples
 
 
 def planned_model(config: SynthesisConfig) -> tuple[Path, ModelSpec]:

@@ -46,6 +46,7 @@ __all__ = ["Cell", "Constraint", "ContinuousMarginal", "CovariateDistribution", 
 
 _EXPECTED_INSIDE = 0.99  # share of new people of the same cohort that the support guard should let pass
 _BLOCK_ROWS, _JUDGED_BLOCKS, _MIN_SHARE = 4096, 16, 5e-4
+_COMPLETIONS = 16
 
 
 @record
@@ -119,6 +120,35 @@ class CovariateDistribution:
                 return to_frame(self.schema, values, codes)
         raise UserError(f"draw: only {found} of {n} rows after {block + 1} blocks of {_BLOCK_ROWS} candidates")
 
+    def completed(self, table: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:
+        """The table without gaps: what a row leaves open is drawn, given what it says.
+
+        The known values stay. A row's draw follows from its values and its seed alone. Of 16 draws the first is taken that
+        the support guard lets pass, or the last, where the known values are unusual already.
+
+        Args:
+            table: validated rows, whose columns are the schema's.
+            seeds: (B,) 0 or more.
+        """
+        values, codes = to_arrays(self.schema, table)
+        unknown = np.isnan(values)
+        left = np.flatnonzero(unknown.any(axis=1) | (codes < 0).any(axis=1))
+        latent, known_codes = _scores(self, values), codes.copy()
+        model = (*_cell_arrays(self), _correlation(self))
+        for attempt in range(_COMPLETIONS):
+            if not left.size:
+                break
+            uniform, normal = np.empty(left.size), np.empty((left.size, len(self.marginals)))
+            for place, row in enumerate(left):
+                stream = np.random.Generator(np.random.Philox(np.random.SeedSequence([int(seeds[int(row)]), attempt])))
+                uniform[place], normal[place] = stream.random(), stream.standard_normal(len(self.marginals))
+            scores, codes[left] = copula.completed_scores(
+                latent[left], known_codes[left], _cell_codes(self), model, uniform, normal
+            )
+            values[left] = np.where(unknown[left], _on_lattice(self, scores), values[left])
+            left = left[~self._inside(values[left], codes[left])]
+        return to_frame(self.schema, values, codes)
+
     def share(self, constraints: Sequence[Constraint] = ()) -> float:
         """Share (0-1) of the distribution that is inside the support and satisfies all constraints.
 
@@ -163,11 +193,8 @@ class CovariateDistribution:
         return inside
 
     def _distance(self, values: Floats, codes: Ints) -> Floats:
-        latent = np.full(values.shape, np.nan)
-        for j, marginal in enumerate(self.marginals):
-            latent[:, j] = np.interp(values[:, j], marginal.knots, LATENT)
         _, means, scales = _cell_arrays(self)
-        return copula.cell_distance(latent, codes, _cell_codes(self), means, scales, _correlation(self))
+        return copula.cell_distance(_scores(self, values), codes, _cell_codes(self), means, scales, _correlation(self))
 
 
 def fit_distribution(
@@ -249,12 +276,25 @@ def _candidates(distribution: CovariateDistribution, seed: int, block: int) -> t
     cell_of = np.minimum(np.searchsorted(np.cumsum(p), rng.random(_BLOCK_ROWS), side="right"), len(p) - 1)
     white = rng.standard_normal((_BLOCK_ROWS, len(distribution.marginals)))
     latent = means[cell_of] + scales[cell_of] * (white @ np.linalg.cholesky(_correlation(distribution)).T)
+    return _on_lattice(distribution, latent), _cell_codes(distribution)[cell_of]
+
+
+def _on_lattice(distribution: CovariateDistribution, latent: Floats) -> Floats:
+    """(B, D) values at latent scores."""
     values = np.empty_like(latent)
     for j, (m, c) in enumerate(zip(distribution.marginals, continuous_covariates(distribution.schema), strict=True)):
         steps = np.rint((np.interp(latent[:, j], LATENT, m.knots) - m.lattice_offset) / m.lattice_step)
         first, last = ((bound - m.lattice_offset) / m.lattice_step for bound in bounds(c))
         values[:, j] = m.lattice_offset + m.lattice_step * np.clip(steps, np.ceil(first), np.floor(last))
-    return values, _cell_codes(distribution)[cell_of]
+    return values
+
+
+def _scores(distribution: CovariateDistribution, values: Floats) -> Floats:
+    """(B, D) latent scores of values, NaN where unknown."""
+    latent = np.full(values.shape, np.nan)
+    for j, marginal in enumerate(distribution.marginals):
+        latent[:, j] = np.interp(values[:, j], marginal.knots, LATENT)
+    return latent
 
 
 def _kept(d: CovariateDistribution, constraints: Sequence[Constraint], values: Floats, codes: Ints) -> Bools:

@@ -27,7 +27,7 @@ class Sample:
     affine: npt.NDArray[np.float64]
     """(4, 4) voxel index → world, in mm."""
     covariates: dict[str, float | str]
-    """As asked, in physical units; NaN or "" where the value was left out."""
+    """In physical units: as asked, or as drawn where the value was left out; NaN or "" if the bundle has no distribution."""
     units: dict[str, str]
     """Of the covariates; empty for categories."""
     seed: int
@@ -55,9 +55,9 @@ def sample(
 ) -> Sample:
     """Sample one brain with these covariates: `brainsynth.sample(age=70, sex="F", seed=1)`.
 
-    Sampler and quality gate are those that the bundle recommends. A covariate that is left out is unknown to the model,
-    which then draws from all its values; the same arguments give the same volume. It is the volume of a dataset of one row
-    that is generated with `--seed seed`.
+    Sampler and quality gate are those that the bundle recommends. A covariate that is left out is drawn from the
+    bundle's distribution, given the others; the same arguments give the same volume. It is the volume of a dataset of one
+    row that is generated with `--seed seed`.
 
     Args:
         seed: another number is another brain.
@@ -89,7 +89,7 @@ def sample(
     return Sample(
         image=work.plan.volume.dequantise(output.arrays[0][0]),
         affine=np.array(work.plan.volume.affine),
-        covariates=_values(rows),
+        covariates=_values(work.samples[list(schema.names)]),
         units={c.name: c.unit for c in schema.covariates},
         seed=seed,
         attempts=int(record.extra.get("gate_attempts", 1)),

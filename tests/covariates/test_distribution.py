@@ -446,3 +446,46 @@ def test_a_cohort_of_one_category_may_be_fitted_where_a_model_knows_more() -> No
     assert set(drawn["site"]) == {"b"}
     with pytest.raises(UserError, match="age is constant in the cohort"):
         fit_distribution(table.assign(age=50.0), schema, "one age", one_category=True)
+
+
+def with_gaps(table: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
+    return table.assign(**dict.fromkeys(names, np.nan)).astype({n: object for n in names if n in ("sex", "site")})
+
+
+def test_gaps_are_filled_as_the_cohort_has_them() -> None:
+    fitted = fit_distribution(made_up(2000), SITE_SCHEMA, "made up")
+    people = fitted.draw(3000, 1)
+    for hidden in (("brain_ml",), ("vent_ml", "brain_ml"), ("sex",), ("age", "sex"), tuple(SITE_SCHEMA.names)):
+        filled = fitted.completed(with_gaps(people, hidden), range(len(people)))
+        for name in set(SITE_SCHEMA.names) - set(hidden):
+            assert filled[name].tolist() == people[name].tolist()
+        for (man, drawn), (_, real) in zip(filled.groupby("sex"), people.groupby("sex"), strict=True):
+            assert len(drawn) == pytest.approx(len(real), rel=0.1), man
+            for name in CONTINUOUS:
+                assert stats.ks_2samp(drawn[name], real[name]).statistic < 0.06, (hidden, man, name)
+            apart = drawn[list(CONTINUOUS)].corr("spearman") - real[list(CONTINUOUS)].corr("spearman")
+            assert np.abs(apart.to_numpy()).max() < 0.08, (hidden, man)
+        assert fitted.in_support(filled).all()
+
+
+def test_a_row_is_filled_from_itself_and_its_seed_alone() -> None:
+    fitted = fit_distribution(made_up(500), SITE_SCHEMA, "made up")
+    people = with_gaps(fitted.draw(6, 2), ("brain_ml", "sex"))
+    people.loc[0, "brain_ml"] = 1234.5
+    filled = fitted.completed(people, [7, 8, 9, 10, 11, 12])
+    assert filled.loc[0, "brain_ml"] == 1234.5
+    backwards = fitted.completed(people[::-1].reset_index(drop=True), [12, 11, 10, 9, 8, 7])
+    pd.testing.assert_frame_equal(filled, backwards[::-1].reset_index(drop=True))
+    other = fitted.completed(people, [7, 8, 9, 10, 11, 13])
+    assert other.loc[5, "brain_ml"] != filled.loc[5, "brain_ml"]
+    pd.testing.assert_frame_equal(other[:5], filled[:5])
+    pd.testing.assert_frame_equal(fitted.completed(filled, range(6)), filled)
+
+
+def test_what_is_known_may_be_unlike_the_cohort() -> None:
+    fitted = fit_distribution(made_up(500), SITE_SCHEMA, "made up")
+    odd = with_gaps(fitted.draw(2, 3), ("vent_ml",)).assign(site=["nobody", "a"], brain_ml=[1200.0, 1890.0])
+    filled = fitted.completed(odd, [1, 2])
+    assert filled["site"].tolist() == ["nobody", "a"]
+    assert filled["vent_ml"].between(2, 250).all()
+    assert not fitted.in_support(filled).any()
