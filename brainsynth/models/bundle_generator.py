@@ -46,7 +46,7 @@ class BundleGenerator:
         )
         if self.identity.renderer is not None:
             self.label = load_labeller(self.folder, self.device, self.identity.labeller)
-            self.render = load_renderer(self.folder, self.device, self.identity.renderer)
+            self.render = load_renderer(self.folder, self.device, self.identity.renderer, precision)
         devices.explain(self.device, precision, self.exact_rewrites, attention_of(self.spec.diffusion))
         self.schedule = NoiseSchedule(self.spec.schedule)
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 from brainsynth.config.architectures import LabellerArchitecture
 from brainsynth.labels import BACKGROUND
 from brainsynth.models.device import in_float32, one_thread
-from brainsynth.models.patch_autoencoder import depth_to_space, space_to_depth
+from brainsynth.models.patch_autoencoder import depth_to_space, of_cells, space_to_depth
 
 _ONEDNN_CHANNELS = 16
 _WAVES = (1, 2, 4)
@@ -37,7 +37,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         normed: Tensor = self.norm(x.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
         inner = functional.silu(self.conv(normed), inplace=True)
-        return _of_cells(self.mix, inner.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3).add_(x)
+        return of_cells(self.mix, inner.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3).add_(x)
 
 
 def _first(conv: nn.Conv3d, x: Tensor) -> Tensor:
@@ -45,12 +45,6 @@ def _first(conv: nn.Conv3d, x: Tensor) -> Tensor:
     more = (0, 0, 0, 0, 0, 0, 0, max(0, _ONEDNN_CHANNELS - x.shape[1]))
     x = functional.pad(x, more).contiguous(memory_format=torch.channels_last_3d)
     return functional.conv3d(x, functional.pad(conv.weight, more), conv.bias, padding=1)
-
-
-def _of_cells(conv: nn.Module, x: Tensor) -> Tensor:
-    """A 1 × 1 × 1 convolution of (B, X, Y, Z, C): torch would copy channels-last tensors for it, twice."""
-    assert isinstance(conv, nn.Conv3d)
-    return functional.linear(x, conv.weight.flatten(1), conv.bias)
 
 
 class Labeller(nn.Module):
@@ -92,8 +86,8 @@ class Labeller(nn.Module):
         for blocks, finer, skip in zip(reversed(self.up), reversed(self.finer), reversed(skips), strict=True):
             x = blocks(finer(x) + skip)
         first, last = self.head
-        hidden = functional.silu(_of_cells(first, self.norm(x.permute(0, 2, 3, 4, 1))), inplace=True)
-        scores = _of_cells(last, hidden)
+        hidden = functional.silu(of_cells(first, self.norm(x.permute(0, 2, 3, 4, 1))), inplace=True)
+        scores = of_cells(last, hidden)
         return scores.view(*scores.shape[:-1], -1, self.classes)
 
 

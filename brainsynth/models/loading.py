@@ -84,15 +84,27 @@ def load_labeller(folder: Path, device: torch.device, digest: str | None = None)
     return VolumeLabeller(network, spec.labels.indices, device)
 
 
-def load_renderer(folder: Path, device: torch.device, digest: str | None = None) -> MapRenderer:
-    """A bundle's renderer on a device, in float32; the same arguments and errors."""
+def load_renderer(
+    folder: Path, device: torch.device, digest: str | None = None, precision: Precision = "float32"
+) -> MapRenderer:
+    """A bundle's renderer on a device; the same arguments, and errors as of `load_models`."""
     from brainsynth.bundle.renderer import RENDERER
-    from brainsynth.models.renderer import MapRenderer, Renderer
+    from brainsynth.models.renderer import CELL, MapRenderer, Renderer
 
     spec = RENDERER.read(folder, digest)
-    network = Renderer(spec.architecture, len(spec.labels.labels) + 1, spec.covariates.context_size)
+    classes, context_size = len(spec.labels.labels) + 1, spec.covariates.context_size
+    network = Renderer(spec.architecture, classes, context_size)
     _ready(network, folder / RENDERER.file, device)
-    return MapRenderer(network, spec.labels, device)
+    if precision == "bfloat16":
+        with torch.device("meta"):
+            planned = Renderer(spec.architecture, classes, context_size)
+            whole = [-(-size // planned.multiple) * planned.multiple for size in spec.volume.shape_xyz]
+            place, noise = (torch.empty(1, n, *(size // CELL for size in whole)) for n in (4, planned.noise))
+            labels, context = torch.empty((1, *whole), dtype=torch.uint8), torch.empty(1, context_size)
+            shapes = convolution_shapes(lambda: planned.image(labels, place, context, noise), planned)
+        check_bfloat16(shapes, device)
+        round_weights(network)
+    return MapRenderer(network, spec.labels, device, precision)
 
 
 def _ready(network: torch.nn.Module, weights: Path, device: torch.device) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.functional import silu
 
 from brainsynth.config.architectures import PatchAutoencoderArchitecture
@@ -118,3 +119,9 @@ def principal_components(images_B1XYZ: Iterable[Tensor], patch: int, count: int)
     signs = torch.where(totals.abs() > 1e-6, totals.sign(), components[0].sign())
     directions: Tensor = (components * signs).float()
     return directions
+
+
+def of_cells(conv: nn.Module, x_BXYZC: Tensor) -> Tensor:  # noqa: N803
+    """A 1 × 1 × 1 convolution of (B, X, Y, Z, C): torch would copy channels-last tensors for it, twice."""
+    assert isinstance(conv, nn.Conv3d)
+    return functional.linear(x_BXYZC, conv.weight.flatten(1), conv.bias)

@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.nn.functional import silu
 
 from brainsynth.config.architectures import PyramidArchitecture, RendererArchitecture, UpsamplerArchitecture
-from brainsynth.models.patch_autoencoder import depth_to_space
+from brainsynth.models.patch_autoencoder import depth_to_space, of_cells
 from brainsynth.models.sampling import draw_noise
 
 DECODER_NOISE = 1 << 64
@@ -122,7 +122,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         scale, shift = self.modulation(code)[:, :, None, None, None].chunk(2, dim=1)
         h = silu(self.spread(unit_power(x)) * (1 + scale) + shift)
-        added: Tensor = x + self.narrow(silu(self.widen(h)))
+        inner = silu(of_cells(self.widen, h.permute(0, 2, 3, 4, 1)))
+        added: Tensor = x + of_cells(self.narrow, inner).permute(0, 4, 1, 2, 3)
         return added
 
 

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from brainsynth.config.architectures import RendererArchitecture
+from brainsynth.config.training import Precision
 from brainsynth.labels import LabelTable
 from brainsynth.models.critic import LocalCritic
-from brainsynth.models.device import in_float32, one_thread
+from brainsynth.models.device import autocast, in_float32, one_thread
 from brainsynth.models.labeller import padded
 from brainsynth.models.patch_autoencoder import space_to_depth
 from brainsynth.models.pyramid import DECODER_NOISE, LocalGenerator, place_of
@@ -111,14 +112,16 @@ class RendererCritic(LocalCritic):
 
 class MapRenderer:
     """Images of whole label maps. On a CPU an image follows from map, covariates and seed alone, not from the number of
-    threads; always float32."""
+    threads."""
 
-    def __init__(self, network: Renderer, table: LabelTable, device: torch.device) -> None:
+    def __init__(
+        self, network: Renderer, table: LabelTable, device: torch.device, precision: Precision = "float32"
+    ) -> None:
         if len(table.labels) + 1 != network.classes:
             raise ValueError(
                 f"a network of {network.classes} classes for background and {len(table.labels)} structures"
             )
-        self.network, self.class_of, self.device = network, table.class_of, device
+        self.network, self.class_of, self.device, self.precision = network, table.class_of, device, precision
 
     def __call__(
         self,
@@ -158,7 +161,8 @@ class MapRenderer:
         if image is not None and coarse:
             whole = padded(torch.from_numpy(image)[None, None], network.multiple).to(self.device)
             averages = [functional.avg_pool3d(whole * scale, coarse), torch.ones(1, device=self.device)]
-        with one_thread(), in_float32(self.device), torch.backends.cudnn.flags(allow_tf32=False):
+        exactly = torch.backends.cudnn.flags(allow_tf32=False)
+        with one_thread(), in_float32(self.device), autocast(self.device, self.precision), exactly:
             made = network.image(classes, place, code, noise, *averages)
         return (made / scale).clamp(0, 1)[0, 0, :x, :y, :z].cpu().contiguous().numpy()
 

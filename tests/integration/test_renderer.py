@@ -26,6 +26,7 @@ from brainsynth.config.schema import ExportConfig, GenerateConfig, PrepareConfig
 from brainsynth.errors import UserError
 from brainsynth.gate.fit import reconstructions
 from brainsynth.labels import Label, LabelTable
+from brainsynth.models import selfcheck
 from brainsynth.models.device import choose_device
 from brainsynth.models.loading import load_labeller, load_renderer
 from brainsynth.stages import export_bundle, generate, prepare_cohort, train_labeller, train_renderer
@@ -296,7 +297,9 @@ def test_files_and_bundles_that_cannot_be_are_refused(
     assert not fine.exists()
 
 
-def test_rendered_volumes_have_the_label_maps_that_they_were_made_from(line: Line, made: Made, tmp_path: Path) -> None:
+def test_rendered_volumes_have_the_label_maps_that_they_were_made_from(
+    line: Line, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rendered = {"bundle": str(made.bundle), "decoder": "rendered", "covariates": {"draw": 6}}
     config = line.generate(tmp_path / "data", labels=True, **rendered)
     generate.run(as_config(config, GenerateConfig, tmp_path))
@@ -318,6 +321,14 @@ def test_rendered_volumes_have_the_label_maps_that_they_were_made_from(line: Lin
     generate.run(as_config(single, GenerateConfig, tmp_path))
     np.testing.assert_allclose(open_dataset(str(tmp_path / "single")).volumes(), dataset.volumes(), atol=2**-11)
     assert all(row.same_voxels and row.as_recorded for row in regenerate(config["output"], str(made.bundle), [0, 4]))
+    rounded = config | {"output": str(tmp_path / "rounded"), "precision": "bfloat16"}
+    generate.run(as_config(rounded, GenerateConfig, tmp_path))
+    difference = np.abs(open_dataset(str(tmp_path / "rounded")).volumes() - dataset.volumes())
+    assert 0 < difference.mean() < 0.01
+    assert all(row.same_voxels and row.as_recorded for row in regenerate(rounded["output"], str(made.bundle), [0]))
+    monkeypatch.setattr(selfcheck, "_measured", lambda shape, device: 0.5)
+    with pytest.raises(UserError, match="bfloat16"):
+        load_renderer(made.bundle, choose_device(False), precision="bfloat16")
     other = tmp_path / "other"
     shutil.copytree(made.bundle, other)
     shutil.copyfile(line.root / "bundle" / "bundle.json", other / "bundle.json")

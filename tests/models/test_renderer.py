@@ -10,6 +10,7 @@ import torch
 
 from brainsynth.config.architectures import RendererArchitecture
 from brainsynth.labels import Label, LabelTable
+from brainsynth.models.device import has_bfloat16
 from brainsynth.models.renderer import MapRenderer, Renderer, RendererCritic, cells_of
 
 ARCHITECTURE = RendererArchitecture(width=8, blocks=2, noise=3, intensity_scale=1.15)
@@ -63,6 +64,16 @@ def test_an_image_follows_from_map_covariates_and_seed(network: Renderer) -> Non
         render(9 - given * (given > 0), context, 3),
     ):
         assert np.abs(other - image).max() > 1e-3
+
+
+@pytest.mark.skipif(not has_bfloat16(CPU), reason="this CPU has no instructions for bfloat16")
+def test_in_bfloat16_an_image_is_nearly_the_same(network: Renderer) -> None:
+    given, context = labels(9, 8, 7), np.ones(5, np.float32)
+    exact = MapRenderer(network, TABLE, CPU)(given, context, 3)
+    image = MapRenderer(network, TABLE, CPU, "bfloat16")(given, context, 3)
+    assert image.dtype == np.float32
+    assert 0 < np.abs(image - exact).max() < 0.02
+    assert np.abs(image - exact).mean() < 0.1 * exact.std()
 
 
 def test_without_noise_inputs_the_seed_changes_nothing() -> None:
