@@ -24,12 +24,15 @@ F32 = npt.NDArray[np.float32]
 PAIRWISE = 2000
 """Rows a set at most where all pairs of rows are looked at."""
 NEIGHBOURS = 5
+_FRECHET = "Fréchet distance to training scans"
 
 
 def feature_distances(
-    made: MeasuredSample, held: MeasuredSample, train: MeasuredSample
+    made: MeasuredSample, held: MeasuredSample, train: MeasuredSample, by: str | None = None
 ) -> tuple[list[Finding], list[str]]:
     """Verdicts, and remarks on what is not judged; nothing of either without features.
+
+    With `by`, a covariate with categories, the Fréchet distance is taken within each of them, too.
 
     Intervals of the distances are the jackknife's; those of precision, recall and coverage are Wilson's and that of
     density the bootstrap's, over the rows that are counted, with the manifolds as they are.
@@ -40,7 +43,8 @@ def feature_distances(
     sets = [sample.arrays["features"][:n] for sample in (made, held, train)]
     few = [rows[:PAIRWISE] for rows in sets]
     out = [
-        _distance("Fréchet distance to training scans", frechet_of_rows, sets),
+        _distance(_FRECHET, frechet_of_rows, sets),
+        *(_within(made, held, train, by) if by else []),
         _distance("kernel distance (KID) to training scans", squared_mmd, few),
         *_manifolds(few),
     ]
@@ -50,6 +54,17 @@ def feature_distances(
         "kernel distance has no bias at any n)."
     ]
     return out, remarks
+
+
+def _within(made: MeasuredSample, held: MeasuredSample, train: MeasuredSample, by: str) -> list[Finding]:
+    """The Fréchet distance of each category that has enough rows in all three."""
+    out = []
+    for category in sorted(train.table[by].dropna().unique()):
+        sets = [sample.arrays["features"][(sample.table[by] == category).to_numpy()] for sample in (made, held, train)]
+        n = min(map(len, sets))
+        if n >= LEAST:
+            out.append(_distance(f"{_FRECHET} ({by} {category})", frechet_of_rows, [rows[:n] for rows in sets]))
+    return out
 
 
 def _distance(name: str, statistic: Callable[..., float], sets: list[F32]) -> Finding:

@@ -42,8 +42,10 @@ class Fidelity:
     train: MeasuredSample
 
 
-def fidelity(made_root: str, real_root: str) -> Fidelity:
+def fidelity(made_root: str, real_root: str, by: str | None = None) -> Fidelity:
     """Distances of a measured dataset from the training scans, and those of the validation scans from them.
+
+    With `by`, a covariate with categories, the Fréchet distance is taken within each of them, too.
 
     Memory does not grow with the number of volumes: `MeasuredSample` has what is kept.
 
@@ -56,7 +58,7 @@ def fidelity(made_root: str, real_root: str) -> Fidelity:
     n = min(len(made), len(held), len(train))
     stacks = [sample.arrays["histogram"][:n].astype(np.float64) for sample in (made, held, train)]
     metric = "voxel intensity: Wasserstein-1 distance to training scans"
-    findings, remarks = feature_distances(made, held, train)
+    findings, remarks = feature_distances(made, held, train, by)
     findings.append(_against(_intensity_distance, metric, "", stacks, "lower"))
     sides = _left_right(made, held)
     if sides is None:

@@ -40,7 +40,7 @@ def run(config: EvaluateConfig) -> list[Finding]:
     reference = open_volumes(config.reference, "reference")
     store = open_store(resolve_uri(config.output, "output"))
     findings, scatters = assess(config, made, real)
-    looks = fidelity(made, real)
+    looks = fidelity(made, real, config.by)
     findings += looks.findings + diversity(dataset, reference, config.pairs)
     findings += two_sample_findings(config, made, real, dataset, reference)
     usefulness = usefulness_results(config, made, real, dataset, reference, store)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from brainsynth.errors import UserError
+from brainsynth.evaluation.feature_distances import feature_distances
 from brainsynth.evaluation.fidelity import Fidelity, fidelity
 from brainsynth.evaluation.measured_sample import MeasuredSample
 from brainsynth.instruments.measured import measured_blocks, measured_table
@@ -67,6 +69,20 @@ def test_equal_distributions_are_as_real_at_one_n(sets: Path) -> None:
     distances = [finding for finding in found.findings if "distance" in finding.metric]
     assert {finding.n for finding in distances} == {finding.real_n for finding in distances} == {len(found.held)}
     assert all(finding.low <= finding.value <= finding.high for finding in found.findings)
+
+
+def test_a_cohort_that_is_off_shows_within_its_category(sets: Path) -> None:
+    def in_cohorts(sample: MeasuredSample, off: float = 0.0) -> MeasuredSample:
+        kind = np.array(["ixi", "oasis1", "few"])[np.where(np.arange(len(sample)) < 5, 2, np.arange(len(sample)) % 2)]
+        features = sample.arrays["features"] + np.float32(off) * (kind == "oasis1")[:, None]
+        return dataclasses.replace(sample, table=sample.table.assign(cohort=kind), arrays={"features": features})
+
+    train, held = (in_cohorts(MeasuredSample.read(str(sets / "real"), split)) for split in ("train", "validation"))
+    made = in_cohorts(MeasuredSample.read(str(sets / "made")), 0.5)
+    pooled = "Fréchet distance to training scans"
+    verdicts = {f.metric: f.as_real for f in feature_distances(made, held, train, "cohort")[0] if "Fréchet" in f.metric}
+    assert verdicts == {pooled: False, f"{pooled} (cohort ixi)": True, f"{pooled} (cohort oasis1)": False}
+    assert [f.metric for f in feature_distances(made, held, train)[0] if "Fréchet" in f.metric] == [pooled]
 
 
 def test_another_distribution_is_not(sets: Path) -> None:
