@@ -112,7 +112,7 @@ def train(arm: str, cohort: str, folder: Path, spec: BundleSpec, updates: int, c
     if arm == "scratch":
         autoencoder, whitening, start = str(folder / "autoencoder"), {"whitening": 0.5}, {}
         architecture["rank"] = min(architecture["rank"], count)  # a fifth is left out when components are found
-        architecture["crossed"] = None  # of the cohort, which these models do without
+        architecture["crossed"] = ""  # of the cohort, which these models do without
         losses = {"kl_weight": 0.0, "square_weight": 10.0, "adversarial_weight": 0.0, "perceptual_weight": 0.0}
         job(
             "train-autoencoder", cohort=cohort, output=autoencoder, architecture=to_dict(spec.autoencoder),
