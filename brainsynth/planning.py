@@ -62,13 +62,13 @@ def plan_generation(config: SynthesisConfig, rows: pd.DataFrame | None = None, s
     if rows is None:
         assert isinstance(config, GenerateConfig), "a config without covariates needs rows"
         rows = covariate_rows(config.covariates, bundle)
-    extrapolated = _looked_over(rows, bundle)
     try:
-        samples = generation_samples(rows, bundle.covariates, config.base_seed, extrapolated)
+        samples = generation_samples(rows, bundle.covariates, config.base_seed, np.zeros(len(rows), dtype=bool))
     except UserError as error:
         table = config.covariates.table if isinstance(config, GenerateConfig) else None
         raise UserError(f"{table}: {error}" if table else str(error)) from None
     samples = _completed(samples, bundle)
+    samples["extrapolated"] = _looked_over(samples, bundle)
     labeller, labels = planned_labels(config, folder, bundle)
     renderer = None
     if config.decoder == "rendered" and labels is not None:

@@ -191,6 +191,7 @@ def judged(bundle: str, cohort: str | None, folder: Path, rows: Path, instrument
     )  # fmt: skip
     record = to_dict(read_audit(open_store(str(audit))))
     kept = ("verdict", "reasons", "volumes", "training_people", "held_out_people", "copies", "membership", "replay")
+    del record["copies"]["worst"]  # it names participants
     return {**found, "audit": {key: record[key] for key in kept}}
 
 

@@ -163,8 +163,8 @@ class EvaluateConfig:
     """Covariate → `package.module:function` of your own: (X, Y, Z) float32 volume in [0, 1] and its (4, 4) affine in, one
     finite number out (of a two-category covariate the probability of the second). It runs your code: SECURITY.md."""
     by: str | None = None
-    """A covariate with categories, such as the cohort: adherence and structures are then judged within each of them, as a
-    figure of all together can hide one that the model gets wrong."""
+    """A covariate with categories, such as the cohort: adherence, structures and the Fréchet distance are then judged
+    within each of them, as a figure of all together can hide one that the model gets wrong."""
     publish: bool = False
     """Store the measurements in the dataset, for `open_dataset(…, measured=True)`; adds one file to it."""
     usefulness: UsefulnessConfig | None = None

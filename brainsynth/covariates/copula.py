@@ -72,32 +72,38 @@ def completed_scores(
     codes: Ints,
     cells: Ints,
     model: tuple[Floats, Floats, Floats, Floats],
+    most: float,
     uniform: Floats,
     normal: Floats,
 ) -> tuple[Floats, Ints]:
     """Latent scores (B, D) and category indices (B, C) without gaps, drawn given what each row knows.
 
-    A row's cell is drawn with the probability that Bayes' rule gives each that agrees with its known categories (where none
-    does: each); its unknown scores then from the normal distribution given the known ones.
+    A row's cell is drawn with the probability that Bayes' rule gives each that agrees with most of its known categories; its
+    unknown scores then from the normal distribution given the known ones.
 
     Args:
         latent: (B, D), NaN where unknown.
         codes: (B, C), -1 where unknown.
         model: probabilities (N,), latent means (N, D) and scales (N, D) of the cells, correlation (D, D) within them.
+        most: how far a known score may lie from the middle of all, and of its cell, in standard deviations; further ones
+            count as this far.
         uniform: (B,) in [0, 1).
         normal: (B, D) standard normal.
     """
     probability, means, scales, correlation = model
-    complete, known = latent.copy(), np.isfinite(latent)
-    agrees = ((codes[:, None, :] == cells[None]) | (codes[:, None, :] < 0)).all(axis=2)
-    agrees[~agrees.any(axis=1)] = True
+    complete, known, inner = latent.copy(), np.isfinite(latent), latent.copy()
+    for j in range(latent.shape[1]):
+        score = mixture_score(probability, means[:, j], scales[:, j])
+        inner[:, j] = latent[:, j].clip(*np.interp([-most, most], score, LATENT))
+    shared = ((codes[:, None, :] == cells[None]) | (codes[:, None, :] < 0)).sum(axis=2)
+    agrees = shared == shared.max(axis=1, keepdims=True)
     chosen = np.zeros(len(latent), dtype=np.int64)
     pattern_ids = known @ (1 << np.arange(latent.shape[1], dtype=np.int64))
     for pattern_id in np.unique(pattern_ids):
         rows = np.flatnonzero(pattern_ids == pattern_id)
         has = known[rows[0]]
         precision = np.linalg.inv(correlation[np.ix_(has, has)])
-        e = (latent[rows][:, None, has] - means[:, has]) / scales[:, has]
+        e = (inner[rows][:, None, has] - means[:, has]) / scales[:, has]
         log_odds = np.log(probability) - np.log(scales[:, has]).sum(axis=1)
         log_odds = np.where(agrees[rows], log_odds - np.einsum("bni,ij,bnj->bn", e, precision, e) / 2, -np.inf)
         below = np.cumsum(np.exp(log_odds - log_odds.max(axis=1, keepdims=True)), axis=1)
@@ -106,7 +112,7 @@ def completed_scores(
         if not has.all():
             slopes = correlation[np.ix_(~has, has)] @ precision
             left = np.linalg.cholesky(correlation[np.ix_(~has, ~has)] - slopes @ correlation[np.ix_(has, ~has)])
-            drawn = e[np.arange(len(rows)), cell] @ slopes.T + normal[rows][:, ~has] @ left.T
+            drawn = e[np.arange(len(rows)), cell].clip(-most, most) @ slopes.T + normal[rows][:, ~has] @ left.T
             complete[np.ix_(rows, ~has)] = means[cell][:, ~has] + scales[cell][:, ~has] * drawn
     return complete, np.where(codes < 0, cells[chosen], codes)
 

@@ -123,30 +123,20 @@ class CovariateDistribution:
     def completed(self, table: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:
         """The table without gaps: what a row leaves open is drawn, given what it says.
 
-        The known values stay. A row's draw follows from its values and its seed alone. Of 16 draws the first is taken that
-        the support guard lets pass, or the last, where the known values are unusual already.
+        The known values stay, and a row's draw follows from them and its seed alone. Of 16 draws the first is taken that is
+        inside the support; of a row whose known values are outside already, the first of all. No known value counts as
+        further out than the most extreme of as many people as were fitted: beyond the last person the smoothed curve
+        would make a year decide about everything else.
 
         Args:
             table: validated rows, whose columns are the schema's.
             seeds: (B,) 0 or more.
         """
         values, codes = to_arrays(self.schema, table)
-        unknown = np.isnan(values)
-        left = np.flatnonzero(unknown.any(axis=1) | (codes < 0).any(axis=1))
-        latent, known_codes = _scores(self, values), codes.copy()
-        model = (*_cell_arrays(self), _correlation(self))
-        for attempt in range(_COMPLETIONS):
-            if not left.size:
-                break
-            uniform, normal = np.empty(left.size), np.empty((left.size, len(self.marginals)))
-            for place, row in enumerate(left):
-                stream = np.random.Generator(np.random.Philox(np.random.SeedSequence([int(seeds[int(row)]), attempt])))
-                uniform[place], normal[place] = stream.random(), stream.standard_normal(len(self.marginals))
-            scores, codes[left] = copula.completed_scores(
-                latent[left], known_codes[left], _cell_codes(self), model, uniform, normal
-            )
-            values[left] = np.where(unknown[left], _on_lattice(self, scores), values[left])
-            left = left[~self._inside(values[left], codes[left])]
+        incomplete = np.flatnonzero(np.isnan(values).any(axis=1) | (codes < 0).any(axis=1))
+        for block in np.split(incomplete, range(_BLOCK_ROWS, len(incomplete), _BLOCK_ROWS)):
+            chosen = [int(seeds[int(row)]) for row in block]
+            values[block], codes[block] = _completed(self, values[block], codes[block], chosen)
         return to_frame(self.schema, values, codes)
 
     def share(self, constraints: Sequence[Constraint] = ()) -> float:
@@ -295,6 +285,29 @@ def _scores(distribution: CovariateDistribution, values: Floats) -> Floats:
     for j, marginal in enumerate(distribution.marginals):
         latent[:, j] = np.interp(values[:, j], marginal.knots, LATENT)
     return latent
+
+
+def _completed(d: CovariateDistribution, values: Floats, codes: Ints, seeds: Sequence[int]) -> tuple[Floats, Ints]:
+    """A block of incomplete rows, as `completed` says."""
+    model = (*_cell_arrays(d), _correlation(d))
+    known, given = _scores(d, values), codes.copy()
+    most = -ndtri(0.5 / d.n_rows)
+    unknown, usual = np.isnan(values), d._inside(values, codes)
+    left = np.arange(len(values))
+    for attempt in range(_COMPLETIONS):
+        streams = [
+            np.random.Generator(np.random.Philox(np.random.SeedSequence([seeds[int(i)], attempt]))) for i in left
+        ]
+        uniform = np.array([stream.random() for stream in streams])
+        normal = np.array([stream.standard_normal(len(d.marginals)) for stream in streams])
+        scores, codes[left] = copula.completed_scores(
+            known[left], given[left], _cell_codes(d), model, most, uniform, normal
+        )
+        values[left] = np.where(unknown[left], _on_lattice(d, scores), values[left])
+        left = left[usual[left] & ~d._inside(values[left], codes[left])]
+        if not left.size:
+            break
+    return values, codes
 
 
 def _kept(d: CovariateDistribution, constraints: Sequence[Constraint], values: Floats, codes: Ints) -> Bools:

@@ -42,29 +42,36 @@ def feature_distances(
     n = min(len(made), len(held), len(train))
     sets = [sample.arrays["features"][:n] for sample in (made, held, train)]
     few = [rows[:PAIRWISE] for rows in sets]
+    within, remarks = _within(made, held, train, by) if by else ([], [])
     out = [
         _distance(_FRECHET, frechet_of_rows, sets),
-        *(_within(made, held, train, by) if by else []),
+        *within,
         _distance("kernel distance (KID) to training scans", squared_mmd, few),
         *_manifolds(few),
     ]
-    remarks = [
+    remarks.append(
         f"Fréchet distance of all {made.count} generated volumes from all {train.count} training scans: "
         f"{frechet_distance(made.stats, train.stats):.4g} (not judged: it falls with n, and there are fewer real scans; the "
         "kernel distance has no bias at any n)."
-    ]
+    )
     return out, remarks
 
 
-def _within(made: MeasuredSample, held: MeasuredSample, train: MeasuredSample, by: str) -> list[Finding]:
-    """The Fréchet distance of each category that has enough rows in all three."""
-    out = []
+def _within(
+    made: MeasuredSample, held: MeasuredSample, train: MeasuredSample, by: str
+) -> tuple[list[Finding], list[str]]:
+    """The Fréchet distance of each category that has enough rows in all three, and remarks on the others."""
+    out, remarks = [], []
     for category in sorted(train.table[by].dropna().unique()):
         sets = [sample.arrays["features"][(sample.table[by] == category).to_numpy()] for sample in (made, held, train)]
         n = min(map(len, sets))
         if n >= LEAST:
             out.append(_distance(f"{_FRECHET} ({by} {category})", frechet_of_rows, [rows[:n] for rows in sets]))
-    return out
+        else:
+            remarks.append(
+                f"Fréchet distance ({by} {category}): not judged, as one of the sets has only {n} volumes of it."
+            )
+    return out, remarks
 
 
 def _distance(name: str, statistic: Callable[..., float], sets: list[F32]) -> Finding:

@@ -98,6 +98,7 @@ def load_renderer(
     if precision == "bfloat16":
         with torch.device("meta"):
             planned = Renderer(spec.architecture, classes, context_size)
+            layout(planned)
             whole = [-(-size // planned.multiple) * planned.multiple for size in spec.volume.shape_xyz]
             place, noise = (torch.empty(1, n, *(size // CELL for size in whole)) for n in (4, planned.noise))
             labels, context = torch.empty((1, *whole), dtype=torch.uint8), torch.empty(1, context_size)

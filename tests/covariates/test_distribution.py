@@ -489,3 +489,15 @@ def test_what_is_known_may_be_unlike_the_cohort() -> None:
     assert filled["site"].tolist() == ["nobody", "a"]
     assert filled["vent_ml"].between(2, 250).all()
     assert not fitted.in_support(filled).any()
+
+
+def test_the_end_of_a_range_is_not_eight_standard_deviations_out() -> None:
+    fitted = fit_distribution(made_up(500), SCHEMA, "made up")
+    ends = pd.DataFrame({"age": [18.0, 95.0] * 200, "sex": None, "vent_ml": np.nan, "brain_ml": np.nan})
+    filled = fitted.completed(SCHEMA.validate(ends, "ends"), range(400))
+    people = fitted.draw(20000, 4)
+    for age, near in ((18.0, people[people["age"] < 22]), (95.0, people[people["age"] > 83])):
+        for name in ("vent_ml", "brain_ml"):
+            mine, theirs = filled.loc[filled["age"] == age, name], near[name]
+            assert abs(mine.median() - theirs.median()) < 1.5 * theirs.std(), (age, name)
+            assert theirs.min() <= mine.median() <= theirs.max(), (age, name)

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from brainsynth.bundle.files import read_bundle
 from brainsynth.config.schema import GenerateConfig
 from brainsynth.planning import plan_generation
 from brainsynth.stages import generate
@@ -166,8 +167,12 @@ def test_empty_cells_are_told_before_anything_is_made(
     rows = {"age": [50.0, 60.0], "sex": ["F", None], "ventricular_volume": [30.0, None], "brain_volume": [1200.0] * 2}
     pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
     config = line.generate(tmp_path / "generated", covariates={"table": str(tmp_path / "rows.csv")})
-    plan_generation(as_config(config, GenerateConfig, tmp_path))
-    assert "empty cells: sex in 1, ventricular_volume in 1 of 2 rows" in caplog.text
+    samples = plan_generation(as_config(config, GenerateConfig, tmp_path)).samples
+    assert "empty cells: sex in 1, ventricular_volume in 1 of 2 rows; drawn from the bundle's" in caplog.text
+    spec = read_bundle(Path(config["bundle"]))
+    assert not samples[list(spec.covariates.names)].isna().any(axis=None)
+    assert samples["ventricular_volume"][0] == 30.0
+    assert samples["extrapolated"].tolist() == spec.extrapolated(samples).tolist()
 
 
 def test_a_run_says_what_it_begins(line: Line, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
