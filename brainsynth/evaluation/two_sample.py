@@ -5,6 +5,8 @@ Cross-validated by person. The floor is the same network on two halves of the sc
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,10 +20,12 @@ from brainsynth.instruments.measured import measured_table
 from brainsynth.metrics.finding import LEAST, Finding, finding
 from brainsynth.metrics.intervals import ConfidenceInterval, bootstrap_interval
 from brainsynth.models.device import choose_device, set_threads
+from brainsynth.progress import in_minutes
 from brainsynth.reading.dataset import SyntheticDataset
 from brainsynth.usefulness.budgeted_training import Source, TrainingBudget, VolumeRows, train_and_predict
 from brainsynth.usefulness.tasks import DatasetVolumes
 
+log = logging.getLogger(__name__)
 Places = npt.NDArray[np.intp]
 METRIC = "two-sample test: accuracy of a classifier, generated against scans"
 
@@ -85,6 +89,7 @@ def accuracy(
     """
     folds = [_folds(names, options.folds) for names in people]
     right = [np.zeros(len(volumes)) for volumes in sets]
+    began = time.monotonic()
     budget = TrainingBudget(options.steps, options.batch_size, options.learning_rate, options.weight_decay)
     for fold in range(options.folds):
         sources = [
@@ -95,6 +100,8 @@ def accuracy(
         test = _Rows([(volumes, int(row)) for volumes, rows in zip(sets, held, strict=True) for row in rows])
         odds = train_and_predict("binary", sources, test, budget, fold, device)
         right[0][held[0]], right[1][held[1]] = odds[: len(held[0])] < 0, odds[len(held[0]) :] > 0
+        left_s = (time.monotonic() - began) / (fold + 1) * (options.folds - fold - 1)
+        log.info("two-sample test: network %d/%d trained  ETA %s", fold + 1, options.folds, in_minutes(left_s))
     shares = [
         [float(correct[names == name].mean()) for name in np.unique(names)]
         for correct, names in zip(right, people, strict=True)
