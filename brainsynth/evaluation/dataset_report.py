@@ -128,7 +128,8 @@ def _published(page: Page, root: str) -> None:
 
 def _facts(shards_parquet: bytes, dataset: SyntheticDataset, plan: Plan) -> dict[str, Any]:
     shards = pd.read_parquet(io.BytesIO(shards_parquet))
-    runtime = [json.loads(text) for text in shards["runtime"]]
+    made = shards.drop_duplicates("shard")  # with label maps a shard has two lines, and both tell of the same run
+    runtime = [json.loads(text) for text in made["runtime"]]
     busy_s = sum(entry["make_s"] for entry in runtime)
     manifest = dataset.manifest
     sampler = plan.identity.get("sampler")
@@ -142,7 +143,7 @@ def _facts(shards_parquet: bytes, dataset: SyntheticDataset, plan: Plan) -> dict
         else f"{sampler['method']}, {sampler['steps']} steps, guidance {sampler['guidance_scale']:g}{extras}, "
         f"{plan.identity['precision']}",
         "base seed": plan.identity["base_seed"],
-        "shards": f"{len(shards)}, {shards['size_bytes'].sum() / 1e6:.1f} MB",
+        "shards": f"{len(made)}, {shards['size_bytes'].sum() / 1e6:.1f} MB",
         "device": ", ".join(sorted({entry["device"] for entry in runtime})),
         "worker time": f"{busy_s:.1f} s, of which sampling {sum(e['sample_s'] for e in runtime):.1f} s and decoding "
         f"{sum(e['decode_s'] for e in runtime):.1f} s",

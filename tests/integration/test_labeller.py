@@ -186,6 +186,10 @@ def test_generated_volumes_come_with_the_label_maps_of_what_is_stored(line: Line
     assert [one["name"] for one in dataset.label_table] == [label.name for label in made.run.labels.labels]
     for sample in dataset:
         np.testing.assert_array_equal(sample["labels"], labeller(sample["image"][None])[0])
+    run = json.loads((tmp_path / "data" / "report.json").read_text())["run"]
+    commits = [json.loads(path.read_text())["record"] for path in (tmp_path / "data" / "commits").glob("*.json")]
+    assert run["shards"].split(",")[0] == str(len(commits))  # a shard of images and maps is one
+    assert run["worker time"].startswith(f"{sum(commit['runtime']['make_s'] for commit in commits):.1f} s")
     counted = [(sample["labels"] == 3).sum() * GRID.voxel_ml for sample in dataset]
     np.testing.assert_allclose(dataset.label_volumes["White-Matter"], counted)
     plain = line.generate(tmp_path / "plain", covariates={"draw": 6})
