@@ -7,6 +7,7 @@ interface alone, and its token is readable by this user alone.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -47,6 +48,7 @@ JOIN_S = 30.0
 """How long a cluster that was asked for may take until it listens: its head may be starting, too."""
 _HERE = (LOOPBACK, "localhost", "::1")
 _CANNOT_JOIN = "cannot join the Ray cluster that RAY_ADDRESS names"
+_NOT_OURS = "InvalidAuthToken"
 log = logging.getLogger(__name__)
 logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
 
@@ -71,13 +73,25 @@ def ray_session() -> Iterator[None]:
     else:
         _wait_for(address)
     try:
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True, **private)
+        _init(address, private)
     except Exception as error:  # Ray raises plain ones, too
         raise UserError(_why(address, error)) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _init(address: str, private: dict[str, Any]) -> None:
+    """Start or join. Two that start at one moment may pick one port: the second then meets the first, and starts again."""
+    start = functools.partial(ray.init, address=address, logging_level=logging.WARNING, log_to_driver=True, **private)
+    try:
+        start()
+    except Exception as error:
+        if address != "local" or _NOT_OURS not in str(error):
+            raise
+        ray.shutdown()
+        start()
 
 
 def _why(address: str, error: Exception) -> str:

@@ -128,3 +128,29 @@ def test_what_ray_says_becomes_one_message(
         monkeypatch.setenv("RAY_ADDRESS", address)
     assert expected in told(capsys)
     assert asked == [address or "local"]
+
+
+def test_another_ray_on_the_same_port_is_met_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two that start at one moment pick one port; the second meets the first, which refuses its token."""
+    refused = RuntimeError(
+        "Failed to start GCS.\nRPC error: InvalidAuthToken: Authentication token is missing or incorrect"
+    )
+    answers: list[Exception | None] = [refused, None]
+    monkeypatch.setattr(ray, "init", lambda *_, **__: _raised(answers.pop(0)))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    join()
+    assert answers == []
+    answers += [refused, refused, None]
+    assert "Ray does not start on this machine: Failed to start GCS." in told(capsys)
+    assert answers == [None]
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    answers[:] = [refused, None]
+    assert "cannot join the Ray cluster" in told(capsys)
+    assert answers == [None]
+
+
+def _raised(error: Exception | None) -> None:
+    if error is not None:
+        raise error
