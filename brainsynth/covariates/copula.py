@@ -6,6 +6,7 @@ Shapes: B rows, N cells (combinations of categories), D continuous covariates, C
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -51,13 +52,8 @@ def cell_distance(
     latent: Floats, codes: Ints, cells: Ints, means: Floats, scales: Floats, correlation: Floats
 ) -> Floats:
     """(B,) Mahalanobis distance to the nearest matching cell; inf without a match. NaN and code -1 are left out."""
-    known = np.isfinite(latent)
-    pattern_ids = known @ (1 << np.arange(latent.shape[1], dtype=np.int64))
     squared = np.full(len(latent), np.inf)
-    for pattern_id in np.unique(pattern_ids):
-        rows = np.flatnonzero(pattern_ids == pattern_id)
-        has = known[rows[0]]
-        precision = np.linalg.inv(correlation[np.ix_(has, has)])
+    for rows, has, precision in _patterns(latent, correlation):
         for cell, mean, scale in zip(cells, means, scales, strict=True):
             members = rows[((codes[rows] == cell) | (codes[rows] < 0)).all(axis=1)]
             e = (latent[np.ix_(members, has)] - mean[has]) / scale[has]
@@ -85,25 +81,18 @@ def completed_scores(
         latent: (B, D), NaN where unknown.
         codes: (B, C), -1 where unknown.
         model: probabilities (N,), latent means (N, D) and scales (N, D) of the cells, correlation (D, D) within them.
-        most: how far a known score may lie from the middle of all, and of its cell, in standard deviations; further ones
-            count as this far.
+        most: how far a known score may lie from the middle of its cell, in standard deviations; further ones count as this
+            far.
         uniform: (B,) in [0, 1).
         normal: (B, D) standard normal.
     """
     probability, means, scales, correlation = model
-    complete, known, inner = latent.copy(), np.isfinite(latent), latent.copy()
-    for j in range(latent.shape[1]):
-        score = mixture_score(probability, means[:, j], scales[:, j])
-        inner[:, j] = latent[:, j].clip(*np.interp([-most, most], score, LATENT))
+    complete = latent.copy()
     shared = ((codes[:, None, :] == cells[None]) | (codes[:, None, :] < 0)).sum(axis=2)
     agrees = shared == shared.max(axis=1, keepdims=True)
     chosen = np.zeros(len(latent), dtype=np.int64)
-    pattern_ids = known @ (1 << np.arange(latent.shape[1], dtype=np.int64))
-    for pattern_id in np.unique(pattern_ids):
-        rows = np.flatnonzero(pattern_ids == pattern_id)
-        has = known[rows[0]]
-        precision = np.linalg.inv(correlation[np.ix_(has, has)])
-        e = (inner[rows][:, None, has] - means[:, has]) / scales[:, has]
+    for rows, has, precision in _patterns(latent, correlation):
+        e = (latent[rows][:, None, has] - means[:, has]) / scales[:, has]
         log_odds = np.log(probability) - np.log(scales[:, has]).sum(axis=1)
         log_odds = np.where(agrees[rows], log_odds - np.einsum("bni,ij,bnj->bn", e, precision, e) / 2, -np.inf)
         below = np.cumsum(np.exp(log_odds - log_odds.max(axis=1, keepdims=True)), axis=1)
@@ -115,6 +104,16 @@ def completed_scores(
             drawn = e[np.arange(len(rows)), cell].clip(-most, most) @ slopes.T + normal[rows][:, ~has] @ left.T
             complete[np.ix_(rows, ~has)] = means[cell][:, ~has] + scales[cell][:, ~has] * drawn
     return complete, np.where(codes < 0, cells[chosen], codes)
+
+
+def _patterns(latent: Floats, correlation: Floats) -> Iterator[tuple[npt.NDArray[np.intp], Bools, Floats]]:
+    """Rows that know the same scores: their indices, which scores (D,) those are, and the inverse of their correlation."""
+    known = np.isfinite(latent)
+    pattern_ids = known @ (1 << np.arange(latent.shape[1], dtype=np.int64))
+    for pattern_id in np.unique(pattern_ids):
+        rows = np.flatnonzero(pattern_ids == pattern_id)
+        has: Bools = known[rows[0]]
+        yield rows, has, np.asarray(np.linalg.inv(correlation[np.ix_(has, has)]), np.float64)
 
 
 def _cell_probability(member: Bools, codes: Ints, cells: Ints) -> Floats:
@@ -242,6 +241,11 @@ def mixture_score(probability: Floats, means: Floats, scales: Floats) -> Floats:
     """(321,) normal scores of the latent grid under the mixture of the cells."""
     e = (LATENT[:, None] - means) / scales
     return _normal_score(ndtr(e) @ probability, ndtr(-e) @ probability)
+
+
+def latent_at(score: Floats, probability: Floats, means: Floats, scales: Floats) -> Floats:
+    """Latent scores of a covariate that have these normal scores under the mixture of the cells."""
+    return np.interp(score, mixture_score(probability, means, scales), LATENT)
 
 
 def _as_complete(squared: Floats, n_known: int, n_all: int) -> Floats:

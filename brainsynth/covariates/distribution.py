@@ -135,8 +135,8 @@ class CovariateDistribution:
         values, codes = to_arrays(self.schema, table)
         incomplete = np.flatnonzero(np.isnan(values).any(axis=1) | (codes < 0).any(axis=1))
         for block in np.split(incomplete, range(_BLOCK_ROWS, len(incomplete), _BLOCK_ROWS)):
-            chosen = [int(seeds[int(row)]) for row in block]
-            values[block], codes[block] = _completed(self, values[block], codes[block], chosen)
+            of_block = [seeds[row] for row in block.tolist()]
+            values[block], codes[block] = _completed(self, values[block], codes[block], of_block)
         return to_frame(self.schema, values, codes)
 
     def share(self, constraints: Sequence[Constraint] = ()) -> float:
@@ -160,8 +160,7 @@ class CovariateDistribution:
             )
         index = names.index(name)
         p, means, scales = _cell_arrays(self)
-        score = copula.mixture_score(p, means[:, index], scales[:, index])
-        latent = np.interp(ndtri(probability), score, LATENT)
+        latent = copula.latent_at(ndtri(probability), p, means[:, index], scales[:, index])
         return float(np.interp(latent, LATENT, self.marginals[index].knots))
 
     def in_support(self, table: pd.DataFrame) -> Bools:
@@ -289,15 +288,16 @@ def _scores(distribution: CovariateDistribution, values: Floats) -> Floats:
 
 def _completed(d: CovariateDistribution, values: Floats, codes: Ints, seeds: Sequence[int]) -> tuple[Floats, Ints]:
     """A block of incomplete rows, as `completed` says."""
-    model = (*_cell_arrays(d), _correlation(d))
-    known, given = _scores(d, values), codes.copy()
-    most = -ndtri(0.5 / d.n_rows)
+    p, means, scales = _cell_arrays(d)
+    known, given, most = _scores(d, values), codes.copy(), -ndtri(0.5 / d.n_rows)
+    for column, mean, scale in zip(known.T, means.T, scales.T, strict=True):
+        column[:] = column.clip(*copula.latent_at(np.array([-most, most]), p, mean, scale))
+    model = (p, means, scales, _correlation(d))
     unknown, usual = np.isnan(values), d._inside(values, codes)
     left = np.arange(len(values))
     for attempt in range(_COMPLETIONS):
-        streams = [
-            np.random.Generator(np.random.Philox(np.random.SeedSequence([seeds[int(i)], attempt]))) for i in left
-        ]
+        keys = (np.random.SeedSequence([seeds[i], attempt]) for i in left.tolist())
+        streams = [np.random.Generator(np.random.Philox(key)) for key in keys]
         uniform = np.array([stream.random() for stream in streams])
         normal = np.array([stream.standard_normal(len(d.marginals)) for stream in streams])
         scores, codes[left] = copula.completed_scores(

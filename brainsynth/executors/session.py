@@ -49,6 +49,7 @@ JOIN_S = 30.0
 _HERE = (LOOPBACK, "localhost", "::1")
 _CANNOT_JOIN = "cannot join the Ray cluster that RAY_ADDRESS names"
 _NOT_OURS = "InvalidAuthToken"
+"""What a Ray answers that another process started."""
 log = logging.getLogger(__name__)
 logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
 

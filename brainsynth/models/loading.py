@@ -18,8 +18,9 @@ from brainsynth.models.selfcheck import ConvolutionShape, check_bfloat16, convol
 from brainsynth.models.weights import load_weights
 
 if TYPE_CHECKING:
+    from brainsynth.bundle.renderer import RendererSpec
     from brainsynth.models.labeller import VolumeLabeller
-    from brainsynth.models.renderer import MapRenderer
+    from brainsynth.models.renderer import MapRenderer, Renderer
 
 
 def load_models(
@@ -89,23 +90,21 @@ def load_renderer(
 ) -> MapRenderer:
     """A bundle's renderer on a device; the same arguments, and errors as of `load_models`."""
     from brainsynth.bundle.renderer import RENDERER
-    from brainsynth.models.renderer import CELL, MapRenderer, Renderer
+    from brainsynth.models.renderer import MapRenderer
 
     spec = RENDERER.read(folder, digest)
-    classes, context_size = len(spec.labels.labels) + 1, spec.covariates.context_size
-    network = Renderer(spec.architecture, classes, context_size)
+    network = _renderer(spec)
     _ready(network, folder / RENDERER.file, device)
     if precision == "bfloat16":
-        with torch.device("meta"):
-            planned = Renderer(spec.architecture, classes, context_size)
-            layout(planned)
-            whole = [-(-size // planned.multiple) * planned.multiple for size in spec.volume.shape_xyz]
-            place, noise = (torch.empty(1, n, *(size // CELL for size in whole)) for n in (4, planned.noise))
-            labels, context = torch.empty((1, *whole), dtype=torch.uint8), torch.empty(1, context_size)
-            shapes = convolution_shapes(lambda: planned.image(labels, place, context, noise), planned)
-        check_bfloat16(shapes, device)
+        check_bfloat16(_rendering_shapes(spec), device)
         round_weights(network)
     return MapRenderer(network, spec.labels, device, precision)
+
+
+def _renderer(spec: RendererSpec) -> Renderer:
+    from brainsynth.models.renderer import Renderer
+
+    return Renderer(spec.architecture, len(spec.labels.labels) + 1, spec.covariates.context_size)
 
 
 def _ready(network: torch.nn.Module, weights: Path, device: torch.device) -> None:
@@ -145,3 +144,17 @@ def _convolution_shapes(spec: BundleSpec, rewrites: bool, decoder: DecoderChoice
             autoencoder.decode(z, context)
 
         return convolution_shapes(make_one_volume, autoencoder, denoiser)
+
+
+def _rendering_shapes(spec: RendererSpec) -> list[ConvolutionShape]:
+    from brainsynth.models.labeller import padded
+    from brainsynth.models.renderer import CELL
+
+    with torch.device("meta"):
+        network = _renderer(spec)
+        layout(network)
+        labels = padded(torch.empty((1, 1, *spec.volume.shape_xyz), dtype=torch.uint8), network.multiple)[:, 0]
+        cells = [size // CELL for size in labels.shape[1:]]
+        place, noise = (torch.empty((1, channels, *cells)) for channels in (4, network.noise))
+        context = torch.empty((1, spec.covariates.context_size))
+        return convolution_shapes(lambda: network.image(labels, place, context, noise), network)
