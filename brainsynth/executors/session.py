@@ -7,7 +7,6 @@ interface alone, and its token is readable by this user alone.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import secrets
@@ -39,6 +38,7 @@ if _alone:
     os.environ[_ONE_MACHINE] = "0"
 
 import ray  # noqa: E402
+from ray._raylet import AuthenticationTokenLoader  # noqa: E402
 
 if _alone:
     del os.environ[_ONE_MACHINE]
@@ -48,8 +48,6 @@ JOIN_S = 30.0
 """How long a cluster that was asked for may take until it listens: its head may be starting, too."""
 _HERE = (LOOPBACK, "localhost", "::1")
 _CANNOT_JOIN = "cannot join the Ray cluster that RAY_ADDRESS names"
-_NOT_OURS = "InvalidAuthToken"
-"""What a Ray answers that another process started."""
 log = logging.getLogger(__name__)
 logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
 
@@ -70,29 +68,18 @@ def ray_session() -> Iterator[None]:
     private: dict[str, Any] = {}
     if address == "local":
         _private_token()
+        _read_the_token_again()
         private["dashboard_host"] = LOOPBACK
     else:
         _wait_for(address)
     try:
-        _init(address, private)
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True, **private)
     except Exception as error:  # Ray raises plain ones, too
         raise UserError(_why(address, error)) from error
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def _init(address: str, private: dict[str, Any]) -> None:
-    """Start or join. Two that start at one moment may pick one port: the second then meets the first, and starts again."""
-    start = functools.partial(ray.init, address=address, logging_level=logging.WARNING, log_to_driver=True, **private)
-    try:
-        start()
-    except Exception as error:
-        if address != "local" or _NOT_OURS not in str(error):
-            raise
-        ray.shutdown()
-        start()
 
 
 def _why(address: str, error: Exception) -> str:
@@ -106,6 +93,14 @@ def _why(address: str, error: Exception) -> str:
         f"{_CANNOT_JOIN} ({address}): {said}; a cluster with token authentication needs RAY_AUTH_MODE=token and the token, "
         "and a program joins it from one of its own nodes"
     )
+
+
+def _read_the_token_again() -> None:
+    """Forget the token of an earlier session of this process: the servers that start now read theirs from where it lies now.
+
+    Without this, a process whose HOME or RAY_AUTH_TOKEN_PATH changed between two sessions is refused by its own servers.
+    """
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _wait_for(address: str) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
@@ -130,27 +134,22 @@ def test_what_ray_says_becomes_one_message(
     assert asked == [address or "local"]
 
 
-def test_another_ray_on_the_same_port_is_met_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Two that start at one moment pick one port; the second meets the first, which refuses its token."""
-    refused = RuntimeError(
-        "Failed to start GCS.\nRPC error: InvalidAuthToken: Authentication token is missing or incorrect"
+TWO_HOMES = """
+import os
+import ray
+from brainsynth.executors.session import ray_session
+
+for home in ("first", "second"):
+    os.environ["HOME"] = os.path.join(os.getcwd(), home)
+    with ray_session():
+        print(home, ray.get(ray.put(1)))
+"""
+
+
+def test_a_session_reads_the_token_of_its_own_home(tmp_path: Path) -> None:
+    """Ray keeps a token once it has read it; its servers read theirs where HOME points when they start."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    asked = subprocess.run(
+        [sys.executable, "-c", TWO_HOMES], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
-    answers: list[Exception | None] = [refused, None]
-    monkeypatch.setattr(ray, "init", lambda *_, **__: _raised(answers.pop(0)))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    join()
-    assert answers == []
-    answers += [refused, refused, None]
-    assert "Ray does not start on this machine: Failed to start GCS." in told(capsys)
-    assert answers == [None]
-    monkeypatch.setenv("RAY_ADDRESS", "auto")
-    answers[:] = [refused, None]
-    assert "cannot join the Ray cluster" in told(capsys)
-    assert answers == [None]
-
-
-def _raised(error: Exception | None) -> None:
-    if error is not None:
-        raise error
+    assert asked.stdout.split("\n")[-3:] == ["first 1", "second 1", ""], asked.stderr
