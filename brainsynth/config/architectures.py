@@ -201,11 +201,16 @@ class GaussianArchitecture:
     crossed: Annotated[str, left_out_at("")] = ""
     """A binary covariate, for instance `cohort`: in the first `rank_channels` channels the mean has other slopes along the
     other covariates in each of its categories."""
+    network_until: Annotated[float, left_out_at(1.0)] = 1.0
+    """Share of noise, 0 to 1, above which the Gaussian model predicts alone: there a network that learnt from few people may
+    do worse than none, and it is not computed."""
 
     def __post_init__(self) -> None:
         _check_size(self.channels)
         if not 1 <= self.finest_blocks <= 16:
             raise ValueError("finest_blocks must be 1 to 16")
+        if not 0 < self.network_until <= 1:
+            raise ValueError("network_until must be above 0, and at most 1")
         if not 1 <= self.rank <= 512 or not 1 <= self.rank_channels <= 64 or not 1 <= self.embedding <= 4096:
             raise ValueError("rank must be 1 to 512, rank_channels 1 to 64, and embedding 1 to 4096")
         if self.norm_groups < 1 or any(c % self.norm_groups for c in self.channels):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated, Literal
 
 from brainsynth.config.architectures import AnyAutoencoderArchitecture, DenoiserArchitecture
@@ -255,9 +256,17 @@ class DiffusionTrainConfig:
     begins: to train further, with more steps or another learning rate. The network may have had fewer `finest_blocks`: the
     others begin as the identity. Covariates and grid must be the same in number and size; a Gaussian model is fitted to
     these latents anyway, unless a bundle's autoencoder made them: then the one that it begins with is kept."""
+    emphasis: Annotated[dict[str, float], left_out_at({})] = field(default_factory=dict)
+    """Continuous covariate → factor on its slopes in the mean of a fitted Gaussian model, for instance
+    `ventricular_volume: 1.2`; applied to the weights at the end. What is decoded from a mean shows less than the mean was
+    asked for: a mean of scans has blurred borders. Measure the slope on generated volumes, and give its inverse."""
     runtime: TrainRuntimeConfig = TrainRuntimeConfig()
 
     def __post_init__(self) -> None:
+        if self.emphasis and self.architecture.kind != "gaussian":
+            raise ValueError("emphasis is for architecture.kind: gaussian")
+        if any(not 0.5 <= factor <= 2 for factor in self.emphasis.values()):
+            raise ValueError("emphasis: a factor must be 0.5 to 2")
         if not 0 <= self.conditioning_dropout < 1 or self.figure_steps < 1:
             raise ValueError("need 0 <= conditioning_dropout < 1 and figure_steps >= 1")
         check_shares(self.optimisation, self.runtime)

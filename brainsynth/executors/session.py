@@ -38,7 +38,7 @@ if _alone:
     os.environ[_ONE_MACHINE] = "0"
 
 import ray  # noqa: E402
-from ray._raylet import AuthenticationTokenLoader  # noqa: E402
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # noqa: E402  # compiled
 
 if _alone:
     del os.environ[_ONE_MACHINE]

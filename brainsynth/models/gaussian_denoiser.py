@@ -146,6 +146,7 @@ class GaussianDenoiser(nn.Module):
         self.latents = GaussianLatents(
             shape_cxyz, context_size, architecture.rank, architecture.rank_channels, products
         )
+        self.network_until = architecture.network_until
         self.network = _ResidualUNet(architecture, 2 * channels, channels, shape_cxyz[1:], context_size)
 
     def forward(self, z_BCXYZ: Tensor, t_B: Tensor, context_BK: Tensor, mirrored_B: Tensor | None = None) -> Tensor:  # noqa: N803
@@ -161,9 +162,12 @@ class GaussianDenoiser(nn.Module):
             estimate, spread = self.latents.posterior(z, time, prior)
             t = time.view(-1, 1, 1, 1, 1)
             surprise = (z - (1 - t) * estimate) / ((1 - t) ** 2 * self.latents.variance + t**2).sqrt()
-        error = self.network(torch.cat([surprise, estimate], dim=1), time, context_BK)
-        flow: Tensor = (z - estimate - spread * error.float()) / t
-        return flow
+        flow: Tensor = (z - estimate) / t
+        noisy = time > self.network_until
+        if not (torch.is_grad_enabled() or noisy.is_meta) and bool(noisy.all()):
+            return flow
+        error: Tensor = self.network(torch.cat([surprise, estimate], dim=1), time, context_BK).float()
+        return flow - spread * error.masked_fill(noisy.view_as(t), 0.0) / t
 
     def expected_error(self, t_B: Tensor) -> Tensor:  # noqa: N803
         """(B,) squared error per number of the flow prediction that the Gaussian's diagonal part leaves open."""

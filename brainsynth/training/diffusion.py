@@ -30,7 +30,7 @@ from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import local_folder, open_store
 from brainsynth.training.data import batch_indices, check_training, weights_seed
-from brainsynth.training.gaussian_fit import fit_gaussian
+from brainsynth.training.gaussian_fit import emphasise, fit_gaussian
 from brainsynth.training.latents import WHITENED_AS, read_latent_spec
 from brainsynth.training.learner import Learner
 from brainsynth.training.loop import Worker
@@ -196,6 +196,10 @@ class DiffusionTask:
     def record(self, finished: Finished) -> DenoiserRun:
         """Write the averaged weights, and the autoencoder's next to them; returns the record of the training."""
         copy_weights(self.inputs.autoencoder_file, self.worker.folder / AUTOENCODER_FILE)
+        network = self.learner.averaged()
+        if network.gaussian is not None and self.config.emphasis:
+            factors = self.schema.slopes(self.config.emphasis, "emphasis")
+            emphasise(network.gaussian.latents, self.train.context, factors, self.schema.missing == "indicator")
         return DenoiserRun(
             config_digest=finished.config_digest,
             autoencoder=self.inputs.autoencoder,
@@ -205,7 +209,7 @@ class DiffusionTask:
             distribution=self.distribution,
             subjects=len(self.train.scans),
             steps=self.config.optimisation.steps,
-            weights_sha256=write_weights(self.learner.averaged(), self.worker.folder / DIFFUSION_FILE),
+            weights_sha256=write_weights(network, self.worker.folder / DIFFUSION_FILE),
             metrics=finished.metrics,
             elapsed_s=finished.elapsed_s,
         )
@@ -245,6 +249,7 @@ def check(config: DiffusionTrainConfig) -> Inputs:
             "conditioning_dropout must be 0 with covariates.missing = refuse: there the all-zero context is a real subject "
             "(every covariate at its lowest), not an unknown one"
         )
+    plan.covariates.slopes(config.emphasis, "emphasis")
     data = with_start(plan.fingerprint, config.start_from, DIFFUSION_FILE)
     of_bundle = WHITENED_AS in plan.identity
     check_training(config, config.latents, "latents", plan.covariates, array="mean", one_category=of_bundle)

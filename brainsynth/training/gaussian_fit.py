@@ -8,6 +8,8 @@ subjects have who were left out when the components were found (5 folds by subje
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -74,6 +76,33 @@ def fit_gaussian(
         "Gaussian model of %d latents: covariates explain %.0f %% of the variance, %d shared components %.0f %%",
         len(flat), 100 * float(1 - rest.square().mean(0).sum() / total), rank, 100 * float(believed.sum() / total),
     )  # fmt: skip
+
+
+def emphasise(model: GaussianLatents, context_NK: Tensor, factors: Mapping[int, float], flagged: bool) -> None:  # noqa: N803
+    """Multiply the slopes of the mean along some covariates, about the middle of the people of each category.
+
+    Args:
+        context_NK: contexts of the people that it was fitted to.
+        factors: position in the context → factor.
+        flagged: whether the second half of the context says what is known.
+    """
+    slopes, behind = model.mean_map, context_NK.shape[1] // 2
+    first = len(model.factors) // math.prod(model.variance.shape[1:])
+    crossed = {other: (number, binary) for number, (binary, other) in enumerate(model.products)}
+    for position, factor in factors.items():
+        known = context_NK[context_NK[:, position + behind] == 1] if flagged else context_NK
+        constant = slopes[1 + position + behind if flagged else 0]
+        more = (factor - 1) * slopes[1 + position]
+        slopes[1 + position] += more
+        constant -= more * known[:, position].mean()
+        if position in crossed:
+            number, binary = crossed[position]
+            with_it = known[:, binary] == 1
+            middle, of_others, of_these = (x[:, position].mean() for x in (known, known[~with_it], known[with_it]))
+            steeper = (factor - 1) * model.product_map[number]
+            model.product_map[number] += steeper
+            constant[:first] += more[:first] * (middle - of_others)
+            slopes[1 + binary, :first] += more[:first] * (of_others - of_these) - steeper * of_these
 
 
 def _fit_mean(

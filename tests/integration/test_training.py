@@ -203,6 +203,13 @@ def test_a_denoiser_goes_on_from_another_ones_weights(line: Line, tmp_path: Path
     fitted = "gaussian.latents."  # again, with other slopes for each sex
     assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before if fitted not in name)
     assert f"{fitted}product_map" in after
+    steeper = second | {"emphasis": {"age": 1.5}, "output": str(tmp_path / "steeper")}
+    train_diffusion.run(as_config(steeper, DiffusionTrainConfig, tmp_path))
+    emphasised = load_file(tmp_path / "steeper" / "diffusion.safetensors")
+    slopes = [part[f"{fitted}mean_map"][1] for part in (after, emphasised)]
+    assert torch.allclose(slopes[1], 1.5 * slopes[0], atol=1e-6)
+    with pytest.raises(UserError, match="emphasis: 'sex' is not a continuous covariate"):
+        train_diffusion.run(as_config(steeper | {"emphasis": {"sex": 1.5}}, DiffusionTrainConfig, tmp_path))
     train_diffusion.run(as_config(second, DiffusionTrainConfig, tmp_path))  # finished: nothing to do
     weights.write_bytes((tmp_path / "second" / "diffusion.safetensors").read_bytes())
     with pytest.raises(UserError, match="another config"):

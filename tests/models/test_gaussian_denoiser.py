@@ -21,7 +21,7 @@ from brainsynth.models.gaussian_denoiser import ADDED, GaussianLatents
 from brainsynth.models.sampling import guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_weights, save_weights
-from brainsynth.training.gaussian_fit import fit_gaussian
+from brainsynth.training.gaussian_fit import emphasise, fit_gaussian
 
 SHAPE, CONTEXT = (2, 4, 2, 2), 2
 ARCHITECTURE = GaussianArchitecture(
@@ -223,6 +223,70 @@ def test_a_site_s_slope_along_a_logarithmic_covariate_is_closer_to_the_common_on
     logarithmic = dataclasses.replace(SCHEMA.covariates[0], low=0.1, scale="log")
     assert dataclasses.replace(SCHEMA, covariates=(SCHEMA.covariates[1], logarithmic)).logarithmic() == {1}
     assert SCHEMA.logarithmic() == frozenset()
+
+
+@pytest.mark.parametrize("crossed", ["", "site"])
+def test_emphasis_makes_slopes_steeper_about_the_middle_of_each_site(crossed: str) -> None:
+    z, context, _ = people(200)
+    context[:, 0] += 0.5 * context[:, 1]  # one site is older
+    flagged = torch.cat([context, torch.ones_like(context)], 1)
+    flagged[0, [0, 2]] = 0  # of one the age is not known
+    schema = dataclasses.replace(SCHEMA, missing="indicator")
+    denoiser = Denoiser(dataclasses.replace(ARCHITECTURE, crossed=crossed), SHAPE[0], 4, SHAPE[1:], schema)
+    assert denoiser.gaussian is not None
+    model = denoiser.gaussian.latents
+    fit_gaussian(model, z, flagged, [f"s{i}" for i in range(200)])
+
+    def means() -> Tensor:
+        rows = torch.tensor([[age, site, 1.0, 1.0] for site in (0.0, 1.0) for age in (0.2, 0.7)] + [[0.0, 0, 0, 0]])
+        return model.mean(rows)
+
+    before, of_people = means(), model.mean(flagged[1:])
+    emphasise(model, flagged, schema.slopes({"age": 1.5}, "emphasis"), flagged=True)
+    after = means()
+    torch.testing.assert_close(after[1] - after[0], 1.5 * (before[1] - before[0]), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(after[3] - after[2], 1.5 * (before[3] - before[2]), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(after[4], before[4])  # nothing known
+    first = ARCHITECTURE.rank_channels if crossed else 0
+    for site in (0, 1) if crossed else ():
+        its = context[1:, 1] == site
+        torch.testing.assert_close(
+            model.mean(flagged[1:])[its, :first].mean(0), of_people[its, :first].mean(0), rtol=1e-3, atol=1e-3
+        )
+    torch.testing.assert_close(
+        model.mean(flagged[1:])[:, first:].mean(0), of_people[:, first:].mean(0), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_the_network_is_not_asked_where_there_is_much_noise() -> None:
+    quiet, asked = (
+        Denoiser(dataclasses.replace(ARCHITECTURE, network_until=until), SHAPE[0], CONTEXT, SHAPE[1:]).eval()
+        for until in (0.6, 1.0)
+    )
+    assert quiet.gaussian is not None
+    assert asked.gaussian is not None
+    torch.nn.init.normal_(quiet.gaussian.network.last.weight, generator=torch.Generator().manual_seed(0))
+    asked.load_state_dict(quiet.state_dict())
+    untrained = Denoiser(ARCHITECTURE, SHAPE[0], CONTEXT, SHAPE[1:]).eval()
+    z, context = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(1)), torch.zeros(3, CONTEXT)
+    t = torch.tensor([300.0, 599.0, 700.0])
+    alone, whole = untrained(z, t, context), asked(z, t, context)
+    for made in (quiet(z, t, context), quiet.train()(z, t, context).detach()):
+        torch.testing.assert_close(made[:2], whole[:2])
+        torch.testing.assert_close(made[2], alone[2])
+        assert not torch.allclose(alone[:2], whole[:2])
+    calls: list[int] = []
+    quiet.gaussian.network.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        torch.testing.assert_close(quiet(z, t + 400, context), untrained(z, t + 400, context))
+        assert not calls
+        quiet(z, t, context)
+    assert len(calls) == 1
+
+
+def test_only_a_continuous_covariate_is_emphasised() -> None:
+    with pytest.raises(UserError, match="emphasis: 'site' is not a continuous covariate; there are: age"):
+        SCHEMA.slopes({"site": 1.2}, "emphasis")
 
 
 def test_weights_of_a_crossed_mean_are_kept(tmp_path: Path) -> None:
