@@ -277,18 +277,18 @@ class CovariateSchema:
             raise UserError(f"architecture.crossed: {name!r} is not a binary covariate; there are: {binary or 'none'}")
         return tuple((chosen[0], other) for other in range(sum(c.width for c in self.covariates)) if other != chosen[0])
 
-    def slopes(self, factors: Mapping[str, float], where: str) -> dict[int, float]:
+    def by_position(self, numbers: Mapping[str, float], where: str) -> dict[int, float]:
         """Numbers given by continuous covariate, by the covariate's position in the context.
 
         Raises:
             UserError: a name is not a continuous covariate of the schema.
         """
         places = {c.name: place for c, place in self._places() if c.kind == "continuous"}
-        for name in factors:
+        for name in numbers:
             if name not in places:
                 there = ", ".join(places) or "none"
                 raise UserError(f"{where}: {name!r} is not a continuous covariate; there are: {there}")
-        return {places[name]: number for name, number in factors.items()}
+        return {places[name]: number for name, number in numbers.items()}
 
     def logarithmic(self) -> frozenset[int]:
         """Where the context holds covariates on a logarithmic scale."""

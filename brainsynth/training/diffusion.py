@@ -198,7 +198,7 @@ class DiffusionTask:
         copy_weights(self.inputs.autoencoder_file, self.worker.folder / AUTOENCODER_FILE)
         network = self.learner.averaged()
         if network.gaussian is not None and self.config.emphasis:
-            factors = self.schema.slopes(self.config.emphasis, "emphasis")
+            factors = self.schema.by_position(self.config.emphasis, "emphasis")
             emphasise(network.gaussian.latents, self.train.context, factors, self.schema.missing == "indicator")
         return DenoiserRun(
             config_digest=finished.config_digest,
@@ -249,9 +249,11 @@ def check(config: DiffusionTrainConfig) -> Inputs:
             "conditioning_dropout must be 0 with covariates.missing = refuse: there the all-zero context is a real subject "
             "(every covariate at its lowest), not an unknown one"
         )
-    plan.covariates.slopes(config.emphasis, "emphasis")
+    plan.covariates.by_position(config.emphasis, "emphasis")
     data = with_start(plan.fingerprint, config.start_from, DIFFUSION_FILE)
     of_bundle = WHITENED_AS in plan.identity
+    if config.emphasis and of_bundle and config.start_from is not None:
+        raise UserError("emphasis: the Gaussian model of the bundle is kept, with the slopes it has; leave it out")
     check_training(config, config.latents, "latents", plan.covariates, array="mean", one_category=of_bundle)
     return Inputs(autoencoder, file, plan.covariates, read_latent_spec(store), data, of_bundle)
 

@@ -48,6 +48,9 @@ def test_a_bundle_is_trained_further(line: Line, gaussian: Path, few: Path) -> N
     assert read_latent_spec(open_store(str(few / "latents"))) == before.latents
     config = line.diffusion("further", kind="gaussian")
     config |= {"latents": str(few / "latents"), "autoencoder": str(gaussian), "output": str(few / "diffusion")}
+    twice = config | {"start_from": str(gaussian), "emphasis": {"age": 1.2}}
+    with pytest.raises(UserError, match="emphasis: the Gaussian model of the bundle is kept"):
+        train_diffusion.run(as_config(twice, DiffusionTrainConfig, few))
     train_diffusion.run(as_config(config | {"start_from": str(gaussian)}, DiffusionTrainConfig, few))
     export_bundle.run(as_config(line.bundle() | {"diffusion": str(few / "diffusion"), "output": str(few / "bundle")}, ExportConfig, few))  # fmt: skip # noqa: E501
     made = read_bundle(few / "bundle")

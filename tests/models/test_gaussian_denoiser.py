@@ -242,7 +242,7 @@ def test_emphasis_makes_slopes_steeper_about_the_middle_of_each_site(crossed: st
         return model.mean(rows)
 
     before, of_people = means(), model.mean(flagged[1:])
-    emphasise(model, flagged, schema.slopes({"age": 1.5}, "emphasis"), flagged=True)
+    emphasise(model, flagged, schema.by_position({"age": 1.5}, "emphasis"), flagged=True)
     after = means()
     torch.testing.assert_close(after[1] - after[0], 1.5 * (before[1] - before[0]), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(after[3] - after[2], 1.5 * (before[3] - before[2]), rtol=1e-3, atol=1e-4)
@@ -286,7 +286,7 @@ def test_the_network_is_not_asked_where_there_is_much_noise() -> None:
 
 def test_only_a_continuous_covariate_is_emphasised() -> None:
     with pytest.raises(UserError, match="emphasis: 'site' is not a continuous covariate; there are: age"):
-        SCHEMA.slopes({"site": 1.2}, "emphasis")
+        SCHEMA.by_position({"site": 1.2}, "emphasis")
 
 
 def test_weights_of_a_crossed_mean_are_kept(tmp_path: Path) -> None:
