@@ -156,18 +156,19 @@ class GaussianDenoiser(nn.Module):
             mirrored_B: in training, true where z is of a scan's mirror image.
         """
         time = _time(t_B)
+        noisy = time > self.network_until
+        alone = not (torch.is_grad_enabled() or noisy.is_meta) and bool(noisy.all())
         with in_float32(z_BCXYZ.device), torch.no_grad():
             z = z_BCXYZ.float()
             prior = self.latents.mean(context_BK.float(), mirrored_B)
             estimate, spread = self.latents.posterior(z, time, prior)
             t = time.view(-1, 1, 1, 1, 1)
+            if alone:
+                return (z - estimate) / t
             surprise = (z - (1 - t) * estimate) / ((1 - t) ** 2 * self.latents.variance + t**2).sqrt()
-        flow: Tensor = (z - estimate) / t
-        noisy = time > self.network_until
-        if not (torch.is_grad_enabled() or noisy.is_meta) and bool(noisy.all()):
-            return flow
-        error: Tensor = self.network(torch.cat([surprise, estimate], dim=1), time, context_BK).float()
-        return flow - spread * error.masked_fill(noisy.view_as(t), 0.0) / t
+        error = self.network(torch.cat([surprise, estimate], dim=1), time, context_BK)
+        flow: Tensor = (z - estimate - spread * error.float().masked_fill(noisy.view_as(t), 0.0)) / t
+        return flow
 
     def expected_error(self, t_B: Tensor) -> Tensor:  # noqa: N803
         """(B,) squared error per number of the flow prediction that the Gaussian's diagonal part leaves open."""

@@ -8,7 +8,6 @@ subjects have who were left out when the components were found (5 folds by subje
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -87,7 +86,6 @@ def emphasise(model: GaussianLatents, context_NK: Tensor, factors: Mapping[int, 
         flagged: whether the second half of the context says what is known.
     """
     slopes, behind = model.mean_map, context_NK.shape[1] // 2
-    first = len(model.factors) // math.prod(model.variance.shape[1:])
     crossed = {other: (number, binary) for number, (binary, other) in enumerate(model.products)}
     for position, factor in factors.items():
         known = context_NK[context_NK[:, position + behind] == 1] if flagged else context_NK
@@ -100,6 +98,7 @@ def emphasise(model: GaussianLatents, context_NK: Tensor, factors: Mapping[int, 
             with_it = known[:, binary] == 1
             middle, of_others, of_these = (x[:, position].mean() for x in (known, known[~with_it], known[with_it]))
             steeper = (factor - 1) * model.product_map[number]
+            first = len(steeper)  # channels
             model.product_map[number] += steeper
             constant[:first] += more[:first] * (middle - of_others)
             slopes[1 + binary, :first] += more[:first] * (of_others - of_these) - steeper * of_these

@@ -20,7 +20,7 @@ EXCEPTIONS = {
     r"^python -m (benchmarks|recipes)\.": "minutes to hours, mostly on real scans; its JSON is the result",
     r"^(python )?-m pytest|^ROCRATE_VALIDATOR=": "a test, with a tool that the lock does not hold",
     r"^brainsynth .*configs/t1w-2mm-pyramid/": "needs the real scans; the page runs the same jobs on procedural brains",
-    r"^brainsynth .*--set dataset=brains ": "needs the real scans and 1,000 volumes; docs/first-real-run.md has these jobs",
+    r"^brainsynth .*--set dataset=brains ": "needs the real scans and 5,000 volumes; docs/first-real-run.md has these jobs",
     r"^brainsynth vary --scan ": "needs a person's scan; tests/integration/test_scan_in.py runs it on a phantom",
     r"^brainsynth .*runs/mine/": "needs 40 scans of the reader's; tests/integration/test_fine_tune.py runs it on phantoms",
     r"^pip install ": "installs brainsynth; tests/installation does, from the wheel",
