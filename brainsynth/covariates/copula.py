@@ -243,6 +243,32 @@ def mixture_score(probability: Floats, means: Floats, scales: Floats) -> Floats:
     return _normal_score(ndtr(e) @ probability, ndtr(-e) @ probability)
 
 
+def with_even_tails(
+    knots: Floats, probability: Floats, of_cells: tuple[Floats, Floats], people: int, in_log: bool
+) -> Floats:
+    """(321,) knots that go on in a straight line where fewer than half a person is expected, out of [low, high] if need be.
+
+    Kernels end within a few of their widths, and at low or high at once: somebody as old as a cohort's bound would have a
+    score of 8, as far out as nobody is, and the threshold of the support would be measured on such people. The line's slope
+    is the standard deviation that the middle 95 % suggest.
+
+    Args:
+        knots: (321,) values at the latent scores.
+        probability: (N,) of the cells.
+        of_cells: their latent means (N,) and scales (N,).
+        people: who have a value.
+        in_log: the line is one of logarithms.
+    """
+    line = np.log(knots) if in_log else knots.copy()
+    inside = -ndtri(0.5 / people)
+    first, low, high, last = latent_at(np.array([-inside, -2.0, 2.0, inside]), probability, *of_cells)
+    below, left, right, above = np.interp([first, low, high, last], LATENT, line)
+    slope = (right - left) / (high - low)
+    line = np.where(LATENT < first, below + slope * (LATENT - first), line)
+    line = np.where(LATENT > last, above + slope * (LATENT - last), line)
+    return np.exp(line) if in_log else line
+
+
 def latent_at(score: Floats, probability: Floats, means: Floats, scales: Floats) -> Floats:
     """Latent scores of a covariate that have these normal scores under the mixture of the cells."""
     return np.interp(score, mixture_score(probability, means, scales), LATENT)

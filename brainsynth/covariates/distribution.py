@@ -5,8 +5,8 @@ categories. In cell c (probability p_c) the D continuous covariates have latent 
 
     y = mean_c + scale_c * e,   e ~ N(0, correlation),        x_j = knots_j(y_j)
 
-where knots_j is increasing and chosen so that the mixture over the cells has exactly the kernel-smoothed marginal of
-covariate j. A group difference (sex and brain volume) is a shift of latent means and never bends the marginal.
+where knots_j is increasing and chosen so that the mixture over the cells has the kernel-smoothed marginal of covariate j,
+but for its tails (`copula.with_even_tails`). A group difference (sex and brain volume) is a shift of latent means and never bends the marginal.
 Means and scales of small cells are shrunk to what the levels have in common, so a site with two people is not replayed.
 
 Privacy: the fitted object holds quantile curves, cell means, scales and one correlation matrix, never a row. Continuous
@@ -68,7 +68,8 @@ class ContinuousMarginal:
 
     name: str
     knots: tuple[float, ...]
-    """(321,) non-decreasing values, in the covariate's unit, at latent scores -8 to 8."""
+    """(321,) non-decreasing values, in the covariate's unit, at latent scores -8 to 8; those of the tails may lie outside
+    [low, high], and are mirrored at its ends where they are drawn."""
     lattice_offset: float
     lattice_step: float
 
@@ -161,7 +162,8 @@ class CovariateDistribution:
         index = names.index(name)
         p, means, scales = _cell_arrays(self)
         latent = copula.latent_at(ndtri(probability), p, means[:, index], scales[:, index])
-        return float(np.interp(latent, LATENT, self.marginals[index].knots))
+        low, high = bounds(continuous_covariates(self.schema)[index])
+        return float(np.clip(np.interp(latent, LATENT, self.marginals[index].knots), low, high))
 
     def in_support(self, table: pd.DataFrame) -> Bools:
         """(B,) True where a validated row is as near as the cohort's own people and all its values are inside [low, high].
@@ -241,6 +243,8 @@ def _fit(schema: CovariateSchema, values: Floats, codes: Ints, cells: Ints) -> C
         offset, step = copula.lattice(values[:, j], low, high)
         at, score = copula.smoothed_marginal(values[:, j], low, high, c.scale == "log")
         knots = np.interp(copula.mixture_score(probability, means[:, j], scales[:, j]), score, at)
+        known = int(np.isfinite(values[:, j]).sum())
+        knots = copula.with_even_tails(knots, probability, (means[:, j], scales[:, j]), known, c.scale == "log")
         marginals.append(
             ContinuousMarginal(name=c.name, knots=tuple(knots.tolist()), lattice_offset=offset, lattice_step=step)
         )
@@ -272,8 +276,10 @@ def _on_lattice(distribution: CovariateDistribution, latent: Floats) -> Floats:
     """(B, D) values at latent scores."""
     values = np.empty_like(latent)
     for j, (m, c) in enumerate(zip(distribution.marginals, continuous_covariates(distribution.schema), strict=True)):
-        steps = np.rint((np.interp(latent[:, j], LATENT, m.knots) - m.lattice_offset) / m.lattice_step)
-        first, last = ((bound - m.lattice_offset) / m.lattice_step for bound in bounds(c))
+        low, high = bounds(c)
+        inside = low + np.abs(np.interp(latent[:, j], LATENT, m.knots) - low)  # mirrored, as kernels are
+        steps = np.rint((high - np.abs(high - inside) - m.lattice_offset) / m.lattice_step)
+        first, last = ((bound - m.lattice_offset) / m.lattice_step for bound in (low, high))
         values[:, j] = m.lattice_offset + m.lattice_step * np.clip(steps, np.ceil(first), np.floor(last))
     return values
 

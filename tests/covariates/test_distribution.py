@@ -403,6 +403,22 @@ def test_values_at_the_edge_of_the_support_neither_leak_nor_pile_up() -> None:
     assert (drawn.age < 19).mean() == pytest.approx((table.age < 19).mean(), abs=0.04)
 
 
+def test_people_at_a_bound_of_the_schema_do_not_widen_the_support() -> None:
+    """The age at which a cohort begins is nothing unusual, and does not make small ventricles in the old usual."""
+    table = made_up(300).sort_values("age", ignore_index=True)
+    table.loc[:2, "age"], table.loc[298:, "age"] = 18.0, 95.0
+    fitted = fit_distribution(table, SCHEMA, "with people at the bounds")
+    assert fitted.support_threshold < 6  # 11 and more with scores of 8 at the bounds
+    youngest = table[:1].assign(sex="F", **table[:20][["vent_ml", "brain_ml"]].median())
+    assert youngest.age[0] == 18.0
+    assert fitted.in_support(youngest)[0]
+    strange = table[:1].assign(age=75.0, sex="F", vent_ml=3.0, brain_ml=1175.0)
+    assert not fitted.in_support(strange)[0]
+    assert fitted.in_support(strange.assign(vent_ml=30.0))[0]
+    assert fitted.quantile("age", 0.0) == 18.0
+    assert fitted.quantile("age", 1.0) == 95.0
+
+
 def test_thin_and_wrong_cohorts_are_refused_with_all_reasons() -> None:
     with pytest.raises(UserError, match=r"age: 19 known values, at least 20"):
         fit_distribution(made_up(19), SCHEMA, "tiny")
