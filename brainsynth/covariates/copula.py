@@ -264,8 +264,8 @@ def with_even_tails(
     first, low, high, last = latent_at(np.array([-inside, -2.0, 2.0, inside]), probability, *of_cells)
     below, left, right, above = np.interp([first, low, high, last], LATENT, line)
     slope = (right - left) / (high - low)
-    line = np.where(LATENT < first, below + slope * (LATENT - first), line)
-    line = np.where(LATENT > last, above + slope * (LATENT - last), line)
+    line = np.where(first > LATENT, below + slope * (LATENT - first), line)
+    line = np.where(last < LATENT, above + slope * (LATENT - last), line)
     return np.exp(line) if in_log else line
 
 

@@ -6,8 +6,9 @@ categories. In cell c (probability p_c) the D continuous covariates have latent 
     y = mean_c + scale_c * e,   e ~ N(0, correlation),        x_j = knots_j(y_j)
 
 where knots_j is increasing and chosen so that the mixture over the cells has the kernel-smoothed marginal of covariate j,
-but for its tails (`copula.with_even_tails`). A group difference (sex and brain volume) is a shift of latent means and never bends the marginal.
-Means and scales of small cells are shrunk to what the levels have in common, so a site with two people is not replayed.
+but for its tails (`copula.with_even_tails`). A group difference (sex and brain volume) is a shift of latent means and never
+bends the marginal. Means and scales of small cells are shrunk to what the levels have in common, so a site with two people
+is not replayed.
 
 Privacy: the fitted object holds quantile curves, cell means, scales and one correlation matrix, never a row. Continuous
 values are drawn on a fine lattice (2^-20 of the support) whose offset lies in the widest gap between the remainders of
