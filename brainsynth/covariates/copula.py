@@ -246,7 +246,7 @@ def mixture_score(probability: Floats, means: Floats, scales: Floats) -> Floats:
 def with_even_tails(
     knots: Floats, probability: Floats, of_cells: tuple[Floats, Floats], people: int, in_log: bool
 ) -> Floats:
-    """(321,) knots that continue in a straight line where fewer than half a person is expected, out of [low, high] if need be.
+    """(321,) knots that continue in a straight line where less than half a person is expected, past low and high if need be.
 
     Kernels end within a few of their widths, and at low or high at once: somebody as old as a cohort's bound would have a
     score of 8, as far out as nobody is, and the threshold of the support would be measured on such people. The line's slope

@@ -147,6 +147,8 @@ class GaussianDenoiser(nn.Module):
             shape_cxyz, context_size, architecture.rank, architecture.rank_channels, products
         )
         self.network_until = architecture.network_until
+        self.guidance = 1.0
+        """Factor of what the network adds; `models/loading.py` sets it to the architecture's `autoguidance`."""
         self.network = _ResidualUNet(architecture, 2 * channels, channels, shape_cxyz[1:], context_size)
 
     def forward(self, z_BCXYZ: Tensor, t_B: Tensor, context_BK: Tensor, mirrored_B: Tensor | None = None) -> Tensor:  # noqa: N803
@@ -167,7 +169,8 @@ class GaussianDenoiser(nn.Module):
                 return (z - estimate) / t
             surprise = (z - (1 - t) * estimate) / ((1 - t) ** 2 * self.latents.variance + t**2).sqrt()
         error = self.network(torch.cat([surprise, estimate], dim=1), time, context_BK)
-        flow: Tensor = (z - estimate - spread * error.float().masked_fill(noisy.view_as(t), 0.0)) / t
+        added = self.guidance * error.float().masked_fill(noisy.view_as(t), 0.0)
+        flow: Tensor = (z - estimate - spread * added) / t
         return flow
 
     def expected_error(self, t_B: Tensor) -> Tensor:  # noqa: N803

@@ -9,6 +9,7 @@ import torch
 
 from brainsynth.bundle.files import check_bundle_files, check_decoder
 from brainsynth.bundle.spec import AUTOENCODER_FILE, DECODER_FILE, DIFFUSION_FILE, BundleSpec
+from brainsynth.config.architectures import GaussianArchitecture
 from brainsynth.config.training import DecoderChoice, Precision
 from brainsynth.models.autoencoder import Autoencoder, build_autoencoder
 from brainsynth.models.device import layout, round_weights
@@ -123,6 +124,8 @@ def _build(spec: BundleSpec, decoder: DecoderChoice) -> tuple[Autoencoder, Denoi
     channels, *grid_xyz = spec.latents.shape_cxyz
     cells = (grid_xyz[0], grid_xyz[1], grid_xyz[2])
     denoiser = Denoiser(spec.diffusion, channels, spec.covariates.context_size, cells, spec.covariates)
+    if denoiser.gaussian is not None and isinstance(spec.diffusion, GaussianArchitecture):
+        denoiser.gaussian.guidance = spec.diffusion.autoguidance
     return autoencoder, denoiser
 
 

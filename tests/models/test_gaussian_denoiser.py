@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from brainsynth.bundle.files import bundle_folder, read_bundle
 from brainsynth.config.architectures import GaussianArchitecture
-from brainsynth.config.schema import SamplerConfig
+from brainsynth.config.schema import SHIPPED_BUNDLE, SamplerConfig
 from brainsynth.config.training import ScheduleConfig
 from brainsynth.covariates.schema import Covariate, CovariateSchema
 from brainsynth.errors import UserError
 from brainsynth.models.diffusion import Denoiser
 from brainsynth.models.gaussian_denoiser import ADDED, GaussianLatents
+from brainsynth.models.loading import load_models
 from brainsynth.models.sampling import guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_weights, save_weights
@@ -282,6 +284,27 @@ def test_the_network_is_not_asked_where_there_is_much_noise() -> None:
         assert not calls
         quiet(z, t, context)
     assert len(calls) == 1
+
+
+def test_a_loaded_model_is_guided_away_from_its_gaussian_and_one_in_training_is_not() -> None:
+    folder, device = bundle_folder(SHIPPED_BUNDLE), torch.device("cpu")
+    spec = read_bundle(folder)
+    assert isinstance(spec.diffusion, GaussianArchitecture)
+    x, t = torch.randn(1, *spec.latents.shape_cxyz), torch.tensor([649.0])
+    context = torch.rand(1, spec.covariates.context_size)
+    flows = []
+    for weight in (1.0, 1.5, 2.5):
+        architecture = dataclasses.replace(spec.diffusion, autoguidance=weight)
+        _, loaded = load_models(folder, dataclasses.replace(spec, diffusion=architecture), device)
+        flows.append(loaded(x, t, context))
+    torch.testing.assert_close(flows[2] - flows[0], 3 * (flows[1] - flows[0]), rtol=1e-3, atol=1e-4)
+    assert (flows[1] - flows[0]).abs().max() > 0.1
+    guided_architecture = dataclasses.replace(ARCHITECTURE, autoguidance=2.0)
+    trained = Denoiser(guided_architecture, SHAPE[0], CONTEXT, SHAPE[1:])
+    assert trained.gaussian is not None
+    assert trained.gaussian.guidance == 1.0
+    with pytest.raises(ValueError, match="autoguidance must be 1 to 4"):
+        dataclasses.replace(ARCHITECTURE, autoguidance=0.5)
 
 
 def test_only_a_continuous_covariate_is_emphasised() -> None:
