@@ -4,7 +4,8 @@
         --out benchmarks/results/t1w-2mm-usefulness.json
 
 For each covariate a ridge regression on tissue maps is fitted on n generated volumes (labels: what was asked) and on n
-training scans, and tested on the validation scans, which neither saw. n is the size of the dataset; real subsets of n are
+training scans, and tested on the validation scans, which neither saw. n is the size of the dataset, or of its first
+`--volumes`; `--scans` takes fewer scans than that, to ask what ten times as many volumes are worth. Real subsets of n are
 drawn 200 times, and with them the test scans (bootstrap), so that the interval covers both. `all real` has every training
 scan. Scans without the covariate are left out. The small networks of `usefulness` in `brainsynth evaluate` are the stronger
 instrument, and take hours at this size.
@@ -31,11 +32,11 @@ COVARIATES = ("age", "ventricular_volume", "brain_volume")
 REPEATS = 200
 
 
-def features(uri: str, split: str | None = None) -> tuple[F32, dict[str, F64]]:
-    """(N, F) tissue maps, and each covariate (N,) in its unit."""
+def features(uri: str, split: str | None = None, count: int | None = None) -> tuple[F32, dict[str, F64]]:
+    """(N, F) tissue maps of all, or of the first `count`, and each covariate (N,) in its unit."""
     dataset, grid = open_dataset(uri, split=split), read_plan(open_store(uri)).volume
-    found = np.stack([tissue_features(dataset.volume(i), grid) for i in range(len(dataset))])
-    return found, {name: dataset.table[name].to_numpy(np.float64) for name in COVARIATES}
+    found = np.stack([tissue_features(dataset.volume(i), grid) for i in range(len(dataset))[:count]])
+    return found, {name: dataset.table[name].to_numpy(np.float64)[:count] for name in COVARIATES}
 
 
 def errors(train: F32, labels: F64, test: F32, true: F64) -> F64:
@@ -64,8 +65,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("dataset", "cohort", "out"):
         parser.add_argument(f"--{name}", required=True)
+    for name in ("volumes", "scans"):
+        parser.add_argument(f"--{name}", type=int)
     arguments = parser.parse_args()
-    made, asked = features(arguments.dataset)
+    made, asked = features(arguments.dataset, count=arguments.volumes)
     scans = {split: features(arguments.cohort, split) for split in ("train", "validation")}
     result: dict[str, Any] = {}
     for name in COVARIATES:
@@ -73,10 +76,10 @@ def main() -> None:
             (found[np.isfinite(values[name])], values[name][np.isfinite(values[name])])
             for found, values in scans.values()
         )
-        rng, n = np.random.default_rng(0), min(len(made), len(train))
+        rng, n = np.random.default_rng(0), min(arguments.scans or len(made), len(train))
         subsets = [rng.choice(len(train), n, replace=False) for _ in range(REPEATS)]
         equal = [errors(train[rows], known[rows], test, true) for rows in subsets]
-        result[name] = {"n": n, "all_real": len(train), "test_scans": len(test)}
+        result[name] = {"volumes": len(made), "n": n, "all_real": len(train), "test_scans": len(test)}
         result[name] |= compared(errors(made, asked[name], test, true), equal, errors(train, known, test, true))
         print(name, {key: round(value, 3) for key, value in result[name].items()})
     Path(arguments.out).write_text(json.dumps(result, indent=1) + "\n")
