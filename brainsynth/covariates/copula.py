@@ -243,9 +243,7 @@ def mixture_score(probability: Floats, means: Floats, scales: Floats) -> Floats:
     return _normal_score(ndtr(e) @ probability, ndtr(-e) @ probability)
 
 
-def with_even_tails(
-    knots: Floats, probability: Floats, of_cells: tuple[Floats, Floats], people: int, in_log: bool
-) -> Floats:
+def with_even_tails(knots: Floats, scores: Floats, people: int, in_log: bool) -> Floats:
     """(321,) knots that continue in a straight line where less than half a person is expected, past low and high if need be.
 
     Kernels end within a few of their widths, and at low or high at once: somebody as old as a cohort's bound would have a
@@ -254,14 +252,13 @@ def with_even_tails(
 
     Args:
         knots: (321,) values at the latent scores.
-        probability: (N,) of the cells.
-        of_cells: their latent means (N,) and scales (N,).
+        scores: (321,) normal scores of the latent ones, `mixture_score`.
         people: who have a value.
         in_log: the line is one of logarithms.
     """
     line = np.log(knots) if in_log else knots.copy()
     inside = -ndtri(0.5 / people)
-    first, low, high, last = latent_at(np.array([-inside, -2.0, 2.0, inside]), probability, *of_cells)
+    first, low, high, last = np.interp([-inside, -2.0, 2.0, inside], scores, LATENT)
     below, left, right, above = np.interp([first, low, high, last], LATENT, line)
     slope = (right - left) / (high - low)
     line = np.where(first > LATENT, below + slope * (LATENT - first), line)

@@ -243,9 +243,9 @@ def _fit(schema: CovariateSchema, values: Floats, codes: Ints, cells: Ints) -> C
         low, high = bounds(c)
         offset, step = copula.lattice(values[:, j], low, high)
         at, score = copula.smoothed_marginal(values[:, j], low, high, c.scale == "log")
-        knots = np.interp(copula.mixture_score(probability, means[:, j], scales[:, j]), score, at)
+        of_latent = copula.mixture_score(probability, means[:, j], scales[:, j])
         known = int(np.isfinite(values[:, j]).sum())
-        knots = copula.with_even_tails(knots, probability, (means[:, j], scales[:, j]), known, c.scale == "log")
+        knots = copula.with_even_tails(np.interp(of_latent, score, at), of_latent, known, c.scale == "log")
         marginals.append(
             ContinuousMarginal(name=c.name, knots=tuple(knots.tolist()), lattice_offset=offset, lattice_step=step)
         )
