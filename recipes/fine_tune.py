@@ -124,7 +124,7 @@ def train(arm: str, cohort: str, folder: Path, spec: BundleSpec, updates: int, c
         cohort=cohort,
         autoencoder=autoencoder,
         output=latents,
-        mirror=arm == "scratch",  # the mean of mirror images is not in a bundle
+        mirror=True,
         runtime=RUNTIME,
         **whitening,
     )

@@ -309,7 +309,8 @@ class RendererArchitecture:
     """Share of the decoded volume in what `decoder: rendered` makes; the rest is the image of its label map. The average of
     both has folds that the map does not name, and less speckle than the decoded volume."""
     edge: Annotated[float, left_out_at(0.0)] = 0.0
-    """Intensity below which a voxel outside every structure is set to 0, as around stripped scans. 0: none is."""
+    """Intensity below which a voxel outside every structure is set to 0, as around stripped scans, and with it what such
+    voxels cut off from every structure. 0: none is."""
 
     def __post_init__(self) -> None:
         _check_size((self.width,), self.blocks)

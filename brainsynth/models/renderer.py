@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
@@ -138,8 +139,12 @@ class MapRenderer:
         return self._stripped(self._drawn(labels, context, seed, image), labels)
 
     def _stripped(self, image: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """In place: without what is too dark for tissue around the brain."""
-        image[(labels == 0) & (image < self.network.architecture.edge)] = 0
+        """In place: without what is too dark for tissue around the brain, and without specks that this leaves."""
+        edge, structure = self.network.architecture.edge, labels > 0
+        if edge:
+            image[~structure & (image < edge)] = 0
+            pieces, _ = ndimage.label(structure | (image > 0))
+            image[~np.isin(pieces, np.unique(pieces[structure]))] = 0
         return image
 
     @torch.no_grad()

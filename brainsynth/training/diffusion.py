@@ -30,7 +30,7 @@ from brainsynth.report.montage import grid
 from brainsynth.storage.commit import read_plan, read_samples
 from brainsynth.storage.filesystem import local_folder, open_store
 from brainsynth.training.data import batch_indices, check_training, weights_seed
-from brainsynth.training.gaussian_fit import emphasise, fit_gaussian
+from brainsynth.training.gaussian_fit import emphasise, fit_asymmetry, fit_gaussian
 from brainsynth.training.latents import WHITENED_AS, read_latent_spec
 from brainsynth.training.learner import Learner
 from brainsynth.training.loop import Worker
@@ -109,9 +109,11 @@ class DiffusionTask:
         model = None if denoiser.gaussian is None or keeps else denoiser.gaussian.latents
         fitted = () if model is None else (GAUSSIAN,)
         load_start(denoiser, config.start_from, DIFFUSION_FILE, "denoiser", may_lack=ADDED, fitted=fitted)
+        train = self.train
         if model is not None:
-            train = self.train
             fit_gaussian(model, train.mean, train.context, train.subjects, train.mirrored, self.schema.logarithmic())
+        elif denoiser.gaussian is not None and train.mirrored.any():
+            fit_asymmetry(denoiser.gaussian.latents, train.mean, train.context, train.mirrored)
         self.learner = Learner(denoiser.to(worker.device), worker, options, weight_decay=0.01)
         self.state = self.learner.state("denoiser")
 

@@ -77,6 +77,22 @@ def fit_gaussian(
     )  # fmt: skip
 
 
+def fit_asymmetry(
+    model: GaussianLatents,
+    z_NCXYZ: Tensor,  # noqa: N803
+    context_NK: Tensor,  # noqa: N803
+    mirrored_N: Tensor,  # noqa: N803
+) -> None:
+    """Set how the mean of mirror images differs from a mean that is kept, from latents of scans and their mirror images.
+
+    A file of weights has no asymmetry, as only training needs it. At most MAX_ROWS rows, spread evenly, are used.
+    """
+    step = -(-len(z_NCXYZ) // MAX_ROWS)
+    z, context, side = z_NCXYZ[::step], context_NK[::step], 1 - 2 * mirrored_N[::step].float()
+    apart = _asymmetry(side[:, None] * model.sided(context), (z - model.mean(context)).flatten(1))
+    model.asymmetry.copy_(apart.view_as(model.asymmetry))
+
+
 def emphasise(model: GaussianLatents, context_NK: Tensor, factors: Mapping[int, float], flagged: bool) -> None:  # noqa: N803
     """Multiply the slopes of the mean along some covariates, about the middle of the people of each category.
 
@@ -125,7 +141,7 @@ def _fit_mean(
     model.asymmetry.zero_()
     if side_N is not None:
         sided = side_N[:, None] * model.sided(context_NK)
-        apart = torch.linalg.lstsq(sided, rest).solution
+        apart = _asymmetry(sided, rest)
         rest = rest - sided @ apart
         slopes[0] += apart[0]
         if model.products:
@@ -133,6 +149,12 @@ def _fit_mean(
         model.asymmetry.copy_(apart.view_as(model.asymmetry))
     model.mean_map.copy_(slopes.view_as(model.mean_map))
     return rest
+
+
+def _asymmetry(sided_NS: Tensor, rest_ND: Tensor) -> Tensor:  # noqa: N803
+    """(S, D): half of what distinguishes scans from mirror images in what a mean leaves of both."""
+    apart: Tensor = torch.linalg.lstsq(sided_NS, rest_ND).solution
+    return apart
 
 
 def _ridge(flat_ND: Tensor, context_NK: Tensor, ridge_K: list[float]) -> Tensor:  # noqa: N803

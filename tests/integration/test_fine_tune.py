@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from brainsynth.bundle.files import read_bundle
@@ -16,8 +17,11 @@ from brainsynth.errors import UserError
 from brainsynth.reading.dataset import open_dataset
 from brainsynth.stages import encode_latents, export_bundle, prepare_cohort, train_diffusion
 from brainsynth.storage.filesystem import open_store
+from brainsynth.training.diffusion import DiffusionTask
 from brainsynth.training.latents import read_latent_spec
 from tests.line import COVARIATES, Line, as_config
+
+real = DiffusionTask.step
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +67,27 @@ def test_a_bundle_is_trained_further(line: Line, gaussian: Path, few: Path) -> N
         key = f"gaussian.latents.{name}"
         assert (old[key] == new[key]).all(), "the Gaussian model is the bundle's"
     assert any((old[key] != new[key]).any() for key in old if ".network." in key)
+
+
+def test_mirror_images_keep_a_mean_of_their_own(
+    line: Line, gaussian: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle has no mean of mirror images; with that of scans, its network would learn that brains are symmetric."""
+    encode_latents.run(
+        as_config(latents(line, few, gaussian, output=str(tmp_path / "latents"), mirror=True), EncodeConfig, tmp_path)
+    )
+    tasks: list[DiffusionTask] = []
+    monkeypatch.setattr(DiffusionTask, "step", lambda task, step: tasks.append(task) or real(task, step))
+    config = line.diffusion("further", kind="gaussian") | {"latents": str(tmp_path / "latents")}
+    config |= {"autoencoder": str(gaussian), "output": str(tmp_path / "diffusion"), "start_from": str(gaussian)}
+    train_diffusion.run(as_config(config, DiffusionTrainConfig, tmp_path))
+    train, model = tasks[-1].train, tasks[-1].learner.network.gaussian.latents
+    assert 2 * train.mirrored.sum() == len(train)
+    left = [
+        (train.mean[train.mirrored] - model.mean(train.context[train.mirrored], flags)).mean(0).square().mean()
+        for flags in (None, torch.ones(len(train) // 2, dtype=torch.bool))
+    ]
+    assert left[1] < 0.9 * left[0]
 
 
 def test_what_does_not_fit_the_bundle_is_refused(line: Line, gaussian: Path, few: Path, tmp_path: Path) -> None:

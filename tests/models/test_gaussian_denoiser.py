@@ -23,7 +23,7 @@ from brainsynth.models.loading import load_models
 from brainsynth.models.sampling import guided, sample_latents
 from brainsynth.models.schedule import NoiseSchedule
 from brainsynth.models.weights import load_weights, save_weights
-from brainsynth.training.gaussian_fit import emphasise, fit_gaussian
+from brainsynth.training.gaussian_fit import emphasise, fit_asymmetry, fit_gaussian
 
 SHAPE, CONTEXT = (2, 4, 2, 2), 2
 ARCHITECTURE = GaussianArchitecture(
@@ -346,4 +346,10 @@ def test_mirror_images_teach_the_network_and_leave_the_mean_that_of_scans(archit
         latents.mean(context, torch.ones(400, dtype=torch.bool)).mean(0), mirror.mean(0), rtol=0, atol=0.05
     )
     assert "asymmetry" not in "".join(denoiser.state_dict())
+    kept = Denoiser(architecture, SHAPE[0], CONTEXT, SHAPE[1:], SCHEMA)
+    kept.load_state_dict(denoiser.state_dict())
+    assert kept.gaussian is not None
+    fit_asymmetry(kept.gaussian.latents, both + 0.3, contexts, mirrored)  # of another scanner
+    torch.testing.assert_close(kept.gaussian.latents.asymmetry, latents.asymmetry, rtol=0, atol=0.01)
+    torch.testing.assert_close(kept.gaussian.latents.mean(context), latents.mean(context))
     assert float(latents.variance.mean()) < 0.1 * float(asymmetry.square().mean()), "it is not noise"

@@ -116,6 +116,21 @@ def test_voxels_outside_every_structure_and_darker_than_the_edge_are_zero() -> N
         dataclasses.replace(architecture, edge=1.0)
 
 
+def test_specks_that_the_edge_leaves_apart_from_every_structure_are_zero() -> None:
+    architecture = dataclasses.replace(ARCHITECTURE, coarse=4, kept=0.99, edge=0.4)
+    given, image = np.zeros((16, 16, 16), np.uint8), np.zeros((16, 16, 16), np.float32)
+    given[2:5, 2:5, 2:5], given[12, 12, 12] = 7, 7
+    image[given > 0] = 1
+    image[5:8, 3, 3] = 1  # joined to a structure
+    image[12:14, 2, 2] = 1  # a speck
+    made, _ = MapRenderer(drawn(architecture), TABLE, CPU).remade(
+        image, lambda _: given[None], np.ones(5, np.float32), 3
+    )
+    assert made[12:14, 2, 2].max() == 0
+    assert made[5:8, 3, 3].min() > 0.5
+    assert made[given > 0].min() > 0.5
+
+
 def test_classes_are_the_places_in_the_table_not_the_stored_integers(network: Renderer) -> None:
     other = LabelTable(labels=(Label(index=100, name="Left-A"), Label(index=200, name="Right-A")), source="test")
     given, context = labels(8, 8, 8), np.ones(5, np.float32)
