@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from brainsynth.bundle.labeller import LABELLER, LabellerSpec
 from brainsynth.config.architectures import RendererArchitecture
 from brainsynth.covariates.schema import CovariateSchema
 from brainsynth.labels import LabelTable
-from brainsynth.records import digest, left_out_at, record
+from brainsynth.records import digest, record
 from brainsynth.volume import VolumeSpec
 
 
@@ -26,34 +26,6 @@ class StructureRange:
     lowest_mm: tuple[float, float, float] | None = None
     """World coordinates of its centre: along each axis the lowest. None where no map has it."""
     highest_mm: tuple[float, float, float] | None = None
-
-
-@record
-class ToneCurve:
-    """Quantiles of what a local mean leaves, in units of that mean (`models/local_tone.py`)."""
-
-    scale: float
-    """Standard deviation of the local mean's Gaussian, in voxels."""
-    made: tuple[float, ...]
-    """Of generated volumes; increasing."""
-    scans: tuple[float, ...]
-    """Of scans: what each becomes."""
-
-    def __post_init__(self) -> None:
-        if not 0.5 <= self.scale <= 16:
-            raise ValueError("scale must be between 0.5 and 16 voxels")
-        if len(self.made) < 2 or len(self.made) != len(self.scans) or any(np.diff(self.made) <= 0):
-            raise ValueError("made must increase, and have as many quantiles as scans: two or more")
-
-
-@record
-class LocalTone:
-    """Local contrast that `decoder: rendered` gives its volumes, fitted by `recipes.renderer_tone`."""
-
-    by: str
-    """The binary or categorical covariate with whose categories scans differ in it."""
-    curves: dict[str, tuple[ToneCurve, ...]]
-    """By category, in the order in which they are applied; a category without curves is left as it is."""
 
 
 @record
@@ -73,15 +45,6 @@ class RendererSpec:
     provenance: dict[str, str | int | float]
     metrics: dict[str, float]
     """Of images of validation scans' label maps, compared with the scans."""
-    tone: Annotated[LocalTone | None, left_out_at(None)] = None
-    """Which local contrast generated volumes get that it makes again. None: their own."""
-
-    def __post_init__(self) -> None:
-        if self.tone is None:
-            return
-        categories = {c.name: c.categories for c in self.covariates.covariates}.get(self.tone.by, ())
-        if not categories or not set(self.tone.curves) <= set(categories):
-            raise ValueError("tone.by must be a covariate with categories, and tone.curves name some of them")
 
     @property
     def digest(self) -> str:

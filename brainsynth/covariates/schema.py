@@ -277,15 +277,6 @@ class CovariateSchema:
             raise UserError(f"architecture.crossed: {name!r} is not a binary covariate; there are: {binary or 'none'}")
         return tuple((chosen[0], other) for other in range(sum(c.width for c in self.covariates)) if other != chosen[0])
 
-    def category_in(self, name: str, context_K: npt.NDArray[np.float32]) -> str | None:  # noqa: N803
-        """The category of a binary or categorical covariate that one row's context holds; None where it is not known."""
-        covariate, last = next((c, place) for c, place in self._places() if c.name == name)
-        behind = len(context_K) // 2 if self.missing == "indicator" else 0
-        if behind and not context_K[last + behind]:
-            return None
-        code = context_K[last + 1 - covariate.width : last + 1]
-        return covariate.categories[int(code.argmax() if covariate.width > 1 else code[0])]
-
     def by_position(self, numbers: Mapping[str, float], where: str) -> dict[int, float]:
         """Numbers given by continuous covariate, by the covariate's position in the context.
 

@@ -91,7 +91,6 @@ def load_renderer(
 ) -> MapRenderer:
     """A bundle's renderer on a device; the same arguments, and errors as of `load_models`."""
     from brainsynth.bundle.renderer import RENDERER
-    from brainsynth.models.local_tone import ToneOf
     from brainsynth.models.renderer import MapRenderer
 
     spec = RENDERER.read(folder, digest)
@@ -100,8 +99,7 @@ def load_renderer(
     if precision == "bfloat16":
         check_bfloat16(_rendering_shapes(spec), device)
         round_weights(network)
-    tone = None if spec.tone is None else ToneOf(spec.tone, spec.covariates)
-    return MapRenderer(network, spec.labels, device, precision, tone)
+    return MapRenderer(network, spec.labels, device, precision)
 
 
 def _renderer(spec: RendererSpec) -> Renderer:

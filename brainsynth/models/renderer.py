@@ -27,8 +27,6 @@ from brainsynth.models.patch_autoencoder import space_to_depth
 from brainsynth.models.pyramid import DECODER_NOISE, LocalGenerator, place_of
 from brainsynth.models.sampling import draw_noise
 
-Tone = Callable[[npt.NDArray[np.float32], npt.NDArray[np.float32]], npt.NDArray[np.float32]]
-"""(X, Y, Z) intensities and the covariates (K,) → intensities; a `ToneOf` is one."""
 LabelMaps = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.uint8]]
 """(B, X, Y, Z) intensities → label maps; a `VolumeLabeller` is one."""
 CELL = 2
@@ -118,19 +116,13 @@ class MapRenderer:
     threads."""
 
     def __init__(
-        self,
-        network: Renderer,
-        table: LabelTable,
-        device: torch.device,
-        precision: Precision = "float32",
-        tone: Tone | None = None,
+        self, network: Renderer, table: LabelTable, device: torch.device, precision: Precision = "float32"
     ) -> None:
         if len(table.labels) + 1 != network.classes:
             raise ValueError(
                 f"a network of {network.classes} classes for background and {len(table.labels)} structures"
             )
         self.network, self.class_of, self.device, self.precision = network, table.class_of, device, precision
-        self.tone = tone
 
     def __call__(
         self,
@@ -183,10 +175,8 @@ class MapRenderer:
         self, image: npt.NDArray[np.float32], label: LabelMaps, context: npt.NDArray[np.float32], seed: int
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
         """A decoded volume made again from the label map that `label` finds in it, with the share of the volume that the
-        architecture keeps, and with the tone; and that map."""
+        architecture keeps; and that map."""
         labels = label(image[None])[0]
         kept = np.float32(self.network.architecture.kept)
         made = kept * image + (1 - kept) * self._drawn(labels, context, seed, image)
-        if self.tone is not None:
-            made = self.tone(made, context)
         return self._stripped(made, labels), labels

@@ -29,7 +29,6 @@ from brainsynth.labels import Label, LabelTable
 from brainsynth.models import selfcheck
 from brainsynth.models.device import choose_device
 from brainsynth.models.loading import load_labeller, load_renderer
-from brainsynth.models.local_tone import ToneOf
 from brainsynth.stages import export_bundle, generate, prepare_cohort, train_labeller, train_renderer
 from brainsynth.stages.export_bundle import write_distilled
 from brainsynth.stages.regenerate import regenerate
@@ -41,7 +40,6 @@ from brainsynth.training.preemption import Left, Request
 from brainsynth.training.renderer import TRAINING, LabelledCrops, check
 from brainsynth.training.runner import fit
 from brainsynth.training.runs import RendererRun, read_run
-from recipes import renderer_tone
 from tests.integration.test_training import curve
 from tests.line import GRID, Line, as_config
 
@@ -484,43 +482,3 @@ def test_mistakes_of_a_training(line: Line, made: Made, tmp_path: Path, change: 
     with pytest.raises(UserError, match=says):
         train_renderer.run(as_config(config, RendererTrainConfig, tmp_path))
     assert not (made.root / "never").exists()
-
-
-def test_a_tone_fitted_on_rendered_volumes_brings_later_ones_to_the_contrast_of_scans(
-    line: Line, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    toned = tmp_path / "toned"
-
-    def fit_tone(dataset: Path, bundle: Path, output: Path, *words: str) -> None:
-        where = [str(dataset), "--cohort", made.cohort, "--bundle", str(bundle), "--output", str(output)]
-        monkeypatch.setattr("sys.argv", ["renderer_tone", *where, *words])
-        renderer_tone.main()
-
-    rows = {"decoder": "rendered", "covariates": {"draw": 8}}
-    config = line.generate(tmp_path / "data", bundle=str(made.bundle), **rows)
-    generate.run(as_config(config, GenerateConfig, tmp_path))
-    fit_tone(tmp_path / "data", made.bundle, toned, "--by", "sex", "--scales", "1.5")
-    after = line.generate(tmp_path / "after", bundle=str(toned), **rows)
-    generate.run(as_config(after, GenerateConfig, tmp_path))
-    spec, before, now = RENDERER.read(toned), open_dataset(config["output"]), open_dataset(after["output"])
-    assert read_bundle(toned).digest == read_bundle(made.bundle).digest
-    assert spec.tone is not None
-    tone, contexts = ToneOf(spec.tone, spec.covariates), spec.covariates.encode(now.table)
-    for index in range(len(now)):
-        wanted = tone(before.volume(index), contexts[index])
-        assert np.abs(now.volume(index) - wanted).mean() < 2**-10, "a steep curve enlarges the steps of what is stored"
-        assert np.abs(now.volume(index) - before.volume(index)).mean() > 2**-8
-    assert all(row.same_voxels and row.as_recorded for row in regenerate(after["output"], str(toned), [0, 5]))
-    plain = line.generate(tmp_path / "plain", bundle=str(made.bundle), covariates={"draw": 4})
-    generate.run(as_config(plain, GenerateConfig, tmp_path))
-    for dataset, bundle, output, words, says in (
-        (tmp_path / "after", toned, tmp_path / "new", ("--by", "sex"), "has a tone already"),
-        (tmp_path / "plain", made.bundle, tmp_path / "new", ("--by", "sex"), "was not made by the renderer"),
-        (tmp_path / "data", made.bundle, tmp_path / "new", ("--by", "age"), "not a covariate with categories"),
-        (tmp_path / "data", made.bundle, toned, ("--by", "sex"), "exists"),
-    ):
-        with pytest.raises(SystemExit) as ended:
-            fit_tone(dataset, bundle, output, *words)
-        assert ended.value.code == 2
-        assert says in capsys.readouterr().err
-        assert not (tmp_path / "new").exists()
