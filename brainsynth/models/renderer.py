@@ -143,8 +143,7 @@ class MapRenderer:
         edge, structure = self.network.architecture.edge, labels > 0
         if edge:
             image[~structure & (image < edge)] = 0
-            pieces, _ = ndimage.label(structure | (image > 0))
-            image[~np.isin(pieces, np.unique(pieces[structure]))] = 0
+            image[~ndimage.binary_propagation(structure, mask=structure | (image > 0))] = 0
         return image
 
     @torch.no_grad()

@@ -106,14 +106,14 @@ class DiffusionTask:
         channels, x, y, z = self.latents.shape_cxyz
         denoiser = Denoiser(config.architecture, channels, self.schema.context_size, (x, y, z), self.schema)
         keeps = inputs.of_bundle and config.start_from is not None
-        model = None if denoiser.gaussian is None or keeps else denoiser.gaussian.latents
-        fitted = () if model is None else (GAUSSIAN,)
+        model = None if denoiser.gaussian is None else denoiser.gaussian.latents
+        fitted = () if model is None or keeps else (GAUSSIAN,)
         load_start(denoiser, config.start_from, DIFFUSION_FILE, "denoiser", may_lack=ADDED, fitted=fitted)
         train = self.train
-        if model is not None:
+        if model is not None and not keeps:
             fit_gaussian(model, train.mean, train.context, train.subjects, train.mirrored, self.schema.logarithmic())
-        elif denoiser.gaussian is not None and train.mirrored.any():
-            fit_asymmetry(denoiser.gaussian.latents, train.mean, train.context, train.mirrored)
+        elif model is not None and train.mirrored.any():
+            fit_asymmetry(model, train.mean, train.context, train.mirrored)
         self.learner = Learner(denoiser.to(worker.device), worker, options, weight_decay=0.01)
         self.state = self.learner.state("denoiser")
 

@@ -48,14 +48,14 @@ def fit_gaussian(
     Raises:
         ValueError: fewer rows than the rank, or fewer subjects than folds.
     """
-    chosen = torch.arange(0, len(z_NCXYZ), -(-len(z_NCXYZ) // MAX_ROWS))
+    chosen = _spread(len(z_NCXYZ))
     z, context, people = z_NCXYZ[chosen], context_NK[chosen], np.array(subjects)[chosen.numpy()]
     length, rank = model.factors.shape
     folds = np.unique(people, return_inverse=True)[1] % _FOLDS
     if len(np.unique(people)) < _FOLDS or (folds != 0).sum() <= rank:
         raise ValueError(f"{len(np.unique(people))} subjects are too few for a covariance of rank {rank}")
     flat = z.flatten(1)
-    side = None if mirrored_N is None or not mirrored_N.any() else 1 - 2 * mirrored_N[chosen].float()
+    side = None if mirrored_N is None or not mirrored_N.any() else _side(mirrored_N[chosen])
     rest = _fit_mean(model, flat, context, side, curved)
     covered = rest[:, :length]
     gram = (covered @ covered.T).double()
@@ -87,8 +87,8 @@ def fit_asymmetry(
 
     A file of weights has no asymmetry, as only training needs it. At most MAX_ROWS rows, spread evenly, are used.
     """
-    step = -(-len(z_NCXYZ) // MAX_ROWS)
-    z, context, side = z_NCXYZ[::step], context_NK[::step], 1 - 2 * mirrored_N[::step].float()
+    chosen = _spread(len(z_NCXYZ))
+    z, context, side = z_NCXYZ[chosen], context_NK[chosen], _side(mirrored_N[chosen])
     apart = _asymmetry(side[:, None] * model.sided(context), (z - model.mean(context)).flatten(1))
     model.asymmetry.copy_(apart.view_as(model.asymmetry))
 
@@ -149,6 +149,16 @@ def _fit_mean(
         model.asymmetry.copy_(apart.view_as(model.asymmetry))
     model.mean_map.copy_(slopes.view_as(model.mean_map))
     return rest
+
+
+def _spread(count: int) -> Tensor:
+    """Of that many rows at most MAX_ROWS, spread evenly."""
+    return torch.arange(0, count, -(-count // MAX_ROWS))
+
+
+def _side(mirrored_N: Tensor) -> Tensor:  # noqa: N803
+    """(N,): -1 for mirror images, 1 for scans."""
+    return 1 - 2 * mirrored_N.float()
 
 
 def _asymmetry(sided_NS: Tensor, rest_ND: Tensor) -> Tensor:  # noqa: N803

@@ -21,8 +21,6 @@ from brainsynth.training.diffusion import DiffusionTask
 from brainsynth.training.latents import read_latent_spec
 from tests.line import COVARIATES, Line, as_config
 
-real = DiffusionTask.step
-
 
 @pytest.fixture(scope="module")
 def gaussian(line: Line) -> Path:
@@ -77,7 +75,8 @@ def test_mirror_images_keep_a_mean_of_their_own(
         as_config(latents(line, few, gaussian, output=str(tmp_path / "latents"), mirror=True), EncodeConfig, tmp_path)
     )
     tasks: list[DiffusionTask] = []
-    monkeypatch.setattr(DiffusionTask, "step", lambda task, step: tasks.append(task) or real(task, step))
+    one_update = DiffusionTask.step
+    monkeypatch.setattr(DiffusionTask, "step", lambda task, step: tasks.append(task) or one_update(task, step))
     config = line.diffusion("further", kind="gaussian") | {"latents": str(tmp_path / "latents")}
     config |= {"autoencoder": str(gaussian), "output": str(tmp_path / "diffusion"), "start_from": str(gaussian)}
     train_diffusion.run(as_config(config, DiffusionTrainConfig, tmp_path))
